@@ -1,0 +1,89 @@
+"""blowtorch: a small PyTorch training loop whose every other part is a package.
+
+The public names are imported on first use, so that `import blowtorch` costs nothing and imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blowtorch.clock import Interval
+    from blowtorch.config import parse_yaml
+    from blowtorch.errors import (
+        BlowtorchError,
+        BlowtorchWarning,
+        CheckpointError,
+        ConfigError,
+        ExtensionError,
+        MissingKeyError,
+        OptionError,
+        RunFolderError,
+        ScriptError,
+    )
+    from blowtorch.view import find_runs, open_run
+    from blowtorch.hookspecs import Checkpoint, RunInfo, Schedule, hookimpl
+    from blowtorch.options import RunOptions
+    from blowtorch.run import Run, RunResult
+    from blowtorch.state import RunState
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BlowtorchError": "errors",
+    "BlowtorchWarning": "errors",
+    "Checkpoint": "hookspecs",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "ExtensionError": "errors",
+    "Interval": "clock",
+    "MissingKeyError": "errors",
+    "OptionError": "errors",
+    "Run": "run",
+    "RunFolderError": "errors",
+    "RunInfo": "hookspecs",
+    "RunOptions": "options",
+    "RunResult": "run",
+    "RunState": "state",
+    "Schedule": "hookspecs",
+    "ScriptError": "errors",
+    "find_runs": "view",
+    "hookimpl": "hookspecs",
+    "open_run": "view",
+    "parse_yaml": "config",
+}
+
+__all__ = [
+    "BlowtorchError",
+    "BlowtorchWarning",
+    "Checkpoint",
+    "CheckpointError",
+    "ConfigError",
+    "ExtensionError",
+    "Interval",
+    "MissingKeyError",
+    "OptionError",
+    "Run",
+    "RunFolderError",
+    "RunInfo",
+    "RunOptions",
+    "RunResult",
+    "RunState",
+    "Schedule",
+    "ScriptError",
+    "find_runs",
+    "hookimpl",
+    "open_run",
+    "parse_yaml",
+]
+
+if not TYPE_CHECKING:  # a visible __getattr__ would make type checkers accept misspelt names
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'blowtorch' has no attribute {name!r}")
+        value = getattr(import_module(f"blowtorch.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted(__all__)

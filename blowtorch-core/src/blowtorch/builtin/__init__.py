@@ -1,0 +1,1 @@
+"""Extensions that ship with the core, made with nothing but what outsiders may use."""

@@ -1,0 +1,33 @@
+"""Reads JSON."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blowtorch import ConfigError, hookimpl
+
+
+class JsonSource:
+    """Configuration from a JSON file."""
+
+    @hookimpl
+    def config_read(self, source: str) -> Mapping[str, Any]:
+        """The mapping of a file."""
+
+        def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            keys = [key for key, _ in pairs]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise ConfigError(f"{source}: key {key!r} stands twice in one object")
+            return dict(pairs)
+
+        try:
+            values = json.loads(Path(source).read_text(encoding="utf-8"), object_pairs_hook=refuse_duplicates)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{source}:{error.lineno}: not valid JSON: {error.msg}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{source} cannot be read: {error}") from error
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{source}: expected an object at the top, got {values!r:.80}")
+        return values

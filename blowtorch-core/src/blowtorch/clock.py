@@ -1,0 +1,123 @@
+"""One clock and one notation for everything that happens now and then.
+
+`"500 steps"`, `"2 epochs"`, `"30 minutes"` and `"1M samples"` are read by one parser, and one rule says when
+the next one is due.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from blowtorch.errors import OptionError, nearest
+
+Unit = Literal["steps", "epochs", "samples", "seconds"]
+
+_FACTORS: dict[str, tuple[Unit, float]] = {
+    "step": ("steps", 1),
+    "epoch": ("epochs", 1),
+    "sample": ("samples", 1),
+    "second": ("seconds", 1),
+    "minute": ("seconds", 60),
+    "hour": ("seconds", 3600),
+    "day": ("seconds", 86400),
+}
+_PREFIXES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+NEVER = 2**63 - 1  # a step that no run reaches
+_NOTATION = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKMG]?)\s+([A-Za-z]+)\s*")
+
+
+class Time(NamedTuple):
+    """Where a run stands: optimizer steps, whole epochs, samples trained on, seconds of training."""
+
+    steps: int
+    epochs: int
+    samples: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An amount of one of the clock's units, such as `"500 steps"`."""
+
+    amount: float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: object) -> "Interval":
+        """Read the notation.
+
+        Raises:
+            OptionError: not a string of a positive number and a unit; steps, epochs and samples are whole.
+
+        >>> Interval.parse("1.5k steps")
+        Interval(amount=1500, unit='steps')
+        >>> Interval.parse("2 minutes")
+        Interval(amount=120, unit='seconds')
+        """
+        match = _NOTATION.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise OptionError(
+                f"expected an amount and a unit, such as '500 steps', '2 epochs', '30 minutes' or "
+                f"'1M samples', got {text!r}"
+            )
+        number, prefix, word = match.groups()
+        singular = word.lower().removesuffix("s")
+        if singular not in _FACTORS:
+            units = [f"{name}s" for name in _FACTORS]
+            raise OptionError(
+                f"unknown unit {word!r} in {text!r}.{nearest(word, units)} Units are {', '.join(units)}."
+            )
+        unit, factor = _FACTORS[singular]
+        scale = _PREFIXES[prefix if prefix != "K" else "k"]
+        amount = round(float(number) * scale * factor, 9)
+        if amount <= 0:
+            raise OptionError(f"expected an amount above zero, got {text!r}")
+        if unit == "seconds":
+            return cls(int(amount) if amount == int(amount) else amount, unit)
+        if amount != int(amount):
+            raise OptionError(f"expected a whole number of {unit}, got {text!r}")
+        return cls(int(amount), unit)
+
+    def count(self, time: Time) -> int:
+        """How many times this interval has passed since the run began."""
+        now: float = getattr(time, self.unit)
+        return int(now // self.amount)
+
+    def __str__(self) -> str:
+        unit = self.unit.removesuffix("s") if self.amount == 1 else self.unit
+        return f"{self.amount:g} {unit}"
+
+
+class Trigger:
+    """Says when something that happens every `interval` is due.
+
+    It is due as soon as the clock has passed another multiple of the interval, counted from the beginning of the
+    run; so a restart, or a step that passes several multiples, makes nothing happen twice.
+    """
+
+    def __init__(self, interval: Interval) -> None:
+        self.interval = interval
+        self._count = 0
+
+    def start(self, time: Time) -> None:
+        """Take everything up to `time` as done."""
+        self._count = self.interval.count(time)
+
+    def is_due(self, time: Time) -> bool:
+        """Whether another multiple has passed since this was last true; asking takes note."""
+        count = self.interval.count(time)
+        if count == self._count:
+            return False
+        self._count = count
+        return True
+
+    def next_step(self, step: int) -> int:
+        """The first step after `step` at which it is worth asking."""
+        if self.interval.unit == "steps":
+            amount = int(self.interval.amount)
+            return (step // amount + 1) * amount
+        if self.interval.unit == "epochs":  # asked at the end of each epoch anyway
+            return NEVER
+        return step + 1
+
+

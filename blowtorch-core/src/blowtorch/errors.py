@@ -1,0 +1,71 @@
+"""What blowtorch raises and how it warns.
+
+Every error says what was expected, what came, and what to do; for a name, the nearest valid one.
+"""
+
+import difflib
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent)
+
+
+class BlowtorchError(Exception):
+    """The root of every error that blowtorch itself raises."""
+
+
+class ConfigError(BlowtorchError):
+    """A configuration file, override or key that cannot be used."""
+
+
+class MissingKeyError(ConfigError, KeyError):
+    """A configuration key that no source had."""
+
+    def __str__(self) -> str:  # KeyError would show the message in quotes
+        return Exception.__str__(self)
+
+
+class OptionError(BlowtorchError):
+    """A run option that is unknown or has a value that cannot be used."""
+
+
+class ScriptError(BlowtorchError):
+    """The training script uses blowtorch in a way that cannot work."""
+
+
+class ExtensionError(BlowtorchError):
+    """An extension that is missing, broken, or raised."""
+
+
+class CheckpointError(BlowtorchError):
+    """A checkpoint that cannot be written, read or trusted."""
+
+
+class RunFolderError(BlowtorchError):
+    """A run folder that cannot be made, opened or continued."""
+
+
+class BlowtorchWarning(UserWarning):
+    """Something that a user should know and that does not stop the run."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A sentence naming the valid name closest to `name`, beginning with a space, or nothing.
+
+    >>> nearest("max_epoch", ["max_epochs", "max_steps"])
+    " Did you mean 'max_epochs'?"
+    >>> nearest("colour", ["max_epochs"])
+    ''
+    """
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def warn(message: str) -> None:
+    """Warn with a `BlowtorchWarning` that points at the nearest line outside blowtorch."""
+    frame, stacklevel = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, stacklevel = frame.f_back, stacklevel + 1
+    warnings.warn(message, BlowtorchWarning, stacklevel=stacklevel - 1)

@@ -1,0 +1,310 @@
+"""Finds the installed extensions from the metadata of packages; imports none of them but the one it is told to."""
+
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from blowtorch.errors import ExtensionError, nearest
+
+GROUPS: Mapping[str, str] = {
+    "logger": "blowtorch.loggers",
+    "checkpoint-backend": "blowtorch.checkpoint_backends",
+    "scheduler": "blowtorch.schedulers",
+    "config-source": "blowtorch.config_sources",
+    "callback": "blowtorch.callbacks",
+    "command": "blowtorch.commands",
+}
+BUILT_IN = ("blowtorch-core", "blowtorch-cli")  # no other package can take over their names or switch them off
+_PACKAGES_TO_INSTALL = {("logger", "tensorboard"): "blowtorch-tensorboard", ("logger", "wandb"): "blowtorch-wandb"}
+_TARGET = re.compile(r"([\w.]+)\s*:\s*([\w.]+)\s*(\[.*\])?")
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What is known of one extension before it is imported.
+
+    Attributes:
+        kind: a key of `GROUPS`.
+        name: the name of its entry point.
+        package: the distribution that declares it; empty for one that none does.
+        version: the version of that distribution.
+        status: `ok`, `disabled` by a variable, `incompatible` with this core, or in `conflict` with a namesake.
+        reason: why the status is not `ok`.
+        target: where it is, as `module:Class`.
+    """
+
+    kind: str
+    name: str
+    package: str = ""
+    version: str = ""
+    status: str = "ok"
+    reason: str = ""
+    target: str = ""
+
+    @property
+    def qualified_name(self) -> str:
+        """`package:name`."""
+        return f"{self.package}:{self.name}"
+
+    @property
+    def reference(self) -> str:
+        """The name by which it is reached: qualified when it does not have the bare one."""
+        return self.qualified_name if self.status == "conflict" else self.name
+
+    @property
+    def label(self) -> str:
+        """How messages speak of it, such as `logger 'acme' (acme-logger 1.2)`."""
+        origin = f" ({self.package} {self.version})" if self.package else ""
+        return f"{in_words(self.kind)} {self.name!r}{origin}"
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it comes with blowtorch itself."""
+        return normalise(self.package) in BUILT_IN
+
+    def load(self) -> Any:
+        """Import what its entry point names.
+
+        Raises:
+            ExtensionError: it cannot be imported, for whatever reason, or is not there.
+        """
+        match = _TARGET.fullmatch(self.target)
+        if match is None:
+            raise ExtensionError(f"{self.label}: expected an entry point 'module:Class', got {self.target!r}")
+        module, path = match.group(1), match.group(2)
+        try:
+            found: Any = importlib.import_module(module)
+            for attribute in path.split("."):
+                owner, found = found, getattr(found, attribute, None)
+                if found is None:
+                    break
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # what an import runs may raise anything, and even exit
+            raise ExtensionError(
+                f"{self.label}: {module!r} cannot be imported: {describe(error)}. "
+                "Repair what is installed, or do without it."
+            ) from error
+        if found is None:
+            raise ExtensionError(f"{self.label}: {module!r} has no {attribute!r}.{nearest(attribute, dir(owner))}")
+        return found
+
+
+def find_extensions() -> list[Extension]:
+    """All installed extensions with their status, in a fixed order; imports none of them."""
+    core = importlib.metadata.version("blowtorch-core")
+    found = [extension for package in _find_packages() for extension in _read_extensions(package, core)]
+    kinds = list(GROUPS)
+    return sorted(_mark_conflicts(found), key=lambda each: (kinds.index(each.kind), each.name, each.package))
+
+
+def in_words(kind: str) -> str:
+    """A kind as a sentence says it.
+
+    >>> in_words("config-source")
+    'config source'
+    """
+    return kind.replace("-", " ")
+
+
+def describe(error: BaseException) -> str:
+    """The type of an exception, and its text where it has one.
+
+    >>> describe(ValueError("no url"))
+    'ValueError: no url'
+    """
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def normalise(package: str) -> str:
+    """The one form of all the ways to write the name of a package.
+
+    >>> normalise("Acme_Logger")
+    'acme-logger'
+    """
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def _find_packages() -> list[importlib.metadata.Distribution]:
+    """The installed distributions that declare extensions, each as an import would find it."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    for distribution in importlib.metadata.distributions():
+        if "[blowtorch." in _read(distribution, "entry_points.txt") and (name := _name(distribution)):
+            found.setdefault(name, distribution)
+    return [_first_copy(name, distribution) for name, distribution in found.items()]
+
+
+def _first_copy(name: str, found: importlib.metadata.Distribution) -> importlib.metadata.Distribution:
+    """The copy that comes first on the path: it hides the others, even when it declares no extensions."""
+    for distribution in importlib.metadata.distributions(name=name):
+        if _name(distribution) == name:
+            return distribution
+    return found
+
+
+def _name(distribution: importlib.metadata.Distribution) -> str:
+    return normalise(_read_fields(distribution)["Name"][0])
+
+
+def _read(distribution: importlib.metadata.Distribution, file: str) -> str:
+    try:
+        return distribution.read_text(file) or ""
+    except (OSError, ValueError):  # one damaged installation must not stop the others
+        return ""
+
+
+def _read_fields(distribution: importlib.metadata.Distribution) -> Mapping[str, Sequence[str]]:
+    """The fields that matter here; `Distribution.metadata` would parse the long description too, again at each use."""
+    fields: dict[str, list[str]] = {"Name": [], "Version": [], "Requires-Dist": []}
+    for line in (_read(distribution, "METADATA") or _read(distribution, "PKG-INFO")).splitlines():
+        field, separator, value = line.partition(": ")
+        if not line:
+            break
+        if separator and field in fields:
+            fields[field].append(value.strip())
+    return {
+        "Name": fields["Name"] or [""],
+        "Version": fields["Version"] or [""],
+        "Requires-Dist": fields["Requires-Dist"],
+    }
+
+
+def _read_extensions(distribution: importlib.metadata.Distribution, core: str) -> Iterator[Extension]:
+    fields = _read_fields(distribution)
+    mismatch = _find_mismatch(fields["Requires-Dist"], core)
+    for kind, name, target in _parse_entry_points(_read(distribution, "entry_points.txt")):
+        extension = Extension(kind, name, fields["Name"][0], fields["Version"][0], target=target)
+        if not extension.is_built_in:
+            if reason := _switched_off(extension):
+                extension = dataclasses.replace(extension, status="disabled", reason=reason)
+            elif mismatch:
+                extension = dataclasses.replace(extension, status="incompatible", reason=mismatch)
+        yield extension
+
+
+def _parse_entry_points(text: str) -> Iterator[tuple[str, str, str]]:
+    """Kind, name and target of each entry point in our groups; a malformed line costs none of the others."""
+    kinds = {group: kind for kind, group in GROUPS.items()}
+    kind = None
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("["):
+            kind = kinds.get(line.strip("[]"))
+        elif kind is not None and line and not line.startswith(("#", ";")):
+            name, _, target = line.partition("=")
+            yield kind, name.strip(), target.strip()
+
+
+def _find_mismatch(requirements: Iterable[str], core: str) -> str:
+    """Why a package with these requirements does not go with this version of the core; empty when it does."""
+    from packaging.requirements import Requirement
+
+    for text in requirements:
+        if not re.match(r"blowtorch[-_.]+core\b", text, re.IGNORECASE):
+            continue
+        try:
+            requirement = Requirement(text)
+            applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        except ValueError:  # malformed; that is between the package and the installer
+            continue
+        if applies and not requirement.specifier.contains(core, prereleases=True):
+            return f"needs blowtorch-core{requirement.specifier}, and {core} is installed"
+    return ""
+
+
+def _switched_off(extension: Extension) -> str:
+    """Which variable switches an extension off, in words; empty when none does."""
+
+    def is_named(variable: str) -> bool:
+        items = [item.strip() for item in os.environ.get(variable, "").split(",")]
+        names = (extension.name, extension.qualified_name)
+        return any(item in names or normalise(item) == normalise(extension.package) for item in items)
+
+    if os.environ.get("BLOWTORCH_DISABLE_PLUGINS", "").strip() == "all" or is_named("BLOWTORCH_DISABLE_PLUGINS"):
+        return "switched off by BLOWTORCH_DISABLE_PLUGINS"
+    if os.environ.get("BLOWTORCH_PLUGINS", "").strip() and not is_named("BLOWTORCH_PLUGINS"):
+        return "not among BLOWTORCH_PLUGINS"
+    return ""
+
+
+def _mark_conflicts(found: Sequence[Extension]) -> Iterator[Extension]:
+    """Nobody has a name that two claim, unless it is built in; what is switched off claims nothing."""
+    claims: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for extension in found:
+        if extension.status != "disabled":
+            claims[extension.kind, extension.name].add(extension.package)
+    for extension in found:
+        rivals = claims[extension.kind, extension.name] - {extension.package}
+        if rivals and extension.status == "ok" and not extension.is_built_in:
+            reason = f"{', '.join(sorted(rivals))} has this name too; write {extension.qualified_name!r}"
+            yield dataclasses.replace(extension, status="conflict", reason=reason)
+        else:
+            yield extension
+
+
+def resolve(extensions: Sequence[Extension], kind: str, name: str) -> Extension:
+    """The usable extension that a name, `package:name` or `module:Class` means.
+
+    Raises:
+        ExtensionError: there is none, it is switched off or incompatible, or several have the name.
+    """
+    package, _, bare = name.rpartition(":")
+    found = [
+        each
+        for each in extensions
+        if (each.kind, each.name) == (kind, bare) and (not package or normalise(each.package) == normalise(package))
+    ]
+    if not found:
+        if re.fullmatch(r"[\w.]+:[\w.]+", name):
+            return Extension(kind, name, target=name)
+        raise ExtensionError(_describe_unknown(extensions, kind, name))
+    if not package:
+        built_in = [each for each in found if each.is_built_in]
+        found = built_in or [each for each in found if each.status != "disabled"] or found
+    extension = found[0]
+    if len(found) > 1 and extension.status != "disabled":
+        choices = " or ".join(repr(each.qualified_name) for each in found)
+        raise ExtensionError(f"{len(found)} packages have a {in_words(kind)} {name!r}: write {choices}")
+    if extension.status in ("disabled", "incompatible"):
+        remedy = "Change that variable" if extension.status == "disabled" else "Install versions that go together"
+        raise ExtensionError(
+            f"{extension.label} is {extension.status}: {extension.reason}. {remedy}, or do without it."
+        )
+    return extension
+
+
+def _describe_unknown(extensions: Sequence[Extension], kind: str, name: str) -> str:
+    same_kind = [each for each in extensions if each.kind == kind]
+    installed = [each.reference for each in same_kind if each.status != "disabled"]
+    qualified = [each.qualified_name for each in same_kind if ":" in name]
+    to_install = {
+        other: package
+        for (its_kind, other), package in _PACKAGES_TO_INSTALL.items()
+        if its_kind == kind and other not in installed
+    }
+    text = f"no {in_words(kind)} is called {name!r}.{nearest(name, [*installed, *qualified, *to_install])}"
+    for other, package in to_install.items():
+        if nearest(name, [other]):
+            text += f" `pip install {package}` brings {other!r}."
+    for other in dict.fromkeys(each.kind for each in extensions if name in (each.name, each.qualified_name)):
+        text += f" There is a {in_words(other)} of that name."
+    return f"{text} Installed: {', '.join(installed) or 'none'}."
+
+
+def format_extensions(extensions: Iterable[Extension], as_json: bool = False) -> str:
+    """A listing of extensions: aligned text, or one JSON array of objects."""
+    columns = ("kind", "name", "package", "version", "status", "reason")
+    rows = [[str(getattr(extension, column)) for column in columns] for extension in extensions]
+    if as_json:
+        return json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2)
+    table = [list(columns), *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    )

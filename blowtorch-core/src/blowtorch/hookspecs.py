@@ -1,0 +1,261 @@
+"""The contracts between blowtorch and its extensions: the page that an extension author reads.
+
+An extension is a class whose methods carry `@hookimpl`. An entry point in the group of its kind gives it a name, and
+the options that a user writes beside that name are the arguments of its constructor. Every method below is optional
+unless it says otherwise, and may take fewer arguments than are listed here: write only the ones you use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from blowtorch.clock import Interval
+
+if TYPE_CHECKING:
+    import torch
+
+    from blowtorch.state import RunState
+
+hookspec = pluggy.HookspecMarker("blowtorch")
+hookimpl = pluggy.HookimplMarker("blowtorch")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What an extension is told about the run; plain data, the same in every process.
+
+    Attributes:
+        id: unique for ever, and the same after a resume: a tracker's own run can be found again by it.
+        name: the folder's name without its time, such as `brave-otter-3`.
+        folder: the run folder.
+        logger_folder: a folder for this extension alone, kept over restarts; None where there is none.
+        config: the resolved configuration, secrets masked.
+        resumed: whether the run continues an earlier one.
+    """
+
+    id: str
+    name: str
+    folder: Path
+    logger_folder: Path | None
+    config: Mapping[str, Any]
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is published: complete, verified by its manifest, and safe to load.
+
+    Attributes:
+        name: `step-00000120`.
+        step: optimizer steps done when it was taken.
+        metric: the value of the option `checkpoint_metric` measured at that step, or None.
+        path: its directory, or where a backend keeps it, in words.
+    """
+
+    name: str
+    step: int
+    metric: float | None
+    path: Path
+
+
+class Schedule:
+    """A torch scheduler and when it is stepped.
+
+    Args:
+        scheduler: anything with `step`, `state_dict` and `load_state_dict`.
+        every: an interval of the clock, such as `"1 steps"` or `"1 epoch"`.
+        metric: the metric that is handed to `scheduler.step`, for schedulers that want one; it is then stepped
+            after the validation in which the metric was measured, and `every` counts only those.
+
+    Raises:
+        OptionError: `every` is not an interval.
+    """
+
+    def __init__(self, scheduler: Any, every: str = "1 steps", metric: str | None = None) -> None:
+        self.scheduler = scheduler
+        self.every = Interval.parse(every)
+        self.metric = metric
+
+
+class ConfigSourceSpec:
+    """Reads configuration; group `blowtorch.config_sources`, used by suffix (`yaml`) or by scheme (`env`)."""
+
+    @hookspec(firstresult=True)
+    def config_read(self, source: str) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Read one source and return its mapping. Required.
+
+        Called once for each source that a script or command line names, when the `Run` is made.
+
+        Args:
+            source: the path of a file as written, or what stands behind the scheme's colon.
+
+        Returns:
+            A mapping of plain values. If it has an attribute `lines`, a mapping of dotted key to line number, the
+            origins of values say `source:line`.
+
+        Raises:
+            ConfigError: the source is malformed; say the file and the line.
+        """
+
+
+class SchedulerSpec:
+    """Builds a learning-rate schedule; group `blowtorch.schedulers`, named by the option `scheduler`."""
+
+    @hookspec(firstresult=True)
+    def scheduler_build(  # type: ignore[empty-body]
+        self, optimizer: torch.optim.Optimizer, total_steps: int | None, steps_per_epoch: int | None
+    ) -> Any:
+        """Build the scheduler of one optimizer. Required.
+
+        Called once for each optimizer before the first step, also when a run is resumed: the state is put back
+        afterwards.
+
+        Args:
+            optimizer: already holding its parameters.
+            total_steps: optimizer steps of the whole run; None when unknown.
+            steps_per_epoch: optimizer steps of one epoch; None when unknown.
+
+        Returns:
+            A torch scheduler, which is stepped once per step, or a `Schedule`.
+        """
+
+
+class LoggerSpec:
+    """Shows a run elsewhere; group `blowtorch.loggers`, any number, named by the option `loggers`.
+
+    Loggers read the record of the run in the background, each at its own pace, and are given plain data. One that
+    raises is tried again with growing pauses, from where it stood, while the run goes on. Delivery is in order and
+    at least once. What a hook is given is shared: leave it unchanged.
+    """
+
+    @hookspec
+    def log_start(self, run: RunInfo) -> None:
+        """The run begins, or continues: `run.resumed`. Called first, once in every process."""
+
+    @hookspec
+    def log_rewind(self, step: int) -> None:
+        """What was logged for steps after `step` is void: the run went back to a checkpoint. Comes after `log_start`."""
+
+    @hookspec
+    def log_metrics(self, metrics: Mapping[str, float], step: int, epoch: int, time: float) -> None:
+        """Metrics were recorded.
+
+        Args:
+            metrics: name to value, such as `{"train/loss": 0.42}`; values may be NaN or infinite.
+            step: optimizer steps done; the first is 1.
+            epoch: the epoch under way; the first is 1.
+            time: seconds since 1970 when they were recorded.
+        """
+
+    @hookspec
+    def log_flush(self) -> None:
+        """Everything recorded so far has been handed over; a good moment to write it out."""
+
+    @hookspec
+    def log_finish(self, status: str, summary: Mapping[str, float]) -> None:
+        """The process ends its part of the run. Called last.
+
+        Args:
+            status: `finished`, `stopped` or `failed`.
+            summary: the last value of every metric, and `best/<metric>` where there is a best.
+        """
+
+
+class CheckpointBackendSpec:
+    """Stores finished checkpoints; group `blowtorch.checkpoint_backends`, one, named by `checkpoint_backend`.
+
+    The core makes and verifies the files; a backend only puts a directory somewhere durable and gets it back.
+    """
+
+    @hookspec(firstresult=True)
+    def checkpoint_open(self, run: RunInfo) -> None:
+        """The run begins or continues. Called first, before any other hook."""
+
+    @hookspec(firstresult=True)
+    def checkpoint_publish(self, name: str, directory: Path) -> None:
+        """Store a finished directory under a name, all or nothing, durably. Required.
+
+        A name that exists is replaced. The directory may be moved; what is left of it is removed afterwards. When
+        this returns, the checkpoint must survive a power cut.
+        """
+
+    @hookspec(firstresult=True)
+    def checkpoint_fetch(self, name: str, directory: Path, files: Sequence[str] | None) -> Path:  # type: ignore[empty-body]
+        """Bring a checkpoint back, unverified. Required.
+
+        Args:
+            name: as it was published.
+            directory: an empty directory that may be filled.
+            files: only these files are needed, or None for all.
+
+        Returns:
+            The directory that holds the files: `directory`, or one of the backend's own, which is only read.
+
+        Raises:
+            FileNotFoundError: nothing is stored under this name.
+        """
+
+    @hookspec(firstresult=True)
+    def checkpoint_list(self) -> Sequence[str]:  # type: ignore[empty-body]
+        """The names of all complete checkpoints, in ascending order. Required."""
+
+    @hookspec(firstresult=True)
+    def checkpoint_delete(self, name: str) -> None:
+        """Delete a checkpoint, so that it is never listed half there. One that is missing is no error. Required."""
+
+
+class CallbackSpec:
+    """Takes part in the loop; group `blowtorch.callbacks`, any number, named by the option `callbacks`.
+
+    Callbacks are called in the order in which they are named, in the thread of the loop. They may read everything in
+    `state` and set `state.stop_reason` to end the run after the current step; anything that a callback has to
+    remember over a restart it gives and takes by methods `state_dict` and `load_state_dict`. One that raises fails
+    the run.
+    """
+
+    @hookspec
+    def run_start(self, state: RunState) -> None:
+        """Everything is ready and, if the run continues, restored; nothing has been trained by this process."""
+
+    @hookspec
+    def epoch_start(self, state: RunState) -> None:
+        """An epoch begins, or goes on after a restart in the middle of it; `state.epoch` is its number."""
+
+    @hookspec
+    def train_step_end(self, state: RunState, batch: Any, metrics: Mapping[str, Any]) -> None:
+        """A step is done and counted: `state.step` is its number; gradients are still there.
+
+        Args:
+            batch: the batch trained on, on the device.
+            metrics: what the step returned, unreduced; reading a tensor waits for the device.
+        """
+
+    @hookspec
+    def validation_end(self, state: RunState, name: str, metrics: Mapping[str, float]) -> None:
+        """A validation is done and recorded, and nothing has been decided by it yet.
+
+        Args:
+            name: `val`, or the name given to the decorator.
+            metrics: by their recorded names, such as `{"val/loss": 0.3}`.
+        """
+
+    @hookspec
+    def checkpoint_saved(self, state: RunState, checkpoint: Checkpoint, is_best: bool) -> None:
+        """A checkpoint is published."""
+
+    @hookspec
+    def epoch_end(self, state: RunState, metrics: Mapping[str, float]) -> None:
+        """The last step of an epoch is trained, recorded and validated; its checkpoint is still to come.
+
+        Args:
+            metrics: the means over the epoch, such as `{"train_epoch/loss": 0.4}`.
+        """
+
+    @hookspec
+    def run_end(self, state: RunState, status: str) -> None:
+        """The run ends as `finished`, `stopped` or `failed`, its last checkpoint written. Called last."""

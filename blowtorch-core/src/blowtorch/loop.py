@@ -1,0 +1,319 @@
+"""The training and validation loops, in plain sight.
+
+    run_start
+    for each epoch:
+        epoch_start
+        for each batch:                       # on the device, in the order of (seed, epoch), from the right position
+            train step, backward, optimizer step, schedulers per step
+            train_step_end
+            now and then: record, validate, decide, checkpoint
+        record, validate, epoch_end, schedulers per epoch, decide, checkpoint
+    checkpoint
+    run_end
+
+At one step things always happen in this order: train, record, validate, decide, checkpoint.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from blowtorch.callbacks import Callbacks
+from blowtorch.checkpoints import Checkpoints
+from blowtorch.clock import NEVER, Trigger
+from blowtorch.data import Batches, count_samples
+from blowtorch.errors import BlowtorchError, CheckpointError
+from blowtorch.metrics import MeanWindow, means
+from blowtorch.record import Record
+from blowtorch.reproducibility import derive_seed, isolated_random, restore_random_state
+from blowtorch.schedules import Schedules
+from blowtorch.state import RunState
+from blowtorch.steps import Function, Optimization, Returns
+
+
+@dataclass
+class Validation:
+    """One validation: its function, its data, and when it is due."""
+
+    name: str
+    function: Function
+    batches: Batches
+    returns: Returns
+    trigger: Trigger | None
+    is_at_start: bool
+
+
+@dataclass
+class Training:
+    """The parts of a run; they stay the same while it lasts."""
+
+    function: Function  # the train step, or a function that drives a whole epoch
+    batches: Batches
+    returns: Returns
+    optimization: Optimization
+    schedules: Schedules
+    validations: list[Validation]
+    callbacks: Callbacks
+    record: Record
+    checkpoints: Checkpoints
+    window: MeanWindow
+    epoch_window: MeanWindow
+    record_trigger: Trigger
+    checkpoint_trigger: Trigger | None
+    random_state: dict[str, Any] | None = None  # of a checkpoint; put back before the next batch is fetched
+
+    def triggers(self) -> list[Trigger]:
+        """Everything that may be due after a step."""
+        found = [self.record_trigger, self.checkpoint_trigger, *(each.trigger for each in self.validations)]
+        return [trigger for trigger in found if trigger is not None]
+
+
+def train(training: Training, state: RunState) -> None:
+    """Train until a limit is reached or something wants the run to stop; a checkpoint stands at the end."""
+    for trigger in training.triggers():
+        trigger.start(state.time())
+    training.schedules.start(state)
+    notify(training, state, "run_start")
+    if state.step == 0:
+        validate_due(training, state, [each for each in training.validations if each.is_at_start])
+    while should_go_on(state):
+        if state.is_epoch_done:
+            state.begin_epoch()
+        notify(training, state, "epoch_start")
+        is_whole = train_epoch(training, state)
+        if is_whole:
+            finish_epoch(training, state)
+        report_unread_overrides(state)
+    if state.interruption is not None:
+        state.say(f"{state.interruption}: stopping after step {state.step}")
+    if not training.checkpoints.is_current(state):
+        save(training, state, is_best=False)
+    if not training.checkpoints.is_current(state):
+        raise CheckpointError("the last checkpoint of the run could not be written; see the warnings above")
+
+
+def notify(training: Training, state: RunState, moment: str, **at_hand: Any) -> None:
+    """Call everybody who takes part in a moment outside of the steps; what they log is recorded at once."""
+    training.callbacks.call(moment, state, **at_hand)
+    if state.logged:
+        logged = training.returns.read(None, state.logged)
+        record_metrics(training.record, state, {name: float(value) for name, value in logged.items()})
+
+
+def report_unread_overrides(state: RunState) -> None:
+    """Say, after the first epoch of a process, which overrides of the command line nothing has read."""
+    if not state.has_reported_overrides:
+        state.has_reported_overrides = True
+        for key in state.config.unread_overrides():
+            state.warn(f"nothing has read {key!r}, which the command line sets; does the script use another name?")
+
+
+def should_go_on(state: RunState) -> bool:
+    """Whether there is more to train."""
+    if state.stop_reason is not None or state.interruption is not None:
+        return False
+    if state.options.max_steps is not None and state.step >= state.options.max_steps:
+        return False
+    return not (state.is_epoch_done and state.max_epochs is not None and state.epoch >= state.max_epochs)
+
+
+def train_epoch(training: Training, state: RunState) -> bool:
+    """Train from where the epoch stands; say whether its end was reached."""
+    batches = training.batches.start(state.epoch, state.batch)
+    if training.random_state is not None:
+        restore_random_state(training.random_state)
+        training.random_state = None
+    plan_next_event(training, state)
+    if training.function.kind == "train_epoch":
+        loader = counted(training, state, batches)
+        returned = training.function.function(**training.function.given(data_loader=loader))
+        training.window.add(training.returns.read({} if returned is None else returned, state.logged), 1)
+        return True
+
+    step, given = training.function.function, training.function.given_batch
+    optimization, schedules, window, callbacks = (
+        training.optimization,
+        training.schedules,
+        training.window,
+        training.callbacks,
+    )
+    for batch in batches:
+        optimization.zero_grad()
+        returned = step(**given(batch))
+        metrics = training.returns.read(returned, state.logged)
+        optimization.step(metrics)
+        samples = take_batch_size(metrics, batch)
+        state.advance(samples)
+        window.add(metrics, samples)
+        if schedules.wants_steps:
+            schedules.after_step(state)
+        if callbacks.wants_steps:
+            callbacks.call("train_step_end", state, batch=batch, metrics=metrics)
+            if state.logged:
+                window.add(training.returns.read(None, state.logged), samples)
+        if state.step >= state.next_event:
+            after_step(training, state)
+        if state.interruption is not None or state.stop_reason is not None:
+            return False
+        if state.step == state.options.max_steps and state.batch != training.batches.num_batches:
+            return False
+    return True
+
+
+def take_batch_size(metrics: dict[str, Any], batch: Any) -> int:
+    """The size of a batch: what the step returned as `batch_size`, else what the batch itself says."""
+    return int(metrics.pop("batch_size")) if "batch_size" in metrics else count_samples(batch)
+
+
+def counted(training: Training, state: RunState, batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches for a function that drives a whole epoch; each counts as a step once the next is asked for."""
+    for batch in batches:
+        yield batch
+        samples = count_samples(batch)
+        state.advance(samples)
+        if state.logged:
+            training.window.add(training.returns.read(None, state.logged), samples)
+        if state.step >= state.next_event:
+            if training.record_trigger.is_due(state.time()):
+                record_training(training, state)
+            plan_next_event(training, state)
+
+
+def after_step(training: Training, state: RunState) -> None:
+    """Do what is due after a step; what falls on the last step of an epoch waits for the end of that epoch."""
+    if training.record_trigger.is_due(state.time()):
+        record_training(training, state)
+    if state.batch != training.batches.num_batches:
+        measured = validate_due(training, state, due_validations(training, state))
+        decide_and_save(training, state, measured)
+    plan_next_event(training, state)
+
+
+def finish_epoch(training: Training, state: RunState) -> None:
+    """Do what is due at the end of an epoch."""
+    epoch_means = record_training(training, state, closes_epoch=True)
+    state.is_epoch_done = True
+    measured = validate_due(training, state, due_validations(training, state))
+    notify(training, state, "epoch_end", metrics=epoch_means)
+    training.schedules.after_epoch(state)
+    decide_and_save(training, state, {**epoch_means, **measured})
+
+
+def plan_next_event(training: Training, state: RunState) -> None:
+    """Work out the next step after which anything can be due, so that the others need not ask."""
+    state.next_event = min((trigger.next_step(state.step) for trigger in training.triggers()), default=NEVER)
+
+
+def record_training(training: Training, state: RunState, closes_epoch: bool = False) -> dict[str, float]:
+    """Record the open window, and at the end of an epoch its means too, which are returned."""
+    totals = training.window.close()
+    training.epoch_window.merge(totals)
+    metrics = {f"train/{name}": value for name, value in means(totals).items()}
+    if metrics:
+        metrics |= training.schedules.rates if training.schedules.wants_steps else training.schedules.read_rates()
+    epoch_means = {}
+    if closes_epoch:
+        epoch_means = {f"train_epoch/{name}": value for name, value in means(training.epoch_window.close()).items()}
+    record_metrics(training.record, state, metrics | epoch_means, is_urgent=closes_epoch)
+    return epoch_means
+
+
+def record_metrics(record: Record, state: RunState, metrics: Mapping[str, float], is_urgent: bool = True) -> None:
+    """Put metrics into the record, as of now."""
+    if not metrics:
+        return
+    state.metrics.update(metrics)
+    state.measured_at.update(dict.fromkeys(metrics, state.step))
+    record.append(
+        "metrics", is_urgent, step=state.step, epoch=state.epoch, time=time.time(), metrics=dict(metrics)
+    )
+
+
+def due_validations(training: Training, state: RunState) -> list[Validation]:
+    """The validations that are due now."""
+    now = state.time()
+    return [each for each in training.validations if each.trigger is not None and each.trigger.is_due(now)]
+
+
+def validate_due(training: Training, state: RunState, validations: list[Validation]) -> dict[str, float]:
+    """Validate, record, and let callbacks and schedulers know; returns what was measured."""
+    measured: dict[str, float] = {}
+    for validation in validations:
+        metrics = validate(validation, state)
+        record_metrics(training.record, state, metrics)
+        notify(training, state, "validation_end", name=validation.name, metrics=metrics)
+        training.schedules.after_validation(state, metrics)
+        measured |= metrics
+    return measured
+
+
+def validate(validation: Validation, state: RunState) -> dict[str, float]:
+    """One validation: the means of what its function returns, by their recorded names.
+
+    The random streams of training are untouched; those of the validation depend on seed, step and name alone.
+    """
+    modules = list(state.model.modules())
+    modes = [module.training for module in modules]
+    state.model.eval()
+    window = MeanWindow()
+    function = validation.function
+    # no_grad and not inference_mode: what a module caches here must still be usable in training.
+    with isolated_random(derive_seed(state.seed, state.step, validation.name)), torch.no_grad():
+        batches = validation.batches.start(state.step + 1)
+        if function.kind == "validate_epoch":
+            returned = function.function(**function.given(data_loader=batches))
+            window.add(validation.returns.read({} if returned is None else returned, state.logged), 1)
+        else:
+            for batch in batches:
+                metrics = validation.returns.read(function.function(**function.given_batch(batch)), state.logged)
+                window.add(metrics, take_batch_size(metrics, batch))
+        measured = window.means()
+    for module, mode in zip(modules, modes, strict=True):
+        module.training = mode
+    return {f"{validation.name}/{name}": value for name, value in measured.items()}
+
+
+def decide_and_save(training: Training, state: RunState, measured: Mapping[str, float]) -> None:
+    """Decide whether this is the best state so far, and make a checkpoint if that or the clock asks for one."""
+    is_best = is_new_best(state, measured)
+    trigger = training.checkpoint_trigger
+    is_due = trigger is not None and trigger.is_due(state.time())
+    if is_best or is_due:
+        save(training, state, is_best)
+
+
+def is_new_best(state: RunState, measured: Mapping[str, float]) -> bool:
+    """Whether `checkpoint_metric` was measured and is better than ever."""
+    value = measured.get(state.options.checkpoint_metric)
+    if value is None or value != value:
+        return False
+    best = None if state.best is None else state.best.metric
+    if best is None:
+        return True
+    return value < best if state.options.smaller_is_better else value > best
+
+
+def save(training: Training, state: RunState, is_best: bool) -> None:
+    """Save a checkpoint; one that cannot be written is said loudly and tried again at the next occasion."""
+    try:
+        checkpoint = training.checkpoints.save(state, is_best)
+    except CheckpointError as error:
+        state.warn(f"{error}; what was saved before is untouched, and it is tried again at the next occasion")
+        return
+    training.record.append(
+        "checkpoint",
+        step=state.step,
+        epoch=state.epoch,
+        time=time.time(),
+        name=checkpoint.name,
+        metric=checkpoint.metric,
+        is_best=is_best,
+    )
+    notify(training, state, "checkpoint_saved", checkpoint=checkpoint, is_best=is_best)
+    try:
+        training.checkpoints.retain(state)
+    except (OSError, BlowtorchError) as error:
+        state.warn(f"an old checkpoint could not be deleted: {error}")

@@ -1,0 +1,141 @@
+"""The manifest of a checkpoint: what it is, and the size and checksum of each of its files.
+
+It is written last. A directory without one is no checkpoint, and one whose files differ from it is damaged.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blowtorch.errors import CheckpointError
+
+FORMAT = 1
+ALGORITHM = "sha256"
+FILE_NAME = "manifest.json"
+
+_PREFIX = "step-"
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest says.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: the epoch under way; the first is 1.
+        metrics: what was recorded at just that step.
+        files: name → `{"size": bytes, "sha256": hex}`.
+    """
+
+    step: int
+    epoch: int
+    metrics: Mapping[str, float]
+    files: Mapping[str, Mapping[str, Any]]
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the checkpoint of a step; names sort like their steps.
+
+    >>> checkpoint_name(120)
+    'step-00000120'
+    """
+    return f"{_PREFIX}{step:08d}"
+
+
+def write_manifest(directory: Path, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+    """Write the manifest of a directory whose files are there and durable; then it is durable too."""
+    files = {
+        path.name: {"size": path.stat().st_size, ALGORITHM: checksum(path, ALGORITHM)}
+        for path in sorted(directory.iterdir())
+        if path.name != FILE_NAME
+    }
+    content = {
+        "format": FORMAT,
+        "step": step,
+        "epoch": epoch,
+        "metrics": {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()},
+        "files": files,
+    }
+    with (directory / FILE_NAME).open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_directory(directory)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read the manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of a format that this version does not know.
+    """
+    path = directory / FILE_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = content["format"]
+        if known != FORMAT:
+            raise CheckpointError(f"{path} has format {known!r}, and this version reads format {FORMAT}")
+        metrics = {name: float(value) for name, value in content["metrics"].items()}
+        return Manifest(int(content["step"]), int(content["epoch"]), metrics, dict(content["files"]))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+
+
+def verify(directory: Path, files: Sequence[str] | None = None) -> list[str]:
+    """Compare the files of a checkpoint with its manifest; returns what is wrong with them, in words.
+
+    Args:
+        directory: the checkpoint.
+        files: only these files, or None for all.
+    """
+    try:
+        manifest = read_manifest(directory)
+    except CheckpointError as error:
+        return [str(error)]
+    names = manifest.files if files is None else files
+    return [problem for name in names if (problem := _find_problem(directory, name, manifest)) is not None]
+
+
+def _find_problem(directory: Path, name: str, manifest: Manifest) -> str | None:
+    path = directory / name
+    if name not in manifest.files:
+        return f"the manifest names no {name}"
+    expected = dict(manifest.files[name])
+    try:
+        size = path.stat().st_size
+        if size != expected.pop("size"):
+            return f"{name} has {size} bytes instead of {manifest.files[name]['size']}"
+        for algorithm, digest in expected.items():
+            if algorithm not in hashlib.algorithms_available:
+                return f"{name} has a checksum of an unknown kind, {algorithm!r}"
+            if checksum(path, algorithm) != digest:
+                return f"{name} has another {algorithm} checksum than was written"
+    except (OSError, KeyError) as error:
+        return f"{name} cannot be read: {error}"
+    return None
+
+
+def checksum(path: Path, algorithm: str) -> str:
+    """The checksum of a file, in hexadecimal."""
+    digest = hashlib.new(algorithm)
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

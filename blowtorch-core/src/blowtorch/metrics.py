@@ -1,0 +1,93 @@
+"""Means that stay on the device until they are recorded.
+
+Reading a tensor makes the host wait for an accelerator. So values on one are only kept, and read all together, in
+one transfer, when a window is recorded. Values on the CPU cost nothing to read and are summed at once. Either way the
+sums are taken one value after the other in Python floats: a checkpoint that cuts a window in two changes no bit.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+Totals = dict[str, tuple[float, float]]  # name → sum of weight × value, sum of weights
+
+_CHUNK = 1024  # so many values are kept as tensors of their own before they are packed into one
+
+
+class MeanWindow:
+    """Means of named scalars, weighted by batch size, since the window was opened."""
+
+    def __init__(self) -> None:
+        self._totals: Totals = {}
+        self._waiting: list[tuple[str, float, torch.Tensor]] = []
+        self._packed: list[tuple[list[tuple[str, float]], torch.Tensor]] = []
+
+    def add(self, metrics: Mapping[str, Any], weight: float) -> None:
+        """Add one batch; values are scalar tensors, which are not waited for, or numbers."""
+        totals = self._totals
+        for name, value in metrics.items():
+            if isinstance(value, torch.Tensor):
+                if not value.is_cpu:
+                    self._waiting.append((name, weight, value.detach()))
+                    continue
+                value = value.item()
+            total = totals.get(name)
+            if total is None:
+                totals[name] = (value * weight, weight)
+            else:
+                totals[name] = (total[0] + value * weight, total[1] + weight)
+        if len(self._waiting) >= _CHUNK:
+            self._pack()
+
+    def close(self) -> Totals:
+        """The totals of the window, which is then empty; waits for the device if values are there."""
+        totals = self._read()
+        self._totals = {}
+        return totals
+
+    def means(self) -> dict[str, float]:
+        """The means so far."""
+        return means(self._read())
+
+    def merge(self, totals: Totals) -> None:
+        """Add the totals of another window."""
+        for name, (value, weight) in totals.items():
+            mine = self._totals.get(name, (0.0, 0.0))
+            self._totals[name] = (mine[0] + value, mine[1] + weight)
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """The open window in plain values."""
+        return {name: list(total) for name, total in self._read().items()}
+
+    def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
+        """Open the window where it was."""
+        self._totals = {name: (value, weight) for name, (value, weight) in state.items()}
+        self._waiting, self._packed = [], []
+
+    def _pack(self) -> None:
+        """Put the waiting values into one tensor on their device, without waiting."""
+        keys = [(name, weight) for name, weight, _ in self._waiting]
+        self._packed.append((keys, torch.stack([value.float() for _, _, value in self._waiting])))
+        self._waiting = []
+
+    def _read(self) -> Totals:
+        if self._waiting:
+            self._pack()
+        if self._packed:
+            keys = [key for keys, _ in self._packed for key in keys]
+            values = torch.cat([tensor for _, tensor in self._packed]).tolist()
+            self._packed = []
+            for (name, weight), value in zip(keys, values, strict=True):
+                total = self._totals.get(name, (0.0, 0.0))
+                self._totals[name] = (total[0] + value * weight, total[1] + weight)
+        return self._totals
+
+
+def means(totals: Totals) -> dict[str, float]:
+    """The weighted means of totals; NaN where all weights are zero.
+
+    >>> means({"loss": (6.0, 4.0)})
+    {'loss': 1.5}
+    """
+    return {name: value / weight if weight else float("nan") for name, (value, weight) in totals.items()}

@@ -1,0 +1,125 @@
+"""All options of a run, in one place, with their meaning."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blowtorch.clock import Interval
+from blowtorch.errors import OptionError, nearest
+
+
+def _option(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What can be said of a run beside its functions, model and data.
+
+    Options are keywords of `run(...)`, the section `run:` of the configuration, and `run.<option>=` on the command
+    line; the command line beats the files, the files beat the keywords, the keywords beat these defaults. Intervals
+    are strings such as `"500 steps"`, `"2 epochs"`, `"30 minutes"` or `"1M samples"`.
+
+    Raises:
+        OptionError: a value of the wrong type, or an interval that cannot be read.
+    """
+
+    max_epochs: int | None = _option(None, "epochs to train; 1 when no limit is given")
+    max_steps: int | None = _option(None, "optimizer steps to train, from the beginning of the run")
+    validate_every: str | None = _option("1 epoch", "interval between validations; null for none")
+    validate_at_start: bool = _option(False, "validate once before the first step")
+    log_every: str = _option("50 steps", "interval between recordings of the training metrics")
+    optimize_metric: str | None = _option(None, "name of the returned value to minimise; `loss` when there is one")
+    scheduler: Any = _option(None, "learning-rate scheduler: a name, or {name: options}")
+    device: str = _option("auto", "`auto`, or a torch device such as `cpu` or `cuda:1`")
+    save_path: str = _option("train_logs", "folder that holds the run folders")
+    run_name: str | None = _option(None, "name of the run folder; two random words when not given")
+    resume: str = _option("never", "`never`, `auto`, or the path of a run folder or of a checkpoint to continue")
+    initialize_from: str | None = _option(None, "a checkpoint whose weights are the start of a new run")
+    checkpoint_every: str | None = _option("1 epoch", "interval between checkpoints; null for best and last only")
+    checkpoint_metric: str = _option("val/loss", "the metric that decides which checkpoint is best")
+    smaller_is_better: bool = _option(True, "whether a smaller checkpoint_metric is better")
+    keep_last: int = _option(2, "how many of the newest checkpoints to keep; at least 1")
+    keep_best: int = _option(1, "how many of the best checkpoints to keep besides")
+    checkpoint_backend: Any = _option("local", "where checkpoints are stored: a name, {name: options} or an object")
+    loggers: Sequence[Any] = _option((), "loggers: names, {name: options}, or objects")
+    logger_timeout: str = _option("20 seconds", "how long the end of a run waits for all its loggers together")
+    callbacks: Sequence[Any] = _option((), "callbacks: names, {name: options}, or objects")
+    progress: bool = _option(True, "show progress on the console; console.log is written in any case")
+    limit_train_batches: int | None = _option(None, "train on at most so many batches of each epoch")
+    limit_validate_batches: int | None = _option(None, "validate on at most so many batches")
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            _check(option.name, getattr(self, option.name), _TYPES[option.name])
+        for name in _INTERVALS:
+            value = getattr(self, name)
+            if value is not None:
+                try:
+                    Interval.parse(value)
+                except OptionError as error:
+                    raise OptionError(f"option {name}: {error}") from None
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise OptionError(f"option {name}: expected at least {least}, got {value!r}")
+        if Interval.parse(self.logger_timeout).unit != "seconds":
+            raise OptionError(f"option logger_timeout: expected a time, such as '20 seconds', got {self.logger_timeout!r}")
+
+
+_INTERVALS = ("validate_every", "log_every", "checkpoint_every", "logger_timeout")
+_LEAST = {
+    "max_epochs": 1,
+    "max_steps": 1,
+    "keep_last": 1,
+    "keep_best": 0,
+    "limit_train_batches": 1,
+    "limit_validate_batches": 1,
+}
+_TYPES: dict[str, Any] = typing.get_type_hints(RunOptions)
+_LISTS = ("loggers", "callbacks")
+
+
+def resolve_options(keywords: Mapping[str, Any], configured: Mapping[str, Any]) -> RunOptions:
+    """Put the options of a run together; `configured`, the section `run:`, beats `keywords`.
+
+    Raises:
+        OptionError: an unknown option, naming the nearest, or a value that cannot be used.
+    """
+    names = [option.name for option in dataclasses.fields(RunOptions)]
+    for origin, values in (("run(...)", keywords), ("the configuration section 'run'", configured)):
+        for name in values:
+            if name not in names:
+                raise OptionError(f"unknown option {name!r} in {origin}.{nearest(name, names)}")
+    values = {**keywords, **configured}
+    for name, value in values.items():
+        if name in _LISTS:
+            values[name] = _as_list(name, value)
+        elif isinstance(value, Path):
+            values[name] = str(value)
+    return RunOptions(**values)
+
+
+def _as_list(name: str, value: Any) -> tuple[Any, ...]:
+    """A list option also takes one item, or names with commas between them."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return tuple(item.strip() for item in value.split(",") if item.strip())
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return (value,)
+
+
+def _check(name: str, value: Any, expected: Any) -> None:
+    choices = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    for choice in choices:
+        kind = typing.get_origin(choice) or choice
+        if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
+            return
+    words = " or ".join("null" if choice is types.NoneType else getattr(choice, "__name__", str(choice)) for choice in choices)
+    raise OptionError(f"option {name}: expected {words}, got {value!r}")

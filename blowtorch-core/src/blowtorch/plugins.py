@@ -1,0 +1,171 @@
+"""Makes the extensions that a run names; `python -m blowtorch.plugins` lists what is installed."""
+
+import argparse
+import functools
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pluggy
+
+from blowtorch import hookspecs
+from blowtorch.contracts import find_hidden_hooks, find_option_problems, find_problems, hooks
+from blowtorch.errors import BlowtorchError, ExtensionError
+from blowtorch.extensions import GROUPS, Extension, describe, find_extensions, format_extensions, in_words, resolve
+
+__all__ = ["KINDS", "Extension", "Plugin", "Plugins", "find_extensions"]
+
+_SPECS: Mapping[str, type] = {
+    "logger": hookspecs.LoggerSpec,
+    "checkpoint-backend": hookspecs.CheckpointBackendSpec,
+    "scheduler": hookspecs.SchedulerSpec,
+    "config-source": hookspecs.ConfigSourceSpec,
+    "callback": hookspecs.CallbackSpec,
+}
+KINDS: Mapping[str, tuple[str, type | None]] = {kind: (group, _SPECS.get(kind)) for kind, group in GROUPS.items()}
+_NO_EXTENSIONS = (bool, int, float, bytes, list, tuple, set, frozenset, types.ModuleType, types.FunctionType)
+
+
+class Plugin:
+    """One extension at work: an object that keeps the contract of its kind.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        name: the name by which it is reached; that of its class when it was given as an object.
+        package: the distribution that declares it, or an empty string.
+        version: the version of that distribution, or an empty string.
+        instance: the object.
+        label: how messages speak of it, such as `logger 'acme' (acme-logger 1.2)`.
+
+    Raises:
+        ExtensionError: the object does not keep the contract.
+    """
+
+    def __init__(self, extension: Extension, instance: Any) -> None:
+        spec = _SPECS[extension.kind]
+        self.kind, self.name, self.label = extension.kind, extension.reference, extension.label
+        self.package, self.version = extension.package, extension.version
+        self.instance = instance
+        for problem in find_hidden_hooks(instance, spec):
+            raise ExtensionError(f"{self.label}: {problem}")
+        manager = pluggy.PluginManager("blowtorch")
+        manager.add_hookspecs(spec)
+        try:
+            manager.register(instance, name=self.name)
+            manager.check_pending()
+        except Exception as error:
+            raise ExtensionError(f"{self.label} does not keep its contract: {describe(error)}") from error
+        self._implementations: dict[str, pluggy.HookImpl] = {
+            hook: method for hook in hooks(spec) for method in getattr(manager.hook, hook).get_hookimpls()
+        }
+
+    def implementation(self, hook: str) -> pluggy.HookImpl | None:
+        """The method for a hook, or None; it takes `argnames` and then `kwargnames`, by position."""
+        return self._implementations.get(hook)
+
+    def call(self, hook: str, /, **arguments: Any) -> Any:
+        """Call the method for a hook with those arguments that it takes.
+
+        Args:
+            hook: a hook of the contract.
+            arguments: all that the contract has for this hook.
+
+        Returns:
+            What the method returns; None when there is none.
+
+        Raises:
+            ExtensionError: the method raised, whatever it was; a `BlowtorchError` of a built-in passes as it is.
+        """
+        method = self._implementations.get(hook)
+        if method is None:
+            return None
+        values = [arguments[name] for name in (*method.argnames, *method.kwargnames)]
+        return _call(f"{self.label} raised in {hook}", type(self.instance), method.function, *values)
+
+    def __repr__(self) -> str:
+        return f"<Plugin {self.label}>"
+
+
+class Plugins:
+    """Makes extensions for one run; looks at what is installed once, when that is first needed."""
+
+    @functools.cached_property
+    def extensions(self) -> list[Extension]:
+        """All installed extensions."""
+        return find_extensions()
+
+    def create(self, kind: str, given: Any) -> Plugin:
+        """Make an extension from what a user writes.
+
+        Args:
+            kind: a key of `KINDS`, but for `command`.
+            given: a name, `"package:name"`, `"module:Class"`, `{name: options}`, or an object.
+
+        Raises:
+            ExtensionError: it is not there, cannot be used or made, or does not keep the contract of its kind.
+        """
+        if kind not in _SPECS:
+            raise ExtensionError(f"expected a kind of extension, one of {', '.join(_SPECS)}, got {kind!r}")
+        if not isinstance(given, str | Mapping):
+            return _adopt(kind, given)
+        name, options = _split(kind, given)
+        extension = resolve(self.extensions, kind, name)
+        found = extension.load()
+        if not isinstance(found, type):
+            raise ExtensionError(f"{extension.label}: expected {extension.target!r} to be a class, got {found!r}")
+        for problem in (*find_problems(found, kind, _SPECS), *find_option_problems(found, name, options)):
+            raise ExtensionError(f"{extension.label}: {problem}")
+        return Plugin(extension, _call(f"{extension.label} raised in its constructor", found, found, **options))
+
+
+def _adopt(kind: str, given: Any) -> Plugin:
+    """An object that a script made itself."""
+    words = in_words(kind)
+    if isinstance(given, type):
+        raise ExtensionError(f"expected a {words} object, got the class: write {given.__name__}(...)")
+    if given is None or isinstance(given, _NO_EXTENSIONS):
+        raise ExtensionError(f"expected a {words} as a name, {{name: options}} or an object, got {given!r}")
+    extension = Extension(kind, type(given).__name__)
+    for problem in find_problems(type(given), kind, _SPECS):
+        raise ExtensionError(f"{extension.label}: {problem}")
+    return Plugin(extension, given)
+
+
+def _split(kind: str, given: str | Mapping[Any, Any]) -> tuple[str, dict[str, Any]]:
+    """The name and the options in what a user wrote."""
+    if isinstance(given, str):
+        return given, {}
+    if len(given) != 1:
+        raise ExtensionError(f"expected a {in_words(kind)} as {{name: options}} with one name, got {[*given]!r}")
+    name, options = next(iter(given.items()))
+    if not isinstance(name, str):
+        raise ExtensionError(f"expected the name of a {in_words(kind)}, got {name!r}")
+    if options is not None and not isinstance(options, Mapping):
+        raise ExtensionError(f"{in_words(kind)} {name!r}: expected its options as a mapping, got {options!r}")
+    for option in options or ():
+        if not isinstance(option, str):
+            raise ExtensionError(f"{in_words(kind)} {name!r}: expected the name of an option, got {option!r}")
+    return name, dict(options or {})
+
+
+def _call(event: str, owner: type, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
+    """Call into an extension; the error for whatever it raises begins with whose it is."""
+    try:
+        return function(*arguments, **options)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if isinstance(error, BlowtorchError) and owner.__module__.startswith("blowtorch.builtin."):
+            raise
+        raise ExtensionError(f"{event}: {describe(error)}") from error
+
+
+def main() -> None:
+    """`python -m blowtorch.plugins`."""
+    parser = argparse.ArgumentParser(prog="python -m blowtorch.plugins", description="List the installed extensions.")
+    parser.add_argument("--json", action="store_true", help="print one array of objects")
+    print(format_extensions(find_extensions(), as_json=parser.parse_args().json))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""When learning rates change: after a step, after an epoch, or after a validation that measured a metric."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from blowtorch.clock import Trigger
+from blowtorch.errors import ExtensionError, ScriptError
+from blowtorch.hookspecs import Schedule
+from blowtorch.plugins import Plugin
+from blowtorch.state import RunState
+
+
+class Schedules:
+    """The learning-rate schedules of a run.
+
+    Args:
+        optimizers: by name.
+        schedules: by name; several may change the same optimizer.
+    """
+
+    def __init__(self, optimizers: Mapping[str, torch.optim.Optimizer], schedules: Mapping[str, Schedule]) -> None:
+        self._optimizers = optimizers
+        self._schedules = schedules
+        self._triggers = {name: Trigger(schedule.every) for name, schedule in schedules.items()}
+        self._each_step = [
+            name
+            for name, schedule in schedules.items()
+            if schedule.metric is None and schedule.every.unit != "epochs"
+        ]
+        self.wants_steps = bool(self._each_step)
+        self.rates = self.read_rates()
+
+    def start(self, state: RunState) -> None:
+        """Count from where the run stands."""
+        for trigger in self._triggers.values():
+            trigger.start(state.time())
+        self.rates = self.read_rates()
+
+    def read_rates(self) -> dict[str, float]:
+        """The learning rates now, by the names under which they are recorded."""
+        rates = {
+            f"lr/{name}/{index}": float(group["lr"])
+            for name, optimizer in self._optimizers.items()
+            for index, group in enumerate(optimizer.param_groups)
+        }
+        return {"lr": next(iter(rates.values()))} if len(rates) == 1 else rates
+
+    def after_step(self, state: RunState) -> None:
+        """Step those that follow optimizer steps; `rates` keeps what the step itself used."""
+        self.rates = self.read_rates()
+        time = state.time()
+        for name in self._each_step:
+            if self._triggers[name].is_due(time):
+                self._schedules[name].scheduler.step()
+
+    def after_validation(self, state: RunState, measured: Mapping[str, float]) -> None:
+        """Step those whose metric was measured."""
+        for name, schedule in self._schedules.items():
+            if schedule.metric in measured and self._triggers[name].is_due(state.time()):
+                schedule.scheduler.step(measured[schedule.metric])
+
+    def after_epoch(self, state: RunState) -> None:
+        """Step those that follow epochs."""
+        for name, schedule in self._schedules.items():
+            is_by_epoch = schedule.metric is None and schedule.every.unit == "epochs"
+            if is_by_epoch and self._triggers[name].is_due(state.time()):
+                schedule.scheduler.step()
+
+    def parts(self) -> dict[str, Any]:
+        """What has to be saved, by name."""
+        return {f"schedulers/{name}": schedule.scheduler for name, schedule in self._schedules.items()}
+
+
+def read_configured(returned: Any) -> tuple[dict[str, torch.optim.Optimizer], dict[str, Any]]:
+    """Sort what `configure_optimizers` returned into optimizers and schedulers by name.
+
+    Raises:
+        ScriptError: it is neither an optimizer, nor a dict of them, nor a pair (optimizers, schedulers).
+    """
+    schedulers: Any = {}
+    optimizers = returned
+    if isinstance(returned, tuple) and len(returned) == 2:
+        optimizers, schedulers = returned
+    if isinstance(optimizers, torch.optim.Optimizer):
+        optimizers = {"optimizer": optimizers}
+    is_valid = isinstance(optimizers, Mapping) and optimizers
+    if not is_valid or not all(isinstance(value, torch.optim.Optimizer) for value in optimizers.values()):
+        raise ScriptError(
+            f"configure_optimizers returned {returned!r:.200}; expected an optimizer, a dict of named optimizers, or "
+            f"a pair (optimizers, schedulers)"
+        )
+    if schedulers is None:
+        schedulers = {}
+    if isinstance(schedulers, Sequence):
+        schedulers = {str(index): scheduler for index, scheduler in enumerate(schedulers)}
+    elif not isinstance(schedulers, Mapping):
+        schedulers = {"scheduler": schedulers}
+    return dict(optimizers), dict(schedulers)
+
+
+def as_schedule(name: str, scheduler: Any, checkpoint_metric: str) -> Schedule:
+    """A scheduler that the script made: per epoch as in torch's own examples, a plateau one by the metric."""
+    if isinstance(scheduler, Schedule):
+        return scheduler
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        return Schedule(scheduler, metric=checkpoint_metric)
+    if not callable(getattr(scheduler, "step", None)):
+        raise ScriptError(f"configure_optimizers returned {scheduler!r} as scheduler {name!r}; it has no method step")
+    return Schedule(scheduler, every="1 epoch")
+
+
+def build_schedules(
+    plugin: Plugin, optimizers: Mapping[str, torch.optim.Optimizer], total_steps: int | None, per_epoch: int | None
+) -> dict[str, Schedule]:
+    """The schedules that a scheduler extension builds, one for each optimizer, stepped per step by default."""
+    schedules = {}
+    for name, optimizer in optimizers.items():
+        built = plugin.call(
+            "scheduler_build", optimizer=optimizer, total_steps=total_steps, steps_per_epoch=per_epoch
+        )
+        if built is None or not isinstance(built, Schedule) and not callable(getattr(built, "step", None)):
+            raise ExtensionError(f"{plugin.label} built {built!r}; expected a torch scheduler or a Schedule")
+        schedules[name] = built if isinstance(built, Schedule) else Schedule(built)
+    return schedules

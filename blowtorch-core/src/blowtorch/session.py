@@ -1,0 +1,389 @@
+"""One call of a run: everything that happens around the loop, from the choice of the folder to the last line."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from blowtorch.callbacks import Callbacks
+from blowtorch.checkpoints import Checkpoints, load_weights, read_tensors
+from blowtorch.clock import Interval, Trigger
+from blowtorch.config import Config
+from blowtorch.data import Batches
+from blowtorch.errors import CheckpointError, OptionError, ScriptError, warn
+from blowtorch.folder import RunFolder, mask_secrets
+from blowtorch.hookspecs import RunInfo, Schedule
+from blowtorch.loop import Training, Validation
+from blowtorch.manifest import verify
+from blowtorch.metrics import MeanWindow
+from blowtorch.options import RunOptions
+from blowtorch.plugins import Plugin, Plugins
+from blowtorch.record import LoggerFeed, Record
+from blowtorch.reproducibility import git_commit, seed_everything, snapshot, summarize_model, versions
+from blowtorch.schedules import Schedules, as_schedule, build_schedules, read_configured
+from blowtorch.script import Script
+from blowtorch.state import RunState
+from blowtorch.steps import Optimization, Returns
+from blowtorch.view import find_newest
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+        folder: the folder of the run that is continued; None for a new run.
+        at_most: the checkpoint to continue from, or an earlier one; None for the newest.
+    """
+
+    folder: RunFolder | None = None
+    at_most: str | None = None
+
+
+def find_start(options: RunOptions, script: Script) -> Start:
+    """What the option `resume` means.
+
+    Raises:
+        RunFolderError: it names no run.
+    """
+    if options.resume == "never":
+        return Start()
+    if options.resume == "auto":
+        newest = find_newest(options.save_path, options.run_name, script.path)
+        return Start() if newest is None or newest.status == "finished" else Start(RunFolder.reopen(newest.path))
+    path = Path(options.resume)
+    if path.parent.name == "checkpoints" and path.is_dir():
+        return Start(RunFolder.reopen(path.parent.parent), at_most=path.name)
+    return Start(RunFolder.reopen(path))
+
+
+def recorded_seed(options: RunOptions, script: Script) -> int | None:
+    """The seed of the run that would be continued, if one would."""
+    folder = find_start(options, script).folder
+    return None if folder is None else int(folder.read_info()["seed"])
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that an option names; `auto` takes an accelerator if there is one.
+
+    Raises:
+        OptionError: torch knows no such device, or it is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise OptionError(f"option device: expected 'auto' or a device that is there, got {name!r}: {error}") from error
+    return device
+
+
+def detached_state(
+    model: nn.Module, options: RunOptions, config: Config, seed: int, device: torch.device
+) -> RunState:
+    """A state for an evaluation, which belongs to no run and has no folder."""
+    info = RunInfo(id="", name="", folder=Path(), logger_folder=None, config={}, resumed=False)
+    return RunState(info, options, config, Path(), seed, device, model)
+
+
+class Session:
+    """One call of a run; as a context manager it records how the run ends, however that is.
+
+    Making one checks what can be checked while there is no folder yet, and then takes a folder and its lock.
+
+    Args:
+        script: what the script has said.
+        config: the resolved configuration.
+        options: the options that hold.
+        plugins: where extensions come from.
+        data: the model, and the train and validation loaders of the call, which may be None.
+
+    Raises:
+        BlowtorchError: something cannot work.
+    """
+
+    training: Training
+
+    def __init__(
+        self, script: Script, config: Config, options: RunOptions, plugins: Plugins, data: tuple[Any, Any, Any]
+    ) -> None:
+        model, train_loader, validate_loader = data
+        script.check(model)
+        self.status = "running"
+        self._script = script
+        self._requests = script.choose_validations(validate_loader)
+        loader = script.choose_train_loader(train_loader)
+        self._loggers = [plugins.create("logger", given) for given in options.loggers]
+        self._callbacks = create_callbacks(options, plugins)
+        self._backend = plugins.create("checkpoint-backend", options.checkpoint_backend)
+        self._scheduler = None if options.scheduler is None else plugins.create("scheduler", options.scheduler)
+        device = choose_device(options.device)
+        self._start = find_start(options, script)
+        is_resumed = self._start.folder is not None
+        self.folder = self._start.folder or RunFolder.create(options.save_path, options.run_name)
+        self.folder.acquire()
+        seed = self._agree_on_seed() if is_resumed else script.seed
+        self._batches = Batches(loader, seed, device, options.limit_train_batches)
+        info = RunInfo(
+            self.folder.id, self.folder.name, self.folder.path, None, mask_secrets(config.snapshot()), is_resumed
+        )
+        self.state = RunState(info, options, config, self.folder.path, seed, device, model.to(device))
+        self.state.is_resumed = is_resumed
+        self._feeds: list[LoggerFeed] = []
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.status = "finished" if self.state.interruption is None else "stopped"
+        else:
+            self.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        try:
+            self._conclude(error)
+        finally:
+            self.folder.end_session(self.status)
+            self.folder.release()
+
+    def prepare(self) -> None:
+        """Build what the loop needs, and go to where the run begins."""
+        state, script = self.state, self._script
+        self._record = Record(self.folder.record)
+        state.attach(self._write_console_log, self._record_warning)
+        state.model.train()
+        if state.options.initialize_from is not None and not state.is_resumed:
+            load_initial_weights(state.model, state.options.initialize_from)
+        for function in script.init:
+            function.function(**function.bind(state).given())
+        self._count_steps()
+        schedules = self._build_optimizers()
+        self.training = self._build_training(schedules)
+        self.training.checkpoints.check()
+        self._begin()
+        self._start_loggers()
+
+    def metrics(self) -> dict[str, float]:
+        """The last value of every metric; of one never recorded, its mean in the window that is still open."""
+        window = {f"train/{name}": value for name, value in self.training.window.means().items()}
+        return window | self.state.metrics
+
+    def _agree_on_seed(self) -> int:
+        """The recorded seed; it holds, whatever the script has seeded with."""
+        recorded = int(self.folder.read_info()["seed"])
+        if recorded != self._script.seed:
+            warn(
+                f"the run that is continued has the seed {recorded}, which holds from here on; what the script drew "
+                f"before this call came from the seed {self._script.seed} and differs (name `resume` in the "
+                f"configuration or on the command line to avoid it)"
+            )
+            seed_everything(recorded)
+        return recorded
+
+    def _write_console_log(self, text: str) -> None:
+        try:
+            with self.folder.console.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        except OSError:  # a full disk is the record's to report
+            pass
+
+    def _record_warning(self, text: str) -> None:
+        self._record.append("warning", step=self.state.step, epoch=self.state.epoch, time=time.time(), text=text)
+
+    def _build_optimizers(self) -> Schedules:
+        state, configure = self.state, self._script.configure_optimizers
+        assert configure is not None
+        optimizers, schedulers = read_configured(configure.function(**configure.bind(state).given()))
+        state.optimizers.update(optimizers)
+        schedules: dict[str, Schedule] = {
+            name: as_schedule(name, scheduler, state.options.checkpoint_metric)
+            for name, scheduler in schedulers.items()
+        }
+        if self._scheduler is not None:
+            if schedules:
+                raise ScriptError(
+                    "configure_optimizers returns schedulers, and the option scheduler names another; keep one of them"
+                )
+            schedules = build_schedules(self._scheduler, optimizers, state.total_steps, state.steps_per_epoch)
+        return Schedules(state.optimizers, schedules)
+
+    def _count_steps(self) -> None:
+        state = self.state
+        state.steps_per_epoch = self._batches.num_batches
+        limits = [state.options.max_steps]
+        if state.steps_per_epoch is not None and state.max_epochs is not None:
+            limits.append(state.max_epochs * state.steps_per_epoch)
+        state.total_steps = min((limit for limit in limits if limit is not None), default=None)
+
+    def _build_training(self, schedules: Schedules) -> Training:
+        state, options = self.state, self.state.options
+        assert self._script.train is not None
+        function = self._script.train.bind(state)
+        moments = {
+            moment: [each.bind(state) for each in functions] for moment, functions in self._script.moments.items()
+        }
+        callbacks = Callbacks(self._callbacks, moments)
+        window, epoch_window = MeanWindow(), MeanWindow()
+        parts = {
+            "state": state,
+            "window": window,
+            "epoch_window": epoch_window,
+            **{f"optimizers/{name}": optimizer for name, optimizer in state.optimizers.items()},
+            **schedules.parts(),
+            **callbacks.parts(),
+            **{f"kept/{name}": instance for name, instance in self._script.kept.items()},
+        }
+        return Training(
+            function=function,
+            batches=self._batches,
+            returns=Returns(function.name, state.warn),
+            optimization=Optimization(function, state.optimizers, options.optimize_metric),
+            schedules=schedules,
+            validations=self._build_validations(),
+            callbacks=callbacks,
+            record=self._record,
+            checkpoints=Checkpoints(self.folder, self._backend, state.info, self._record, parts),
+            window=window,
+            epoch_window=epoch_window,
+            record_trigger=Trigger(Interval.parse(options.log_every)),
+            checkpoint_trigger=_trigger(options.checkpoint_every),
+        )
+
+    def _build_validations(self) -> list[Validation]:
+        state, options = self.state, self.state.options
+        validations = []
+        for request in self._requests:
+            assert request.function is not None
+            validations.append(
+                Validation(
+                    name=request.name,
+                    function=request.function.bind(state, is_validate=True),
+                    batches=Batches(
+                        request.loader, state.seed, state.device, options.limit_validate_batches, request.name
+                    ),
+                    returns=Returns(request.function.name, state.warn),
+                    trigger=_trigger(request.every or options.validate_every),
+                    is_at_start=options.validate_at_start if request.at_start is None else request.at_start,
+                )
+            )
+        return validations
+
+    def _begin(self) -> None:
+        """Go to the checkpoint that the run continues from, or to the beginning; say so in the record."""
+        state, checkpoints = self.state, self.training.checkpoints
+        changed = self.folder.write_config(state.config)
+        name = None
+        self._rewound = None
+        if state.is_resumed:
+            name = checkpoints.newest_good(state.warn, self._start.at_most)
+            if name is None:
+                self._record.cut(0)
+            else:
+                self.training.random_state = checkpoints.restore(name, state)
+            self._rewound = (state.step, self._record.sync())
+        if name is None:
+            self._record.append("start", step=0, epoch=0, time=time.time(), id=state.info.id, name=state.info.name)
+        if state.is_resumed:
+            self._record.append(
+                "resume", step=state.step, epoch=state.epoch, time=time.time(), checkpoint=name, changed=changed
+            )
+            for key, (before, after) in changed.items():
+                state.say(f"changed since the last start: {key} was {before!r} and is {after!r}")
+        self._describe()
+
+    def _describe(self) -> None:
+        """Write down the code, the environment and the model."""
+        state, script = self.state, self._script
+        path = Path(script.path) if script.path else None
+        self.folder.begin_session(
+            script=script.path,
+            command_line=script.command_line,
+            seed=state.seed,
+            versions=versions(),
+            git_commit=git_commit(path),
+            checkpoint_metric=state.options.checkpoint_metric,
+        )
+        for problem in snapshot(self.folder.path, path):
+            state.warn(problem)
+        (self.folder.path / "model.txt").write_text(summarize_model(state.model), encoding="utf-8")
+
+    def _start_loggers(self) -> None:
+        for plugin in self._loggers:
+            folder = self.folder.logger_folder(plugin.name)
+            info = dataclasses.replace(self.state.info, logger_folder=folder)
+            self._feeds.append(LoggerFeed(plugin, info, self.folder.record, self._rewound))
+
+    def _conclude(self, error: BaseException | None) -> None:
+        """The last words of a run: `run_end`, the event `finish`, and a limited wait for the loggers."""
+        state = self.state
+        self._batches.close()
+        if not hasattr(self, "training"):
+            return
+        try:
+            self.training.callbacks.call("run_end", state, status=self.status)
+        except Exception as problem:
+            if error is None:
+                self.status = "failed"
+                raise
+            warn(f"{problem}; the run had failed before")
+        finally:
+            self._finish_record(error)
+
+    def _finish_record(self, error: BaseException | None) -> None:
+        state = self.state
+        summary = self.metrics()
+        if state.best is not None and state.best.metric is not None:
+            summary[f"best/{state.options.checkpoint_metric}"] = state.best.metric
+        reason = state.interruption or state.stop_reason if error is None else f"{type(error).__name__}: {error}"
+        self._record.append(
+            "finish",
+            step=state.step,
+            epoch=state.epoch,
+            time=time.time(),
+            status=self.status,
+            reason=reason,
+            summary=summary,
+        )
+        deadline = time.monotonic() + Interval.parse(state.options.logger_timeout).amount
+        for feed in self._feeds:
+            feed.close(deadline)
+        for feed in self._feeds:
+            feed.report(state.warn)
+        self._record.close()
+
+
+def create_callbacks(options: RunOptions, plugins: Plugins) -> list[Plugin]:
+    """The callbacks that the options name; the console comes first, unless they name it too."""
+    callbacks = [plugins.create("callback", given) for given in options.callbacks]
+    if not any(plugin.name == "console" for plugin in callbacks):
+        callbacks.insert(0, plugins.create("callback", {"console": {"progress": options.progress}}))
+    return callbacks
+
+
+def load_initial_weights(model: nn.Module, origin: str) -> None:
+    """Load the weights of a checkpoint, or of the best or else latest one of a run folder.
+
+    Raises:
+        CheckpointError: it is no checkpoint, is damaged, or belongs to another model.
+    """
+    path = Path(origin)
+    for pointer in ("best", "latest"):
+        if (path / "checkpoints" / pointer).is_file():
+            path = path / "checkpoints" / (path / "checkpoints" / pointer).read_text().strip()
+    problems = verify(path, ["model.pt"]) if (path / "manifest.json").is_file() else ["it holds no manifest.json"]
+    if problems:
+        raise CheckpointError(f"initialize_from={origin!r} is no good checkpoint: {'; '.join(problems)}")
+    load_weights(model, read_tensors(path / "model.pt"), str(path))
+
+
+def _trigger(interval: str | None) -> Trigger | None:
+    return None if interval is None else Trigger(Interval.parse(interval))

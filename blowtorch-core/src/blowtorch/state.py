@@ -1,0 +1,152 @@
+"""`RunState`: the one carrier of everything that changes while a run is under way."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from blowtorch.clock import NEVER, Time
+from blowtorch.config import Config
+from blowtorch.errors import warn
+from blowtorch.hookspecs import Checkpoint, RunInfo
+from blowtorch.options import RunOptions
+
+
+@dataclass
+class RunState:
+    """Where a run stands, and what it works with.
+
+    Attributes:
+        info: the run as extensions are told of it.
+        options: the options that hold.
+        config: the resolved configuration.
+        folder: the run folder.
+        seed: the seed from which every random stream is derived.
+        device: where the model and the batches are.
+        model: the model in training.
+        optimizers: by name; a single one is called `optimizer`.
+        is_resumed: whether this process continues an earlier one.
+        step: optimizer steps done.
+        epoch: number of the epoch under way, or of the last one when it is done; the first is 1.
+        batch: batches of this epoch that are done.
+        is_epoch_done: whether the epoch has ended and everything that happens at its end is done.
+        samples: samples trained on.
+        metrics: the last recorded value of every metric, by its recorded name.
+        measured_at: the step at which each of `metrics` was recorded.
+        best: the best checkpoint so far by `options.checkpoint_metric`.
+        total_steps: optimizer steps of the whole run; None when unknown.
+        steps_per_epoch: None when unknown.
+        stop_reason: set it to a sentence to end the run after the current step; the run is then finished.
+        interruption: what wants the run to stop early, such as SIGTERM; the run is then stopped, to be continued.
+        logged: what `log` was given and nothing has recorded yet.
+        listeners: called with every line that the run says.
+        next_event: the next step after which anything can be due.
+        has_reported_overrides: whether overrides that nothing reads have been reported.
+    """
+
+    info: RunInfo
+    options: RunOptions
+    config: Config
+    folder: Path
+    seed: int
+    device: torch.device
+    model: nn.Module
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
+    is_resumed: bool = False
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    is_epoch_done: bool = True
+    samples: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    measured_at: dict[str, int] = field(default_factory=dict)
+    best: Checkpoint | None = None
+    total_steps: int | None = None
+    steps_per_epoch: int | None = None
+    stop_reason: str | None = None
+    interruption: str | None = None
+    logged: dict[str, Any] = field(default_factory=dict)
+    listeners: list[Callable[[str], None]] = field(default_factory=list)
+    next_event: int = NEVER
+    has_reported_overrides: bool = False
+    _earlier_seconds: float = 0.0
+    _started: float = field(default_factory=time.monotonic)
+    _write_console_log: Callable[[str], None] = lambda _: None
+    _record_warning: Callable[[str], None] = lambda _: None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has been under way, those of the processes that it continues included."""
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    @property
+    def max_epochs(self) -> int | None:
+        """The epochs that are asked for: one when nothing limits the run."""
+        if self.options.max_epochs is None and self.options.max_steps is None:
+            return 1
+        return self.options.max_epochs
+
+    def attach(self, write_console_log: Callable[[str], None], record_warning: Callable[[str], None]) -> None:
+        """Take the places where lines and warnings are kept."""
+        self._write_console_log, self._record_warning = write_console_log, record_warning
+
+    def time(self) -> Time:
+        """The reading of the clock."""
+        epochs = self.epoch if self.is_epoch_done else self.epoch - 1
+        return Time(self.step, epochs, self.samples, self.seconds)
+
+    def begin_epoch(self) -> None:
+        """Go on to the next epoch."""
+        self.epoch += 1
+        self.batch = 0
+        self.is_epoch_done = False
+
+    def advance(self, samples: int) -> None:
+        """Count one step, of one batch of so many samples."""
+        self.step += 1
+        self.batch += 1
+        self.samples += samples
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Record more from within a step; averaged and named like what the step returns."""
+        self.logged.update(metrics)
+
+    def say(self, text: str) -> None:
+        """Put a line on the console and into `console.log`."""
+        self._write_console_log(text)
+        for listener in self.listeners:
+            listener(text)
+
+    def warn(self, text: str) -> None:
+        """Warn the user; the warning is kept in the record and in `console.log` too."""
+        self._record_warning(text)
+        self._write_console_log(f"warning: {text}")
+        warn(text)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the run, in plain values."""
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "is_epoch_done": self.is_epoch_done,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "metrics": dict(self.metrics),
+            "measured_at": dict(self.measured_at),
+            "best": None if self.best is None else [self.best.name, self.best.step, self.best.metric],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to the position of a checkpoint."""
+        self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
+        self.is_epoch_done, self.samples = state["is_epoch_done"], state["samples"]
+        self._earlier_seconds, self._started = state["seconds"], time.monotonic()
+        self.metrics, self.measured_at = dict(state["metrics"]), dict(state["measured_at"])
+        if state["best"] is not None:
+            name, step, metric = state["best"]
+            self.best = Checkpoint(name, step, metric, self.folder / "checkpoints" / name)

@@ -1,0 +1,252 @@
+import json
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from blowtorch import RunFolderError, RunInfo, hookimpl
+from blowtorch.plugins import Plugins
+from blowtorch.record import LoggerFeed, Record, decode, encode
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def append_metrics(record, step, **values):
+    metrics = values or {"train/loss": step / 10}
+    record.append("metrics", is_urgent=False, step=step, epoch=1, time=1.0 * step, metrics=metrics)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "record.jsonl"
+
+
+@pytest.fixture
+def feed(tmp_path, path):
+    """Starts a feed for a logger and closes it when the test ends."""
+    feeds = []
+
+    def start(logger, rewound=None):
+        folder = tmp_path / "logger"
+        folder.mkdir(exist_ok=True)
+        info = RunInfo("id", "name-1", tmp_path, folder, {}, rewound is not None)
+        feeds.append(LoggerFeed(Plugins().create("logger", logger), info, path, rewound))
+        return feeds[-1]
+
+    yield start
+    for each in feeds:
+        each.close(time.monotonic())
+
+
+class Collector:
+    def __init__(self):
+        self.calls = []
+
+    @hookimpl
+    def log_start(self, run):
+        self.calls.append(("start", run.resumed))
+
+    @hookimpl
+    def log_rewind(self, step):
+        self.calls.append(("rewind", step))
+
+    @hookimpl
+    def log_metrics(self, metrics, step):
+        self.calls.append((step, dict(metrics)))
+
+    @hookimpl
+    def log_finish(self, status, summary):
+        self.calls.append((status, dict(summary)))
+
+
+def finish(record):
+    record.append("finish", step=9, epoch=1, time=9.0, status="finished", reason=None, summary={"val/loss": 0.5})
+
+
+def test_urgent_events_are_written_at_once_and_others_together(path):
+    record = Record(path)
+    append_metrics(record, 1)
+    record.append("warning", text="x")
+    assert [event["event"] for event in read(path)] == ["metrics", "warning"]
+    for step in range(2, 12):
+        append_metrics(record, step)
+    assert len(read(path)) == 2
+    record.close()
+    assert len(read(path)) == 12
+
+
+def test_numbers_that_are_not_finite_are_strings_in_the_file_and_numbers_again_when_read():
+    line = encode({"event": "metrics", "metrics": {"a": float("inf"), "b": float("-inf"), "c": float("nan"), "d": 1}})
+    assert json.loads(line)["metrics"] == {"a": "inf", "b": "-inf", "c": "nan", "d": 1}
+    metrics = decode(line)["metrics"]
+    assert metrics["a"] == float("inf") and metrics["b"] == float("-inf") and metrics["c"] != metrics["c"]
+
+
+def test_a_torn_last_line_is_dropped_when_the_record_is_opened_again(path):
+    record = Record(path)
+    append_metrics(record, 1)
+    record.close()
+    with path.open("a") as file:
+        file.write('{"event": "metr')
+    record = Record(path)
+    append_metrics(record, 2)
+    record.close()
+    assert [event["step"] for event in read(path)] == [1, 2]
+
+
+def test_a_record_is_cut_back_to_the_length_of_a_checkpoint(path):
+    record = Record(path)
+    append_metrics(record, 1)
+    length = record.sync()
+    append_metrics(record, 2)
+    record.close()
+    record = Record(path)
+    record.cut(length)
+    append_metrics(record, 3)
+    record.close()
+    assert [event["step"] for event in read(path)] == [1, 3]
+
+
+def test_a_record_shorter_than_its_checkpoint_says_is_refused(path):
+    record = Record(path)
+    with pytest.raises(RunFolderError, match="0 bytes and the checkpoint was taken at 100"):
+        record.cut(100)
+    record.close()
+
+
+def test_what_cannot_be_written_is_held_and_written_later_in_whole_lines(path):
+    """A limit on the size of files stands for a full disk: the write fails part of the way."""
+    record = Record(path)
+    append_metrics(record, 1)
+    record.write()
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+        append_metrics(record, 2)
+        assert not record.write()
+        with pytest.raises(OSError, match="could not be written"):
+            record.sync()
+        assert [event["step"] for event in read(path)] == [1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    record.close()
+    assert [event["step"] for event in read(path)] == [1, 2]
+
+
+def test_a_logger_is_given_everything_in_order(path, feed):
+    record = Record(path)
+    logger = Collector()
+    each = feed(logger)
+    for step in range(1, 200):
+        append_metrics(record, step)
+    finish(record)
+    assert each.close(time.monotonic() + 10)
+    assert logger.calls[0] == ("start", False)
+    assert logger.calls[1:-1] == [(step, {"train/loss": step / 10}) for step in range(1, 200)]
+    assert logger.calls[-1] == ("finished", {"val/loss": 0.5})
+    record.close()
+
+
+def test_a_logger_that_fails_for_a_while_misses_nothing(path, feed):
+    class Failing(Collector):
+        failures = 2
+
+        @hookimpl
+        def log_metrics(self, metrics, step):
+            if step == 3 and self.failures:
+                self.failures -= 1
+                raise ConnectionError("the tracker is down")
+            self.calls.append((step, dict(metrics)))
+
+    record = Record(path)
+    logger = Failing()
+    each = feed(logger)
+    for step in range(1, 6):
+        append_metrics(record, step)
+    finish(record)
+    assert each.close(time.monotonic() + 10)
+    assert [call[0] for call in logger.calls[1:-1]] == [1, 2, 3, 4, 5]
+    record.close()
+
+
+def test_an_event_that_alone_fails_again_and_again_is_skipped_and_counted(path, feed, monkeypatch):
+    class Choosy(Collector):
+        @hookimpl
+        def log_metrics(self, metrics, step):
+            if step == 3:
+                raise ValueError("step 3 is bad")
+            self.calls.append((step, dict(metrics)))
+
+    monkeypatch.setattr("blowtorch.record._TRIES", 2)
+    record = Record(path)
+    logger = Choosy()
+    for step in range(1, 6):
+        append_metrics(record, step)
+    finish(record)
+    each = feed(logger)
+    assert each.close(time.monotonic() + 10)
+    assert {call[0] for call in logger.calls} >= {1, 2, 4, 5, "finished"}
+    assert each.skipped == 1
+    said = []
+    each.report(said.append)
+    assert len(said) == 1 and "refused 1 events" in said[0]
+    record.close()
+
+
+def test_a_logger_that_is_down_to_the_end_is_reported_with_its_cause(path, feed):
+    class Down(Collector):
+        @hookimpl
+        def log_metrics(self, metrics):
+            raise ConnectionError("no route")
+
+    record = Record(path)
+    for step in range(1, 4):
+        append_metrics(record, step)
+    finish(record)
+    each = feed(Down())
+    assert not each.close(time.monotonic() + 0.5)
+    said = []
+    each.report(said.append)
+    assert "logger 'Down' is 4 events behind" in said[0]
+    assert "no route" in said[0]
+    record.close()
+
+
+def test_a_logger_goes_on_where_it_stood_and_is_rewound_with_the_record(path, feed):
+    record = Record(path)
+    logger = Collector()
+    each = feed(logger)
+    lengths = []
+    for step in range(1, 6):
+        append_metrics(record, step)
+        record.write()
+        lengths.append(path.stat().st_size)
+    finish(record)
+    assert each.close(time.monotonic() + 10)
+
+    record.cut(lengths[2])
+    append_metrics(record, 4, again=1.0)
+    finish(record)
+    later = Collector()
+    each = feed(later, rewound=(3, lengths[2]))
+    assert each.close(time.monotonic() + 10)
+    assert later.calls[:3] == [("start", True), ("rewind", 3), (4, {"again": 1.0})]
+    record.close()
+
+
+def test_a_logger_that_is_new_to_a_run_is_given_all_of_it(path, feed):
+    record = Record(path)
+    for step in range(1, 4):
+        append_metrics(record, step)
+    record.write()
+    logger = Collector()
+    each = feed(logger, rewound=(3, Path(path).stat().st_size))
+    finish(record)
+    assert each.close(time.monotonic() + 10)
+    assert [call[0] for call in logger.calls] == ["start", 1, 2, 3, "finished"]
+    record.close()

@@ -1,0 +1,187 @@
+"""What keeps the code small and plain: import directions, public names, size limits, documented hooks."""
+
+import ast
+import inspect
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import blowtorch
+import pytest
+from blowtorch import hookspecs
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "blowtorch-core" / "src" / "blowtorch"
+PACKAGES = ["blowtorch-core", "blowtorch-tensorboard", "blowtorch-wandb", "blowtorch-cli"]
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package / "src").rglob("*.py"))
+
+# Highest first; a module may import only what stands below it.
+LAYERS = [
+    "__init__",
+    "run",
+    "session",
+    "loop",
+    "interruption",
+    "schedules",
+    "callbacks",
+    "script",
+    "steps",
+    "data",
+    "checkpoints",
+    "record",
+    "metrics",
+    "state",
+    "reproducibility",
+    "folder",
+    "manifest",
+    "plugins",
+    "extensions",
+    "contracts",
+    "hookspecs",
+    "config",
+    "options",
+    "clock",
+    "errors",
+]
+
+
+def runtime_imports(tree: ast.Module) -> Iterator[str]:
+    """Full names of everything a module imports, but for what only type checkers see."""
+    hidden = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_module_of_the_core_has_its_layer():
+    modules = {path.stem for path in CORE.glob("*.py")} - {"__main__"}
+    assert modules == set(LAYERS)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_imports_only_point_down(name):
+    allowed = set(LAYERS[LAYERS.index(name) + 1 :])
+    for imported in runtime_imports(ast.parse((CORE / f"{name}.py").read_text())):
+        parts = imported.split(".")
+        if parts[0] == "blowtorch" and len(parts) > 1 and parts[1] in LAYERS:
+            assert parts[1] in allowed, f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in SOURCES if CORE not in path.parents or path.parent.name == "builtin"],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_extensions_use_public_names_only(path):
+    """The command line is ours and may look at the plugin and folder modules, which users do not import."""
+    public = {f"blowtorch.{name}" for name in blowtorch.__all__} | {"blowtorch"}
+    if "blowtorch-cli" in path.parts:
+        public |= {"blowtorch.plugins", "blowtorch.extensions", "blowtorch.errors"}
+    for imported in runtime_imports(ast.parse(path.read_text())):
+        if imported.split(".")[0] == "blowtorch":
+            known = imported in public or imported.rpartition(".")[0] in public - {"blowtorch"}
+            assert known, f"{path} imports {imported}"
+
+
+def test_the_core_never_imports_a_plugin_package():
+    for path in CORE.rglob("*.py"):
+        for imported in runtime_imports(ast.parse(path.read_text())):
+            assert not imported.startswith(("blowtorch_", "tensorboard", "wandb", "click")), path
+
+
+def test_public_names_are_these_and_all_of_them_can_be_had():
+    assert set(blowtorch.__all__) == {
+        "BlowtorchError",
+        "BlowtorchWarning",
+        "Checkpoint",
+        "CheckpointError",
+        "ConfigError",
+        "ExtensionError",
+        "Interval",
+        "MissingKeyError",
+        "OptionError",
+        "Run",
+        "RunFolderError",
+        "RunInfo",
+        "RunOptions",
+        "RunResult",
+        "RunState",
+        "Schedule",
+        "ScriptError",
+        "find_runs",
+        "hookimpl",
+        "open_run",
+        "parse_yaml",
+    }
+    for name in blowtorch.__all__:
+        assert getattr(blowtorch, name).__doc__ or name == "hookimpl"
+    assert not set(blowtorch.__all__) & set(LAYERS), "a public name that equals a module's would be shadowed by it"
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'Rum'"):
+        _ = blowtorch.Rum
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_files_and_functions_stay_small(path):
+    text = path.read_text()
+    assert text.count("\n") <= 400, f"{path} is too long"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            if body:
+                assert body[-1].end_lineno - body[0].lineno + 1 <= 50, f"{path}: {node.name} is too long"
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            assert len([each for each in arguments if each.arg != "self"]) <= 8, f"{path}: {node.name}"
+
+
+def test_every_hook_and_each_of_its_parameters_is_documented():
+    specs = [value for name, value in vars(hookspecs).items() if name.endswith("Spec")]
+    assert len(specs) == 5
+    for spec in specs:
+        for name, hook in vars(spec).items():
+            if name.startswith("_"):
+                continue
+            text = inspect.getdoc(hook)
+            assert text, f"{spec.__name__}.{name} has no docstring"
+            everywhere = f"{text} {spec.__doc__} {hookspecs.RunInfo.__doc__}"
+            for parameter in list(inspect.signature(hook).parameters)[1:]:
+                assert parameter in everywhere or parameter == "run", f"{spec.__name__}.{name}: {parameter}"
+
+
+LIGHT_MODULES = ["blowtorch", "blowtorch.hookspecs", "blowtorch.config", "blowtorch.options", "blowtorch.plugins"]
+LIGHT_MODULES += ["blowtorch.folder", "blowtorch.manifest", "blowtorch_cli.main", "blowtorch_wandb"]
+LIGHT_MODULES += ["blowtorch_tensorboard"]
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_imports_that_must_be_light_load_no_heavy_library(module):
+    code = f"import sys, {module}; print(*[m for m in ('torch', 'numpy', 'wandb', 'tensorboard') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_packages_agree_on_their_version():
+    versions = {
+        tomllib.loads((ROOT / package / "pyproject.toml").read_text())["project"]["version"] for package in PACKAGES
+    }
+    assert versions == {blowtorch.__version__}
+
+
+def test_no_torch_release_is_excluded_from_above():
+    project = tomllib.loads((ROOT / "blowtorch-core" / "pyproject.toml").read_text())["project"]
+    torch = next(each for each in project["dependencies"] if each.startswith("torch"))
+    assert "<" not in torch and "=" not in torch.replace(">=", "")
