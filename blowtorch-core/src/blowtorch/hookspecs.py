@@ -246,7 +246,12 @@ class CallbackSpec:
 
     @hookspec
     def checkpoint_saved(self, state: RunState, checkpoint: Checkpoint, is_best: bool) -> None:
-        """A checkpoint is published."""
+        """A checkpoint is published.
+
+        Args:
+            checkpoint: its name, step, metric and path.
+            is_best: whether it is the best so far by the option `checkpoint_metric`.
+        """
 
     @hookspec
     def epoch_end(self, state: RunState, metrics: Mapping[str, float]) -> None:
@@ -258,4 +263,8 @@ class CallbackSpec:
 
     @hookspec
     def run_end(self, state: RunState, status: str) -> None:
-        """The run ends as `finished`, `stopped` or `failed`, its last checkpoint written. Called last."""
+        """The run ends. Called last; the last checkpoint is written, unless the run failed.
+
+        Args:
+            status: `finished`, `stopped` or `failed`.
+        """

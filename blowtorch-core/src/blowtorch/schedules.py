@@ -36,7 +36,6 @@ class Schedules:
         """Count from where the run stands."""
         for trigger in self._triggers.values():
             trigger.start(state.time())
-        self.rates = self.read_rates()
 
     def read_rates(self) -> dict[str, float]:
         """The learning rates now, by the names under which they are recorded."""
@@ -70,7 +69,16 @@ class Schedules:
 
     def parts(self) -> dict[str, Any]:
         """What has to be saved, by name."""
-        return {f"schedulers/{name}": schedule.scheduler for name, schedule in self._schedules.items()}
+        schedulers = {f"schedulers/{name}": schedule.scheduler for name, schedule in self._schedules.items()}
+        return {"rates": self, **schedulers}
+
+    def state_dict(self) -> dict[str, float]:
+        """The rates of the last step, which a window that is still open records."""
+        return dict(self.rates)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take them back."""
+        self.rates = dict(state)
 
 
 def read_configured(returned: Any) -> tuple[dict[str, torch.optim.Optimizer], dict[str, Any]]:
