@@ -38,24 +38,24 @@ def test_an_argument_with_a_default_that_bears_a_known_name_is_filled():
         model=None, device=None, config=None, log=None, optimizers={}, step=4, epoch=2
     )
     bound = Function(step, "train_step").bind(state)
-    assert bound.given_batch("batch") == {"batch": "batch", "epoch": 2}
+    assert bound.given(batch="batch") == {"batch": "batch", "epoch": 2}
 
 
 def test_the_step_that_a_train_step_is_given_is_the_one_under_way():
     state = SimpleNamespace(model=None, device=None, config=None, log=None, optimizers={}, step=4, epoch=1)
     train = Function(lambda batch, step: step, "train_step").bind(state)
     validate = Function(lambda batch, step: step, "validate_step").bind(state, is_validate=True)
-    assert train.given_batch(None)["step"] == 5
-    assert validate.given_batch(None)["step"] == 4
+    assert train.given(batch=None)["step"] == 5
+    assert validate.given(batch=None)["step"] == 4
 
 
 def test_binding_leaves_the_registered_function_free_for_the_next_run():
     function = Function(lambda batch, model: None, "train_step")
     states = [SimpleNamespace(model=name, device=None, config=None, log=None, optimizers={}) for name in "ab"]
     first, second = (function.bind(state) for state in states)
-    assert first.given_batch(1)["model"] == "a"
-    assert second.given_batch(2) == {"batch": 2, "model": "b"}
-    assert first.given_batch(3) == {"batch": 3, "model": "a"}
+    assert first.given(batch=1)["model"] == "a"
+    assert second.given(batch=2) == {"batch": 2, "model": "b"}
+    assert first.given(batch=3) == {"batch": 3, "model": "a"}
 
 
 def test_a_lone_tensor_is_the_loss_and_logged_values_join_it():
@@ -106,31 +106,31 @@ def test_a_metric_must_have_a_string_for_a_name():
 def weight_and(optimize_metric=None, function=lambda batch: None):
     weight = torch.ones(1, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=0.5)
-    return weight, Optimization(Function(function, "train_step"), {"optimizer": optimizer}, optimize_metric)
+    return weight, Optimization(Function(function, "train_step"), {"optimizer": optimizer}, optimize_metric, returns())
 
 
 def test_the_loss_is_minimised_when_there_is_one():
     weight, optimization = weight_and()
     optimization.zero_grad()
-    optimization.step({"other": (3 * weight).sum(), "loss": (2 * weight).sum()})
+    optimization({"other": (3 * weight).sum(), "loss": (2 * weight).sum()}, {})
     assert weight.item() == 0.0
 
 
 def test_the_option_names_another_metric():
     weight, optimization = weight_and("other")
-    optimization.step({"other": (4 * weight).sum(), "loss": (2 * weight).sum()})
+    optimization({"other": (4 * weight).sum(), "loss": (2 * weight).sum()}, {})
     assert weight.item() == -1.0
 
 
 def test_the_only_metric_with_a_gradient_is_minimised():
     weight, optimization = weight_and()
-    optimization.step({"accuracy": 0.5, "energy": (2 * weight).sum(), "norm": weight.detach().sum()})
+    optimization({"accuracy": 0.5, "energy": (2 * weight).sum(), "norm": weight.detach().sum()}, {})
     assert weight.item() == 0.0
 
 
 def test_gradients_stay_readable_until_the_next_step():
     weight, optimization = weight_and()
-    optimization.step({"loss": (2 * weight).sum()})
+    optimization({"loss": (2 * weight).sum()}, {})
     assert weight.grad.item() == 2.0
     optimization.zero_grad()
     assert weight.grad is None
@@ -146,17 +146,17 @@ def test_gradients_stay_readable_until_the_next_step():
 def test_an_unclear_or_unknown_metric_to_minimise_is_an_error(option, names, message):
     weight, optimization = weight_and(option)
     with pytest.raises(ScriptError, match=message):
-        optimization.step({name: weight.sum() for name in names})
+        optimization({name: weight.sum() for name in names}, {})
 
 
 def test_a_loss_without_gradient_is_an_error_before_backward():
     _, optimization = weight_and()
     with pytest.raises(ScriptError, match="returned 'loss' without a gradient"):
-        optimization.step({"loss": torch.tensor(1.0)})
+        optimization({"loss": torch.tensor(1.0)}, {})
 
 
 def test_a_step_that_asks_for_optimizers_drives_itself():
     weight, optimization = weight_and(function=lambda batch, optimizers: None)
-    optimization.step({"loss": (2 * weight).sum()})
+    optimization({"loss": (2 * weight).sum()}, {})
     optimization.zero_grad()
     assert weight.item() == 1.0 and weight.grad is None

@@ -25,12 +25,18 @@ def check_moment(moment: str) -> None:
         )
 
 
+StepEnd = Callable[[RunState, Any, Mapping[str, Any]], Any]
+
+
 class Callbacks:
     """Calls the callbacks of one run, in the order in which they were named, then the decorated functions.
 
     Args:
         plugins: the callbacks.
         functions: the user's functions by moment, bound to the run.
+
+    Attributes:
+        step_end: who takes part in `train_step_end`, to be called directly: it happens on every step.
     """
 
     def __init__(self, plugins: Sequence[Plugin], functions: Mapping[str, Sequence[Function]]) -> None:
@@ -40,7 +46,9 @@ class Callbacks:
             + [_function_call(function) for function in functions.get(moment, ())]
             for moment in MOMENTS
         }
-        self.wants_steps = bool(self._calls["train_step_end"])
+        self.step_end: Sequence[StepEnd] = [
+            _plugin_step_end(plugin) for plugin in _in_order(plugins, "train_step_end")
+        ] + [_function_step_end(function) for function in functions.get("train_step_end", ())]
 
     def call(self, moment: str, state: RunState, **at_hand: Any) -> None:
         """Call everybody who takes part in a moment.
@@ -87,3 +95,25 @@ def _plugin_call(plugin: Plugin, moment: str) -> Callable[[Mapping[str, Any]], A
 
 def _function_call(function: Function) -> Callable[[Mapping[str, Any]], Any]:
     return lambda at_hand: function.function(**function.given(**at_hand))
+
+
+def _plugin_step_end(plugin: Plugin) -> StepEnd:
+    implementation = plugin.implementation("train_step_end")
+    assert implementation is not None
+    function, names = implementation.function, (*implementation.argnames, *implementation.kwargnames)
+    if names != ("state",):
+        return lambda state, batch, metrics: plugin.call("train_step_end", state=state, batch=batch, metrics=metrics)
+
+    def call(state: RunState, batch: Any, metrics: Mapping[str, Any]) -> None:
+        try:
+            function(state)
+        except Exception as error:
+            plugin.fail("train_step_end", error)
+
+    return call
+
+
+def _function_step_end(function: Function) -> StepEnd:
+    return lambda state, batch, metrics: function.function(
+        **function.given(state=state, batch=batch, metrics=metrics)
+    )

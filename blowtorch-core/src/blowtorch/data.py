@@ -186,10 +186,9 @@ def seed_worker(seed: int) -> None:
 
 def count_samples(batch: Any) -> int:
     """The first dimension of the first tensor or array in a batch; 1 where there is none."""
-    if isinstance(batch, torch.Tensor):
-        return batch.shape[0] if batch.ndim else 1
-    if type(batch) in (list, tuple) and batch and isinstance(batch[0], torch.Tensor):
-        return batch[0].shape[0] if batch[0].ndim else 1
+    first = batch[0] if (type(batch) is list or type(batch) is tuple) and batch else batch
+    if type(first) is torch.Tensor and first.ndim:  # the common cases, on every step
+        return first.size(0)
     return _first_size(batch) or 1
 
 

@@ -133,39 +133,32 @@ def train_epoch(training: Training, state: RunState) -> bool:
         training.window.add(training.returns.read({} if returned is None else returned, state.logged), 1)
         return True
 
-    step, given = training.function.function, training.function.given_batch
-    optimization, schedules, window, callbacks = (
-        training.optimization,
-        training.schedules,
-        training.window,
-        training.callbacks,
-    )
+    function, optimize, schedules = training.function, training.optimization, training.schedules
+    window, step_end = training.window, training.callbacks.step_end
+    step, arguments, last_step = function.function, function.arguments, state.options.max_steps
     for batch in batches:
-        optimization.zero_grad()
-        returned = step(**given(batch))
-        metrics = training.returns.read(returned, state.logged)
-        optimization.step(metrics)
-        samples = take_batch_size(metrics, batch)
+        optimize.zero_grad()
+        arguments["batch"] = batch
+        if function.wants_counts:
+            function.count()
+        returned = step(**arguments)
+        metrics = optimize(returned, state.logged)
+        samples = metrics.pop("batch_size") if "batch_size" in metrics else count_samples(batch)
         state.advance(samples)
         window.add(metrics, samples)
         if schedules.wants_steps:
             schedules.after_step(state)
-        if callbacks.wants_steps:
-            callbacks.call("train_step_end", state, batch=batch, metrics=metrics)
-            if state.logged:
-                window.add(training.returns.read(None, state.logged), samples)
+        for notify_step_end in step_end:
+            notify_step_end(state, batch, metrics)
+        if state.logged:
+            window.add(training.returns.read(None, state.logged), samples)
         if state.step >= state.next_event:
             after_step(training, state)
         if state.interruption is not None or state.stop_reason is not None:
             return False
-        if state.step == state.options.max_steps and state.batch != training.batches.num_batches:
+        if state.step == last_step and state.batch != training.batches.num_batches:
             return False
     return True
-
-
-def take_batch_size(metrics: dict[str, Any], batch: Any) -> int:
-    """The size of a batch: what the step returned as `batch_size`, else what the batch itself says."""
-    return int(metrics.pop("batch_size")) if "batch_size" in metrics else count_samples(batch)
 
 
 def counted(training: Training, state: RunState, batches: Iterator[Any]) -> Iterator[Any]:
@@ -268,8 +261,9 @@ def validate(validation: Validation, state: RunState) -> dict[str, float]:
             window.add(validation.returns.read({} if returned is None else returned, state.logged), 1)
         else:
             for batch in batches:
-                metrics = validation.returns.read(function.function(**function.given_batch(batch)), state.logged)
-                window.add(metrics, take_batch_size(metrics, batch))
+                metrics = validation.returns.read(function.function(**function.given(batch=batch)), state.logged)
+                samples = metrics.pop("batch_size") if "batch_size" in metrics else count_samples(batch)
+                window.add(metrics, samples)
         measured = window.means()
     for module, mode in zip(modules, modes, strict=True):
         module.training = mode

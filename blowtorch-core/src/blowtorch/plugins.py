@@ -4,7 +4,7 @@ import argparse
 import functools
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import pluggy
 
@@ -82,6 +82,10 @@ class Plugin:
         values = [arguments[name] for name in (*method.argnames, *method.kwargnames)]
         return _call(f"{self.label} raised in {hook}", type(self.instance), method.function, *values)
 
+    def fail(self, hook: str, error: BaseException) -> NoReturn:
+        """Raise what `call` raises for an error; for whoever calls the method of a hook directly, on every step."""
+        _fail(f"{self.label} raised in {hook}", type(self.instance), error)
+
     def __repr__(self) -> str:
         return f"<Plugin {self.label}>"
 
@@ -155,9 +159,13 @@ def _call(event: str, owner: type, function: Callable[..., Any], /, *arguments: 
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        if isinstance(error, BlowtorchError) and owner.__module__.startswith("blowtorch.builtin."):
-            raise
-        raise ExtensionError(f"{event}: {describe(error)}") from error
+        _fail(event, owner, error)
+
+
+def _fail(event: str, owner: type, error: BaseException) -> NoReturn:
+    if isinstance(error, BlowtorchError) and owner.__module__.startswith("blowtorch.builtin."):
+        raise error
+    raise ExtensionError(f"{event}: {describe(error)}") from error
 
 
 def main() -> None:

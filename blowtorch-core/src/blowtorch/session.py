@@ -1,6 +1,7 @@
 """One call of a run: everything that happens around the loop, from the choice of the folder to the last line."""
 
 import dataclasses
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,6 +229,7 @@ class Session:
         state, options = self.state, self.state.options
         assert self._script.train is not None
         function = self._script.train.bind(state)
+        returns = Returns(function.name, state.warn)
         moments = {
             moment: [each.bind(state) for each in functions] for moment, functions in self._script.moments.items()
         }
@@ -245,8 +247,8 @@ class Session:
         return Training(
             function=function,
             batches=self._batches,
-            returns=Returns(function.name, state.warn),
-            optimization=Optimization(function, state.optimizers, options.optimize_metric),
+            returns=returns,
+            optimization=Optimization(function, state.optimizers, options.optimize_metric, returns),
             schedules=schedules,
             validations=self._build_validations(),
             callbacks=callbacks,
@@ -362,11 +364,19 @@ class Session:
 
 
 def create_callbacks(options: RunOptions, plugins: Plugins) -> list[Plugin]:
-    """The callbacks that the options name; the console comes first, unless they name it too."""
+    """The callbacks that the options name, after the progress bar and the console, unless they name these too."""
     callbacks = [plugins.create("callback", given) for given in options.callbacks]
-    if not any(plugin.name == "console" for plugin in callbacks):
-        callbacks.insert(0, plugins.create("callback", {"console": {"progress": options.progress}}))
-    return callbacks
+    named = {plugin.name for plugin in callbacks}
+    own: list[Any] = [{"console": {"progress": options.progress}}] if "console" not in named else []
+    if options.progress and "progress_bar" not in named and can_show_bar():
+        own.insert(0, "progress_bar")
+    return [plugins.create("callback", given) for given in own] + callbacks
+
+
+def can_show_bar() -> bool:
+    """Whether standard error is a terminal or a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stderr.isatty() or type(shell).__name__ == "ZMQInteractiveShell"
 
 
 def load_initial_weights(model: nn.Module, origin: str) -> None:

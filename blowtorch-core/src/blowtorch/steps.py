@@ -45,9 +45,9 @@ class Function:
         self.name = getattr(function, "__name__", type(function).__name__)
         self.kind = kind
         self.asks_for = _asked_names(function, kind, (*ARGUMENTS[kind], *at_hand))
-        self._arguments: dict[str, Any] = {}
+        self.arguments: dict[str, Any] = {}
+        self.wants_counts = bool({"step", "epoch"} & set(self.asks_for))
         self._state: RunState | None = None
-        self._counts = {"step", "epoch"} & set(self.asks_for)
 
     def bind(self, state: RunState, is_validate: bool = False) -> "Function":
         """Fill in everything that stays the same while a run lasts; returns a copy for that run."""
@@ -64,29 +64,33 @@ class Function:
             "backward": torch.Tensor.backward,
             "is_validate": is_validate,
         }
-        bound._arguments = {name: available[name] for name in self.asks_for if name in available}
+        if self.kind.endswith("_step") and "batch" not in self.asks_for:
+            bound.function = _without_batch(self.function)
+        bound.arguments = {name: available[name] for name in self.asks_for if name in available}
         return bound
 
     def given(self, **at_hand: Any) -> dict[str, Any]:
         """The keywords for a call now; `step` is the number of the step under way."""
-        arguments = self._arguments
+        arguments = self.arguments
         for name, value in at_hand.items():
-            if name in self.asks_for:
+            if name in self.asks_for or (name == "batch" and self.kind.endswith("_step")):
                 arguments[name] = value
-        if self._counts:
-            assert self._state is not None
-            if "step" in self._counts:
-                arguments["step"] = self._state.step + (self.kind == "train_step")
-            if "epoch" in self._counts:
-                arguments["epoch"] = self._state.epoch
+        if self.wants_counts:
+            self.count()
         return arguments
 
-    def given_batch(self, batch: Any) -> dict[str, Any]:
-        """Like `given(batch=batch)`, for the hot path."""
-        if self._counts or "batch" not in self.asks_for:
-            return self.given(batch=batch)
-        self._arguments["batch"] = batch
-        return self._arguments
+    def count(self) -> None:
+        """Bring `step` and `epoch` among the arguments up to date."""
+        assert self._state is not None
+        if "step" in self.asks_for:
+            self.arguments["step"] = self._state.step + (self.kind == "train_step")
+        if "epoch" in self.asks_for:
+            self.arguments["epoch"] = self._state.epoch
+
+
+def _without_batch(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The loop gives every step its batch; this drops it for a step that does not ask for it."""
+    return lambda batch, **arguments: function(**arguments)
 
 
 def _asked_names(function: Callable[..., Any], kind: str, valid: tuple[str, ...]) -> tuple[str, ...]:
@@ -151,6 +155,8 @@ class Returns:
             )
         metrics = {**returned, **logged}
         logged.clear()
+        if "batch_size" in metrics:
+            metrics["batch_size"] = int(metrics["batch_size"])
         return metrics
 
     def _average(self, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -180,38 +186,52 @@ class Returns:
 
 
 class Optimization:
-    """Backward and optimizer step of a train step, by the metric that is optimised.
+    """What follows a train step: reading what it returned, backward, and a step of every optimizer.
 
-    A step that asks for `optimizers` drives itself; then nothing is done here.
+    A step that asks for `optimizers` drives itself; then what it returned is only read.
+
+    Args:
+        step: the train step.
+        optimizers: by name.
+        metric: the name of the metric to minimise; None for `loss`, or the only one that carries a gradient.
+        returns: reads what the step returned.
     """
 
-    def __init__(self, step: Function, optimizers: Mapping[str, torch.optim.Optimizer], metric: str | None) -> None:
-        self._is_manual = "optimizers" in step.asks_for
+    def __init__(
+        self, step: Function, optimizers: Mapping[str, torch.optim.Optimizer], metric: str | None, returns: Returns
+    ) -> None:
         self._function = step.name
-        self._optimizers = list(optimizers.values())
+        self._optimizers = [] if "optimizers" in step.asks_for else list(optimizers.values())
         self._metric = metric
+        self._returns = returns
         self._is_first = True
+        # Gradients are dropped before a step and not after it, so that callbacks can still read them.
+        self.zero_grad: Callable[[], Any] = (
+            self._optimizers[0].zero_grad if len(self._optimizers) == 1 else self._zero_all_grads
+        )
 
-    def zero_grad(self) -> None:
-        """Drop the gradients of the step before; done here, callbacks can still read them after a step."""
-        if not self._is_manual:
-            for optimizer in self._optimizers:
-                optimizer.zero_grad()
-
-    def step(self, metrics: Mapping[str, Any]) -> None:
-        """Backward from the optimised metric, and one step of every optimizer.
+    def __call__(self, returned: Any, logged: dict[str, Any]) -> dict[str, Any]:
+        """Optimise by what a step returned; returns its metrics by name.
 
         Raises:
-            ScriptError: there is no such metric, or it carries no gradient.
+            ScriptError: nothing usable was returned, or nothing that carries a gradient.
         """
-        if self._is_manual:
-            return
-        if self._is_first:
-            self._metric = self._choose(metrics)
-            self._is_first = False
-        metrics[self._metric].backward()  # type: ignore[index]
+        if type(returned) is torch.Tensor and not returned.ndim and not logged:
+            metrics = {"loss": returned}
+        else:
+            metrics = self._returns.read(returned, logged)
+        if self._optimizers:
+            if self._is_first:
+                self._metric = self._choose(metrics)
+                self._is_first = False
+            metrics[self._metric].backward()  # type: ignore[index]
+            for optimizer in self._optimizers:
+                optimizer.step()
+        return metrics
+
+    def _zero_all_grads(self) -> None:
         for optimizer in self._optimizers:
-            optimizer.step()
+            optimizer.zero_grad()
 
     def _choose(self, metrics: Mapping[str, Any]) -> str:
         wanted = self._metric or ("loss" if "loss" in metrics else None)
