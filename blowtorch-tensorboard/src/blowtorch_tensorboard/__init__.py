@@ -1,1 +1,136 @@
-"""placeholder"""
+"""Writes blowtorch runs for TensorBoard, with the `tensorboard` library alone; it is imported when a run starts."""
+
+import json
+import time as clock
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from blowtorch import RunInfo, hookimpl
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+__all__ = ["TensorBoardLogger"]
+
+
+class TensorBoardLogger:
+    """Event files in the run's logger folder: metrics under their own names, the configuration, and the status.
+
+    Args:
+        hparams: show the configuration and the final metrics in TensorBoard's HPARAMS tab.
+    """
+
+    def __init__(self, hparams: bool = True) -> None:
+        self.hparams = hparams
+        self._writer: EventFileWriter | None = None
+        self._run: RunInfo | None = None
+
+    @hookimpl
+    def log_start(self, run: RunInfo) -> None:
+        """Open an event file; every process that continues the run adds one to the folder."""
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._close()
+        self._run = run
+        self._writer = EventFileWriter(str(run.logger_folder))
+        if not run.resumed:
+            text = json.dumps(run.config, indent=2, default=str)
+            self._add(text_summary("config", "\n".join(f"    {line}" for line in text.splitlines())), 0)
+
+    @hookimpl
+    def log_rewind(self, step: int) -> None:
+        """Let TensorBoard drop what this folder holds for later steps."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        self._write(Event(step=step + 1, wall_time=clock.time(), session_log=SessionLog(status=SessionLog.START)))
+
+    @hookimpl
+    def log_metrics(self, metrics: Mapping[str, float], step: int, time: float) -> None:
+        """One scalar for each metric, at the time at which it was recorded."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._add(Summary(value=values), step, time)
+
+    @hookimpl
+    def log_flush(self) -> None:
+        """Write out what was handed over."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    @hookimpl
+    def log_finish(self, status: str, summary: Mapping[str, float]) -> None:
+        """Show the configuration beside the final metrics, and how the run ended."""
+        if self._writer is None or self._run is None:
+            return
+        if self.hparams:
+            for part in hparams_summaries(self._run, status, summary):
+                self._add(part, 0)
+        self._close()
+
+    def _add(self, summary: "Summary", step: int, time: float | None = None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._write(Event(wall_time=clock.time() if time is None else time, step=step, summary=summary))
+
+    def _write(self, event: "Event") -> None:
+        if self._writer is None:
+            raise RuntimeError("the TensorBoard logger was given an event before log_start")
+        self._writer.add_event(event)
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def text_summary(name: str, markdown: str) -> "Summary":
+    """A text panel."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
+
+    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+    tensor = TensorProto(dtype=DT_STRING, string_val=[markdown.encode()])
+    return Summary(value=[Summary.Value(tag=name, metadata=metadata, tensor=tensor)])
+
+
+def hparams_summaries(run: RunInfo, status: str, summary: Mapping[str, float]) -> list[Any]:
+    """What the HPARAMS tab reads: the parameters and metrics there are, their values, and how the session ended."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import metadata, summary_v2
+    from tensorboard.plugins.hparams.api_pb2 import Status
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+
+    parameters = dict(flatten(run.config))
+    experiment = summary_v2.hparams_config_pb(
+        hparams=[summary_v2.HParam(name) for name in parameters],
+        metrics=[summary_v2.Metric(name) for name in sorted(summary)],
+    )
+    start = summary_v2.hparams_pb(parameters, trial_id=run.id)
+    known = {"finished": Status.STATUS_SUCCESS, "failed": Status.STATUS_FAILURE}
+    end = SessionEndInfo(status=known.get(status, Status.STATUS_UNKNOWN), end_time_secs=clock.time())
+    ended = Summary.Value(
+        tag=metadata.SESSION_END_INFO_TAG,
+        metadata=metadata.create_summary_metadata(HParamsPluginData(session_end_info=end)),
+        tensor=metadata.NULL_TENSOR,
+    )
+    return [experiment, start, Summary(value=[ended]), text_summary("status", status)]
+
+
+def flatten(config: Mapping[str, Any], path: str = "") -> list[tuple[str, bool | int | float | str]]:
+    """Dotted keys and values; what is no number, boolean or string becomes one.
+
+    >>> flatten({"model": {"width": 3, "sizes": [1, 2]}})
+    [('model.width', 3), ('model.sizes', '[1, 2]')]
+    """
+    found: list[tuple[str, bool | int | float | str]] = []
+    for key, value in config.items():
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping):
+            found += flatten(value, name)
+        else:
+            found.append((name, value if isinstance(value, bool | int | float | str) else str(value)))
+    return found

@@ -1,1 +1,108 @@
-"""placeholder"""
+"""Sends blowtorch runs to Weights & Biases, online or offline; `wandb` is imported when a run starts."""
+
+import netrc
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from blowtorch import RunInfo, hookimpl
+
+if TYPE_CHECKING:
+    import wandb
+
+__all__ = ["WandbLogger"]
+
+
+class WandbLogger:
+    """One Weights & Biases run for each blowtorch run, over all its restarts.
+
+    Without an account on this machine the run is kept offline, and a line at its end says how to send it later.
+
+    Args:
+        project: the project that the run belongs to.
+        entity: user or team; your default unless given.
+        mode: `online`, `offline` or `disabled`; what WANDB_MODE says, or whether there is an account, unless given.
+        group: shown together with other runs of that group.
+        tags: labels of the run.
+        notes: a longer description.
+    """
+
+    def __init__(
+        self,
+        project: str = "blowtorch",
+        entity: str | None = None,
+        mode: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+    ) -> None:
+        self.project = project
+        self.entity = entity
+        self.mode = mode
+        self.group = group
+        self.tags = list(tags)
+        self.notes = notes
+        self._run: wandb.Run | None = None
+
+    @hookimpl
+    def log_start(self, run: RunInfo) -> None:
+        """Begin the run, or continue it under the same id."""
+        import wandb
+
+        mode: Any = self.mode or os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
+        self._run = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            group=self.group,
+            tags=self.tags,
+            notes=self.notes,
+            id=run.id,
+            name=run.name,
+            dir=str(run.logger_folder),
+            config=dict(run.config),
+            mode=mode,
+            # Offline, wandb cannot ask its server whether the run exists, and says so; the id alone does it there.
+            resume="allow" if mode == "online" else None,
+            reinit="create_new",
+            settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
+        )
+        # Steps are a metric of their own: wandb drops what comes for an earlier step of its own counter.
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+
+    @hookimpl
+    def log_metrics(self, metrics: Mapping[str, float], step: int, epoch: int, time: float) -> None:
+        """One row for each recording."""
+        if self._run is None:
+            raise RuntimeError("the wandb logger was given an event before log_start")
+        self._run.log({**metrics, "step": step, "epoch": epoch, "_timestamp": time})
+
+    @hookimpl
+    def log_finish(self, status: str, summary: Mapping[str, float]) -> None:
+        """Close the run with its summary and status; a run that failed is shown as failed."""
+        run, self._run = self._run, None
+        if run is None:
+            return
+        run.summary.update({**summary, "status": status})
+        folder = Path(run.dir).parent
+        is_offline = run.offline
+        run.finish(exit_code=1 if status == "failed" else 0)
+        if is_offline:
+            print(f"wandb kept the run offline; to send it: wandb sync {folder.parent}/offline-run-*", flush=True)
+
+
+def has_account() -> bool:
+    """Whether wandb would find a key on this machine: in the environment, or in the file where `wandb login` puts it."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    given = os.environ.get("NETRC")
+    for path in [Path(given)] if given else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+        try:
+            if netrc.netrc(str(path)).authenticators(host) is not None:
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
