@@ -172,7 +172,7 @@ class WorkerStart:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         info = get_worker_info()
         if info is not None:
-            info.dataset = self.dataset
+            object.__setattr__(info, "dataset", self.dataset)  # it is frozen
         if self.user_function is not None:
             self.user_function(worker)
 

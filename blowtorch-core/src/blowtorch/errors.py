@@ -68,4 +68,4 @@ def warn(message: str) -> None:
     frame, stacklevel = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, stacklevel = frame.f_back, stacklevel + 1
-    warnings.warn(message, BlowtorchWarning, stacklevel=stacklevel - 1)
+    warnings.warn(message, BlowtorchWarning, stacklevel=stacklevel)

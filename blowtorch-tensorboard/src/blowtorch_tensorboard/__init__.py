@@ -32,8 +32,12 @@ class TensorBoardLogger:
         """Open an event file; every process that continues the run adds one to the folder."""
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+        assert run.logger_folder is not None
         self._close()
         self._run = run
+        # TensorBoard reads event files in the order of their names, which tell the second in which they were made.
+        while list(run.logger_folder.glob(f"events.out.tfevents.{int(clock.time()):010d}.*")):
+            clock.sleep(0.05)
         self._writer = EventFileWriter(str(run.logger_folder))
         if not run.resumed:
             text = json.dumps(run.config, indent=2, default=str)

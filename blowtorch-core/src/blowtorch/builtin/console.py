@@ -1,97 +1,165 @@
-"""What a run shows while it is under way."""
+"""What a run says while it is under way."""
 
+import shlex
 import sys
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from blowtorch import Checkpoint, RunState, hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_RATES = 3  # so many learning rates are shown
 
 
 class Console:
     """A line for each epoch, validation and checkpoint, and more at the beginning and the end.
 
+    Lines go to standard output, above a progress bar if there is one. `console.log` has them in any case.
+
     Args:
-        progress: show them; `console.log` has them in any case.
+        progress: show the lines.
     """
 
     def __init__(self, progress: bool = True) -> None:
         self.progress = progress
+        self._epoch_began = 0.0
 
     @hookimpl
     def run_start(self, state: RunState) -> None:
         """Say what is about to be trained."""
         if self.progress:
             state.listeners.append(self.show)
-        parameters = sum(parameter.numel() for parameter in state.model.parameters() if parameter.requires_grad)
-        begin = f"goes on at step {state.step}" if state.is_resumed else "begins"
-        state.say(f"{state.info.name} {begin} · {parameters:,} parameters on {state.device} · {state.folder}")
+        where = ["goes on", *_place(state)] if state.is_resumed else ["begins"]
+        model = f"{_count_parameters(state.model)} on {state.device}"
+        state.say(_line(f"{state.info.name} {where[0]}", *where[1:], model, _short(state.folder)))
 
     @hookimpl
-    def validation_end(self, state: RunState, name: str, metrics: Mapping[str, float]) -> None:
+    def epoch_start(self, state: RunState) -> None:
+        """Take the time."""
+        self._epoch_began = state.seconds
+
+    @hookimpl
+    def validation_end(self, state: RunState, metrics: Mapping[str, float]) -> None:
         """Say what a validation found."""
-        state.say(f"{place(state)} · {describe(metrics)}")
+        state.say(_line(*_place(state), *_describe(metrics)))
 
     @hookimpl
     def epoch_end(self, state: RunState, metrics: Mapping[str, float]) -> None:
         """Say what the epoch was like."""
-        state.say(f"{place(state)} · {describe(metrics)}" + (f" · {describe_rates(state.metrics)}").rstrip(" ·"))
+        rates = {name: rate for name, rate in state.metrics.items() if name == "lr" or name.startswith("lr/")}
+        seconds = _duration(state.seconds - self._epoch_began)
+        state.say(_line(*_place(state), *_describe(metrics), *_describe(rates)[:_RATES], seconds))
 
     @hookimpl
     def checkpoint_saved(self, state: RunState, checkpoint: Checkpoint, is_best: bool) -> None:
         """Say what was saved, and whether it is the best so far."""
-        best = f" · best so far, {state.options.checkpoint_metric} {number(checkpoint.metric)}" if is_best else ""
-        state.say(f"{place(state)} · checkpoint {checkpoint.name}{best}")
+        best = f", the best so far by {state.options.checkpoint_metric}" if is_best else ""
+        state.say(_line(*_place(state), f"saved {checkpoint.name}{best}"))
 
     @hookimpl
     def run_end(self, state: RunState, status: str) -> None:
         """Say how it ended, where everything lies, and what to type next."""
-        reason = state.interruption or state.stop_reason
-        because = f" ({reason})" if reason else ""
-        state.say(f"{state.info.name} {status} at epoch {state.epoch}, step {state.step}{because}")
-        if state.best is not None:
-            metric = f"{state.options.checkpoint_metric} {number(state.best.metric)}"
-            state.say(f"  best       {metric} at step {state.best.step}: {state.best.path}")
-        state.say(f"  folder     {state.folder}")
+        reason = state.interruption or state.stop_reason if status != "failed" else None
+        ended = [f"{state.info.name} {status}", *([reason] if reason else [])]
+        state.say(_line(*ended, *_place(state), _duration(state.seconds)))
+        if state.best is not None and state.best.metric is not None:
+            metric = f"{state.options.checkpoint_metric} {format_number(state.best.metric)}"
+            state.say(_line(f"  best      {metric}", f"step {state.best.step}", _short(state.best.path)))
+        state.say(f"  folder    {_short(state.folder)}")
+        if "tensorboard" in _names(state.options.loggers):
+            state.say(f"  look      tensorboard --logdir {shlex.quote(_short(state.folder.parent))}")
         if status != "finished":
-            state.say("  to go on   start the script again with run.resume=auto, behind the word `with`")
-        if any(name == "tensorboard" for name in names(state.options.loggers)):
-            state.say(f"  to look    tensorboard --logdir {state.folder.parent}")
+            state.say(f"  continue  {_resume_command(state)}")
         if self.show in state.listeners:
             state.listeners.remove(self.show)
 
     def show(self, text: str) -> None:
-        """Print a line, above a progress bar if there is one."""
+        """Print a line. What becomes of it is no reason for a run to fail."""
         from tqdm import tqdm
 
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+        except UnicodeEncodeError:
+            tqdm.write(text.replace("·", "-").encode("ascii", "replace").decode(), file=sys.stdout)
+        except OSError:  # the terminal or the reader of a pipe is gone
+            pass
 
 
-def place(state: RunState) -> str:
-    """Where the run stands."""
-    of = "" if state.max_epochs is None else f"/{state.max_epochs}"
-    return f"epoch {state.epoch}{of} · step {state.step}"
+def format_number(value: float) -> str:
+    """A number with four significant digits, and all those before the point unless they are many.
 
-
-def describe(metrics: Mapping[str, float]) -> str:
-    """Names and values.
-
-    >>> describe({"val/loss": 0.04123456, "val/accuracy": 1.0})
-    'val/loss 0.04123 · val/accuracy 1'
+    >>> [format_number(value) for value in (0.0, 1.0, 0.04123456, 98765.4321, 2e-5, -1.23456e9, float("nan"))]
+    ['0', '1', '0.04123', '98765', '2e-5', '-1.235e9', 'nan']
     """
-    return " · ".join(f"{name} {number(value)}" for name, value in metrics.items())
+    if 9999.5 <= abs(value) < 999_999.5:
+        return f"{value:.0f}"
+    mantissa, _, exponent = f"{value:.4g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
-def describe_rates(metrics: Mapping[str, float]) -> str:
-    """The learning rates among the metrics."""
-    return describe({name: value for name, value in metrics.items() if name == "lr" or name.startswith("lr/")})
+def _line(*parts: str) -> str:
+    return " · ".join(parts)
 
 
-def number(value: float | None) -> str:
-    """A number with four significant digits."""
-    return "?" if value is None else f"{value:.4g}"
+def _place(state: RunState) -> list[str]:
+    """Where the run stands, as wide at its beginning as at its end."""
+    if state.max_epochs is None:
+        epoch = f"epoch {state.epoch}"
+    else:
+        epoch = f"epoch {state.epoch:>{len(str(state.max_epochs))}}/{state.max_epochs}"
+    return [epoch, f"step {state.step:>{len(str(state.total_steps or 0))}}"]
 
 
-def names(given: Any) -> list[str]:
-    """The names among what an option lists: names, {name: options}, and objects, which have none."""
-    return [item if isinstance(item, str) else next(iter(item)) for item in given if isinstance(item, str | Mapping)]
+def _describe(metrics: Mapping[str, float]) -> list[str]:
+    return [f"{name} {format_number(value)}" for name, value in metrics.items()]
+
+
+def _duration(seconds: float) -> str:
+    """A time in the two largest units that tell something.
+
+    >>> [_duration(seconds) for seconds in (0.42, 59.96, 61, 3599.7, 7322, 90000)]
+    ['0.4 s', '1 min 0 s', '1 min 1 s', '1 h 0 min', '2 h 2 min', '25 h 0 min']
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _count_parameters(model: "nn.Module") -> str:
+    """How many numbers a model has, and how many of them are trained; those of lazy layers are not known yet."""
+    from torch.nn.parameter import is_lazy
+
+    known = [parameter for parameter in model.parameters() if not is_lazy(parameter)]
+    count = sum(parameter.numel() for parameter in known)
+    trained = sum(parameter.numel() for parameter in known if parameter.requires_grad)
+    return f"{count:,} parameters" + ("" if trained == count else f" ({trained:,} trained)")
+
+
+def _short(path: Path) -> str:
+    """A path as one would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _names(given: Any) -> list[str]:
+    """The names among what an option lists: `name`, `package:name` or {name: options}; objects have none."""
+    written = [item if isinstance(item, str) else next(iter(item)) for item in given if isinstance(item, str | Mapping)]
+    return [name.rpartition(":")[2] for name in written]
+
+
+def _resume_command(state: RunState) -> str:
+    """What continues the run: the same command, with the option `resume` behind the word `with`."""
+    if "ipykernel" in sys.modules or hasattr(sys, "ps1"):
+        return 'the same call with resume="auto"'
+    words, item = list(sys.orig_argv), "run.resume=auto"
+    if state.options.resume not in ("never", "auto"):
+        item = f"run.resume={_short(state.folder)}"
+    if item not in words:
+        words += [item] if "with" in words else ["with", item]
+    return shlex.join(words)

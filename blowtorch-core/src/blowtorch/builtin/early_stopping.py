@@ -1,70 +1,99 @@
 """Ends a run that no longer gets better."""
 
+import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from blowtorch import OptionError, RunState, hookimpl
+from blowtorch import ExtensionError, OptionError, RunState, hookimpl
 
 
 class EarlyStopping:
-    """Ends the run after a number of validations without a better value of a metric.
+    """Ends the run after a number of validations in a row without a better value of a metric.
 
     Args:
-        patience: how many validations in a row may bring nothing better.
-        metric: its recorded name, such as `val/loss`; the option `checkpoint_metric` unless given.
-        smaller_is_better: the option of that name unless given.
-        min_change: a smaller change for the better does not count.
+        metric: its recorded name, such as `val/loss`; the option `checkpoint_metric` unless given. Only validations
+            that measure it count.
+        patience: how many of them in a row may bring nothing better; the last of these ends the run.
+        smaller_is_better: whether a smaller value is better; the option of that name unless given.
+        min_change: a value must be better by more than this to count; NaN never does.
 
     Raises:
-        OptionError: patience is below 1 or min_change is negative.
+        OptionError: `patience` is below 1, or `min_change` is negative.
     """
 
     def __init__(
         self,
-        patience: int,
         metric: str | None = None,
+        patience: int = 5,
         smaller_is_better: bool | None = None,
         min_change: float = 0.0,
     ) -> None:
-        if patience < 1 or min_change < 0:
-            raise OptionError(
-                f"early stopping expects patience of at least 1 and min_change of at least 0, "
-                f"got {patience!r} and {min_change!r}"
-            )
-        self.patience = patience
+        if not isinstance(patience, int) or patience < 1:
+            raise OptionError(f"early_stopping, option patience: expected a number from 1, got {patience!r}")
+        if not isinstance(min_change, int | float) or not min_change >= 0:
+            raise OptionError(f"early_stopping, option min_change: expected at least 0, got {min_change!r}")
         self.metric = metric
+        self.patience = patience
         self.smaller_is_better = smaller_is_better
         self.min_change = min_change
-        self.best: float | None = None
-        self.waited = 0
+        self._judged: str | None = None  # the metric that the next two are about
+        self._best: float | None = None
+        self._num_waited = 0
+        self._measured: set[str] = set()
+        self._has_warned = False
 
     @hookimpl
-    def validation_end(self, state: RunState, metrics: Mapping[str, float]) -> None:
-        """Compare the metric with the best so far; one that is not a number is no improvement."""
+    def validation_end(self, state: RunState, name: str, metrics: Mapping[str, float]) -> None:
+        """Compare with the best so far.
+
+        Raises:
+            ExtensionError: this validation should measure the metric and does not, or none ever can.
+        """
         metric = self.metric or state.options.checkpoint_metric
-        if metric not in metrics:
-            return
-        smaller = state.options.smaller_is_better if self.smaller_is_better is None else self.smaller_is_better
-        value = metrics[metric] if smaller else -metrics[metric]
-        if value == value and (self.best is None or value < self.best - self.min_change):
-            self.best, self.waited = value, 0
-            return
-        self.waited += 1
-        if self.waited >= self.patience:
-            state.stop_reason = f"{metric} has not improved in {self.waited} validations"
+        self._measured |= metrics.keys()
+        if metric in metrics:
+            self._judge(state, metric, metrics[metric])
+        elif self._judged is None and ("/" not in metric or metric.startswith((f"{name}/", "train/", "train_epoch/"))):
+            raise ExtensionError(self._complain(metric))
 
     @hookimpl
     def epoch_end(self, state: RunState) -> None:
-        """Notice early that the metric does not exist."""
+        """Warn if none of the validations so far had the metric; one that is made less often may still have it."""
         metric = self.metric or state.options.checkpoint_metric
-        if self.best is None and self.waited == 0 and metric not in state.metrics:
-            known = ", ".join(name for name in state.metrics if not name.startswith(("train", "lr"))) or "none"
-            raise OptionError(f"early stopping waits for {metric!r}, which no validation measures; there are {known}")
+        if self._measured and self._judged is None and not self._has_warned:
+            self._has_warned = True
+            state.warn(self._complain(metric))
 
     def state_dict(self) -> dict[str, Any]:
         """What has to be remembered over a restart."""
-        return {"best": self.best, "waited": self.waited}
+        return {"metric": self._judged, "best": self._best, "num_waited": self._num_waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it back."""
-        self.best, self.waited = state["best"], state["waited"]
+        self._judged, self._best, self._num_waited = state["metric"], state["best"], state["num_waited"]
+
+    def _judge(self, state: RunState, metric: str, value: float) -> None:
+        if self._judged != metric:  # a run may be continued with another metric
+            self._judged, self._best, self._num_waited = metric, None, 0
+        if self._is_better(value, state.options.smaller_is_better):
+            self._best, self._num_waited = value, 0
+            return
+        self._num_waited += 1
+        if self._num_waited >= self.patience:
+            than = "" if self._best is None else f" than {self._best:.4g}"
+            state.stop_reason = f"{metric} has not been better{than} in {self._num_waited} validations"
+
+    def _is_better(self, value: float, smaller_is_better: bool) -> bool:
+        if self.smaller_is_better is not None:
+            smaller_is_better = self.smaller_is_better
+        if math.isnan(value) or self._best is None:
+            return not math.isnan(value)
+        gain = self._best - value if smaller_is_better else value - self._best
+        return gain > self.min_change
+
+    def _complain(self, metric: str) -> str:
+        close = difflib.get_close_matches(metric, self._measured, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        measured = ", ".join(sorted(self._measured)) or "nothing"
+        return f"early_stopping waits for {metric!r}, which no validation has measured.{hint} They measured {measured}."

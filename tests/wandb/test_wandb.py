@@ -1,0 +1,173 @@
+import copy
+import json
+import struct
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+import torch
+from blowtorch import Run, RunInfo
+from blowtorch.plugins import Plugins
+from blowtorch_wandb import WandbLogger, has_account
+
+CONFIG = {"model": {"width": 3, "norm": None}, "rate": 0.1}
+BLOCK = 32768
+
+
+@pytest.fixture(autouse=True)
+def without_an_account(tmp_path, monkeypatch):
+    for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "NETRC", "WANDB_BASE_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def info(tmp_path):
+    (tmp_path / "wandb-logger").mkdir()
+
+    def make(resumed=False):
+        return RunInfo("abc123", "brave-otter-3", tmp_path, tmp_path / "wandb-logger", CONFIG, resumed)
+
+    return make
+
+
+def records(path):
+    """The records of an offline file, which is a log of LevelDB's format behind a header of seven bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, partial = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left = BLOCK - position % BLOCK
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        partial += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(partial)
+            yield record
+            partial = b""
+
+
+def read(folder):
+    """What all offline files below a folder hold, by kind."""
+    found = defaultdict(list)
+    for path in sorted(folder.rglob("*.wandb")):
+        for record in records(path):
+            kind = record.WhichOneof("record_type")
+            found[kind].append(getattr(record, kind))
+    return found
+
+
+def rows(found):
+    return [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row.item}
+        for row in found["history"]
+    ]
+
+
+def summary_of(found):
+    return {
+        item.key: json.loads(item.value_json) for each in found["summary"] for item in each.update if item.key
+    }
+
+
+def test_a_run_is_kept_offline_without_an_account_and_read_back(info, capfd):
+    logger = WandbLogger(project="mine", tags=["a"], notes="b")
+    logger.log_start(info())
+    metrics = {"train/loss": 0.5, "odd name/é": 2, "val/x": float("nan")}
+    given = copy.deepcopy(metrics)
+    logger.log_metrics(metrics, 10, 2, 1000.5)
+    logger.log_metrics({"train/loss": 0.25}, 20, 2, 1001.5)
+    logger.log_finish("finished", {"train/loss": 0.25, "best/val/loss": 0.2})
+
+    found = read(info().logger_folder)
+    run = found["run"][0]
+    assert (run.run_id, run.display_name, run.project) == ("abc123", "brave-otter-3", "mine")
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert config["model"] == {"width": 3, "norm": None} and config["rate"] == 0.1
+    first, second = rows(found)
+    assert first["train/loss"] == 0.5 and first["step"] == 10 and first["epoch"] == 2
+    assert first["odd name/é"] == 2 and first["val/x"] != first["val/x"] and first["_timestamp"] == 1000.5
+    assert second["train/loss"] == 0.25 and second["step"] == 20
+    assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in found["metric"])
+    assert summary_of(found)["status"] == "finished" and summary_of(found)["best/val/loss"] == 0.2
+    assert found["exit"][0].exit_code == 0
+    assert metrics.keys() == given.keys()
+    out, err = capfd.readouterr()
+    assert "to send it: wandb sync" in out and out.count("\n") == 1
+    assert err == ""
+
+
+def test_a_failed_run_is_shown_as_failed(info):
+    logger = WandbLogger()
+    logger.log_start(info())
+    logger.log_finish("failed", {})
+    found = read(info().logger_folder)
+    assert found["exit"][0].exit_code == 1 and summary_of(found)["status"] == "failed"
+
+
+def test_a_continued_run_has_the_same_id_and_rows_for_steps_that_went_back(info):
+    for resumed, steps in ((False, range(1, 6)), (True, range(4, 8))):
+        logger = WandbLogger()
+        logger.log_start(info(resumed))
+        for step in steps:
+            logger.log_metrics({"train/loss": float(step + 100 * resumed)}, step, 1, float(step))
+        logger.log_finish("stopped", {})
+    found = read(info().logger_folder)
+    assert {run.run_id for run in found["run"]} == {"abc123"}
+    logged = [(row["step"], row["train/loss"]) for row in rows(found)]
+    assert logged == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (4, 104), (5, 105), (6, 106), (7, 107)]
+
+
+def test_finishing_twice_or_without_a_start_is_no_error(info):
+    WandbLogger().log_finish("finished", {})
+    logger = WandbLogger(mode="disabled")
+    logger.log_start(info())
+    logger.log_finish("finished", {})
+    logger.log_finish("finished", {})
+
+
+def test_an_event_before_the_start_is_an_error_that_says_so():
+    with pytest.raises(RuntimeError, match="before log_start"):
+        WandbLogger().log_metrics({"a": 1.0}, 1, 1, 1.0)
+
+
+def test_an_account_is_a_key_in_the_environment_or_in_netrc(tmp_path, monkeypatch):
+    assert not has_account()
+    (tmp_path / "home" / ".netrc").write_text("machine example.org login a password b\n")
+    assert not has_account()
+    (tmp_path / "home" / ".netrc").write_text("machine api.wandb.ai login user password key\n")
+    assert has_account()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not has_account()
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    assert has_account()
+
+
+def test_it_keeps_the_contract_of_a_logger_and_is_found_by_name():
+    plugin = Plugins().create("logger", {"wandb": {"project": "mine"}})
+    assert plugin.package == "blowtorch-wandb"
+    assert plugin.instance.project == "mine"
+
+
+def test_a_run_names_it_and_every_metric_arrives(tmp_path):
+    run = Run(config=CONFIG, random_seed=1, command_line=[])
+    run.train_step(lambda batch, model: model(batch).pow(2).mean())
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.01))
+    options = {"loggers": ["wandb"], "progress": False, "log_every": "2 steps"}
+    result = run(torch.nn.Linear(4, 1), [torch.ones(8, 4)] * 10, **options)
+    logged = rows(read(result.folder / "loggers" / "wandb"))
+    assert [row["step"] for row in logged] == [2, 4, 6, 8, 10, 10]
+    assert logged[-2]["train/loss"] == result.metrics["train/loss"]
+
+
+@pytest.mark.parametrize("library", ["torch", "wandb", "numpy"])
+def test_importing_it_imports_no_heavy_library(library):
+    code = f"import sys, blowtorch_wandb; sys.exit({library!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
