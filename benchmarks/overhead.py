@@ -214,8 +214,9 @@ def main() -> None:
         if arguments.only not in (None, title):
             continue
         seconds = measure(make, arguments.rounds, arguments.every)
-        print(f"\n{title}, metrics recorded every {arguments.every} steps, {arguments.rounds} rounds, torch {torch.__version__}")
-        print(f"{'':12} {'µs a step':>10} {'added µs':>10} {'ratio':>7}   (medians; added and ratio taken round by round)")
+        print(
+            f"\n{title}, recorded every {arguments.every} steps, {arguments.rounds} rounds"
+        )
         hand = seconds["by hand"]
         for name, taken in seconds.items():
             added = statistics.median(1e6 * (mine - other) for mine, other in zip(taken, hand, strict=True))

@@ -8,8 +8,9 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import blowtorch
 import pytest
+
+import blowtorch
 from blowtorch import hookspecs
 
 ROOT = Path(__file__).parents[1]
