@@ -1,19 +1,20 @@
 """Train a small convolutional net on scikit-learn's handwritten digits.
 
-    python train.py
-    python train.py with run.max_epochs=3 model.dropout=0.5
-    python train.py with run.resume=auto        # goes on where a stopped run stood
+python train.py
+python train.py with run.max_epochs=3 model.dropout=0.5
+python train.py with run.resume=auto        # goes on where a stopped run stood
 """
 
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from blowtorch import Run
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from blowtorch import Run
 
 HERE = Path(__file__).parent
 
@@ -71,9 +72,7 @@ def step(batch, model):
 
 @run.configure_optimizers
 def configure_optimizers(model):
-    return torch.optim.AdamW(
-        model.parameters(), lr=run["optimizer.rate"], weight_decay=run["optimizer.weight_decay"]
-    )
+    return torch.optim.AdamW(model.parameters(), lr=run["optimizer.rate"], weight_decay=run["optimizer.weight_decay"])
 
 
 if __name__ == "__main__":

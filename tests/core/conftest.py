@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from blowtorch import Run
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from blowtorch import Run
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 import math
 
 import torch
+
 from blowtorch.metrics import MeanWindow, means
 
 

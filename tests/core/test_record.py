@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from blowtorch import RunFolderError, RunInfo, hookimpl
 from blowtorch.plugins import Plugins
 from blowtorch.record import LoggerFeed, Record, decode, encode

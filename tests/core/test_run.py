@@ -7,6 +7,9 @@ import traceback
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
 from blowtorch import (
     BlowtorchWarning,
     CheckpointError,
@@ -20,8 +23,6 @@ from blowtorch import (
     hookimpl,
     open_run,
 )
-from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
 
 QUIET = {"progress": False}
 
@@ -135,7 +136,9 @@ def test_the_same_run_object_can_be_called_again(make_run, data):
 
 def test_moments_come_in_order(make_run, net, loader):
     ear = Ear()
-    make_run()(net, loader, loader, callbacks=[ear], limit_train_batches=2, max_epochs=1, validate_at_start=True, **QUIET)
+    make_run()(
+        net, loader, loader, callbacks=[ear], limit_train_batches=2, max_epochs=1, validate_at_start=True, **QUIET
+    )
     assert ear.heard == [
         ("run_start", 0),
         ("validation_end", 0, "val", ["val/loss"]),

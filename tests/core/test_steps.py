@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from blowtorch import ScriptError
 from blowtorch.steps import Function, Optimization, Returns
 
@@ -34,9 +35,7 @@ def test_an_argument_with_a_default_that_bears_a_known_name_is_filled():
     def step(batch, epoch=0, other=1):
         return epoch
 
-    state = SimpleNamespace(
-        model=None, device=None, config=None, log=None, optimizers={}, step=4, epoch=2
-    )
+    state = SimpleNamespace(model=None, device=None, config=None, log=None, optimizers={}, step=4, epoch=2)
     bound = Function(step, "train_step").bind(state)
     assert bound.given(batch="batch") == {"batch": "batch", "epoch": 2}
 

@@ -50,9 +50,12 @@ if __name__ == "__main__":                  # loader workers import the script a
 """
 
 
+PLAIN = TRAIN.replace(" REDUCTION", "")
+
+
 @pytest.fixture
 def script(tmp_path):
-    def write(train=TRAIN.replace(" REDUCTION", ""), workers=0, context=None):
+    def write(train=PLAIN, workers=0, context=None):
         (tmp_path / "config").mkdir()
         (tmp_path / "config" / "default.yaml").write_text("model:\n  width: 8\noptimizer:\n  lr: 1e-2\n")
         (tmp_path / "my_project.py").write_text(MY_PROJECT.format(workers=workers, context=context))
@@ -105,7 +108,7 @@ def test_workers_that_import_the_script_again_are_silent(script, context):
 
 
 def test_a_script_without_the_guard_is_told_of_it(script):
-    unguarded = TRAIN.replace(" REDUCTION", "").replace('if __name__ == "__main__":', "if True:")
+    unguarded = PLAIN.replace('if __name__ == "__main__":', "if True:")
     done = execute(script(unguarded, workers=1, context="spawn"))
     assert done.returncode != 0
     assert 'put the call behind `if __name__ == "__main__":`' in done.stderr
@@ -152,7 +155,7 @@ def test_a_disk_that_is_full_fails_the_run_loudly_and_a_later_start_goes_on(scri
     """A limit on the size of files stands for the full disk: no checkpoint fits under it."""
     limited = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     limited += "import os\nif os.environ.get('FULL'): resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-    folder = script(limited + TRAIN.replace(" REDUCTION", ""))
+    folder = script(limited + PLAIN)
     done = execute(folder, "with", "run.max_epochs=2", "run.resume=auto", FULL="1", PYTHONDONTWRITEBYTECODE="1")
     assert done.returncode == 1
     assert "could not be written" in done.stderr
@@ -170,7 +173,7 @@ class Broken:
     def log_metrics(self, metrics):
         raise OSError("the tracker is down")
 """
-    train = broken + TRAIN.replace(" REDUCTION", "").replace("max_epochs=10", "max_epochs=2, loggers=[Broken()]")
+    train = broken + PLAIN.replace("max_epochs=10", "max_epochs=2, loggers=[Broken()]")
     folder = script(train)
     started = time.monotonic()
     done = execute(folder, "with", "run.logger_timeout=1 second")

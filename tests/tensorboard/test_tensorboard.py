@@ -5,12 +5,13 @@ import sys
 
 import pytest
 import torch
-from blowtorch import Run, RunInfo
-from blowtorch.plugins import Plugins
-from blowtorch_tensorboard import TensorBoardLogger, flatten
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as TensorAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from blowtorch import Run, RunInfo
+from blowtorch.plugins import Plugins
+from blowtorch_tensorboard import TensorBoardLogger, flatten
 
 CONFIG = {"model": {"width": 3, "sizes": [1, 2], "norm": None}, "rate": 0.1}
 
@@ -85,7 +86,7 @@ def hparams_of(info):
 def test_the_configuration_the_metrics_and_the_status_are_in_the_hparams_tab(info, status, number):
     write(info(), [1], status=status)
     hparams = hparams_of(info())
-    values = {name: value for name, value in hparams["session_start_info"].hparams.items()}
+    values = dict(hparams["session_start_info"].hparams)
     assert values["model.width"].number_value == 3 and values["model.sizes"].string_value == "[1, 2]"
     assert [metric.name.tag for metric in hparams["experiment"].metric_infos] == ["train/loss"]
     assert hparams["session_end_info"].status == number

@@ -7,6 +7,7 @@ from collections import defaultdict
 
 import pytest
 import torch
+
 from blowtorch import Run, RunInfo
 from blowtorch.plugins import Plugins
 from blowtorch_wandb import WandbLogger, has_account
@@ -72,9 +73,7 @@ def rows(found):
 
 
 def summary_of(found):
-    return {
-        item.key: json.loads(item.value_json) for each in found["summary"] for item in each.update if item.key
-    }
+    return {item.key: json.loads(item.value_json) for each in found["summary"] for item in each.update if item.key}
 
 
 def test_a_run_is_kept_offline_without_an_account_and_read_back(info, capfd):

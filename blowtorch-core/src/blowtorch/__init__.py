@@ -20,11 +20,11 @@ if TYPE_CHECKING:
         RunFolderError,
         ScriptError,
     )
-    from blowtorch.view import find_runs, open_run
     from blowtorch.hookspecs import Checkpoint, RunInfo, Schedule, hookimpl
     from blowtorch.options import RunOptions
     from blowtorch.run import Run, RunResult
     from blowtorch.state import RunState
+    from blowtorch.view import find_runs, open_run
 
 __version__ = "0.1.0"
 

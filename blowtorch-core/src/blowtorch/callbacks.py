@@ -114,6 +114,4 @@ def _plugin_step_end(plugin: Plugin) -> StepEnd:
 
 
 def _function_step_end(function: Function) -> StepEnd:
-    return lambda state, batch, metrics: function.function(
-        **function.given(state=state, batch=batch, metrics=metrics)
-    )
+    return lambda state, batch, metrics: function.function(**function.given(state=state, batch=batch, metrics=metrics))

@@ -5,6 +5,7 @@ back. Nothing incomplete is ever published: everything is written to a temporary
 manifest with the size and checksum of each file comes last.
 """
 
+import math
 import os
 import shutil
 import tempfile
@@ -206,7 +207,7 @@ class Checkpoints:
                     value = read_manifest(Path(path)).metrics.get(metric)
                 except (OSError, BlowtorchError):
                     continue  # a damaged one is never among the best
-            if value is not None and value == value:
+            if value is not None and not math.isnan(value):
                 found.append((value, name))
         return found
 

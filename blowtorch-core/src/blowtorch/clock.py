@@ -64,9 +64,7 @@ class Interval:
         singular = word.lower().removesuffix("s")
         if singular not in _FACTORS:
             units = [f"{name}s" for name in _FACTORS]
-            raise OptionError(
-                f"unknown unit {word!r} in {text!r}.{nearest(word, units)} Units are {', '.join(units)}."
-            )
+            raise OptionError(f"unknown unit {word!r} in {text!r}.{nearest(word, units)} Units are {', '.join(units)}.")
         unit, factor = _FACTORS[singular]
         scale = _PREFIXES[prefix if prefix != "K" else "k"]
         amount = round(float(number) * scale * factor, 9)
@@ -119,5 +117,3 @@ class Trigger:
         if self.interval.unit == "epochs":  # asked at the end of each epoch anyway
             return NEVER
         return step + 1
-
-

@@ -138,7 +138,9 @@ class RunFolder:
         session = {"started": now(), "host": socket.gethostname(), "process": os.getpid(), "status": "running"}
         session["command_line"] = values["command_line"]
         sessions = [*self.read_info().get("sessions", []), session]
-        self.update_info(**values, status="running", host=session["host"], started=session["started"], sessions=sessions)
+        self.update_info(
+            **values, status="running", host=session["host"], started=session["started"], sessions=sessions
+        )
 
     def end_session(self, status: str) -> None:
         """Note how the process ended the run."""

@@ -107,7 +107,7 @@ class SchedulerSpec:
     """Builds a learning-rate schedule; group `blowtorch.schedulers`, named by the option `scheduler`."""
 
     @hookspec(firstresult=True)
-    def scheduler_build(  # type: ignore[empty-body]
+    def scheduler_build(
         self, optimizer: torch.optim.Optimizer, total_steps: int | None, steps_per_epoch: int | None
     ) -> Any:
         """Build the scheduler of one optimizer. Required.
@@ -139,7 +139,7 @@ class LoggerSpec:
 
     @hookspec
     def log_rewind(self, step: int) -> None:
-        """What was logged for steps after `step` is void: the run went back to a checkpoint. Comes after `log_start`."""
+        """What was logged for steps after `step` is void: the run went back. Comes after `log_start`."""
 
     @hookspec
     def log_metrics(self, metrics: Mapping[str, float], step: int, epoch: int, time: float) -> None:

@@ -14,6 +14,7 @@
 At one step things always happen in this order: train, record, validate, decide, checkpoint.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -220,9 +221,7 @@ def record_metrics(record: Record, state: RunState, metrics: Mapping[str, float]
         return
     state.metrics.update(metrics)
     state.measured_at.update(dict.fromkeys(metrics, state.step))
-    record.append(
-        "metrics", is_urgent, step=state.step, epoch=state.epoch, time=time.time(), metrics=dict(metrics)
-    )
+    record.append("metrics", is_urgent, step=state.step, epoch=state.epoch, time=time.time(), metrics=dict(metrics))
 
 
 def due_validations(training: Training, state: RunState) -> list[Validation]:
@@ -282,7 +281,7 @@ def decide_and_save(training: Training, state: RunState, measured: Mapping[str, 
 def is_new_best(state: RunState, measured: Mapping[str, float]) -> bool:
     """Whether `checkpoint_metric` was measured and is better than ever."""
     value = measured.get(state.options.checkpoint_metric)
-    if value is None or value != value:
+    if value is None or math.isnan(value):
         return False
     best = None if state.best is None else state.best.metric
     if best is None:

@@ -68,7 +68,9 @@ class RunOptions:
             if value is not None and value < least:
                 raise OptionError(f"option {name}: expected at least {least}, got {value!r}")
         if Interval.parse(self.logger_timeout).unit != "seconds":
-            raise OptionError(f"option logger_timeout: expected a time, such as '20 seconds', got {self.logger_timeout!r}")
+            raise OptionError(
+                f"option logger_timeout: expected a time, such as '20 seconds', got {self.logger_timeout!r}"
+            )
 
 
 _INTERVALS = ("validate_every", "log_every", "checkpoint_every", "logger_timeout")
@@ -121,5 +123,7 @@ def _check(name: str, value: Any, expected: Any) -> None:
         kind = typing.get_origin(choice) or choice
         if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
             return
-    words = " or ".join("null" if choice is types.NoneType else getattr(choice, "__name__", str(choice)) for choice in choices)
+    words = " or ".join(
+        "null" if choice is types.NoneType else getattr(choice, "__name__", str(choice)) for choice in choices
+    )
     raise OptionError(f"option {name}: expected {words}, got {value!r}")

@@ -32,7 +32,7 @@ class Record:
     def __init__(self, path: Path) -> None:
         """Open the record for appending, dropping a torn last line."""
         self.path = path
-        self._file: BinaryIO = open(path, "ab", buffering=0)  # noqa: SIM115  it lives as long as the run
+        self._file: BinaryIO = path.open("ab", buffering=0)
         self._held: list[bytes] = []
         self._written_at = 0.0
         self._length = whole_lines(path)

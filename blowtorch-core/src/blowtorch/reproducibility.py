@@ -130,7 +130,8 @@ def snapshot(folder: Path, script: Path | None) -> list[str]:
         except (OSError, subprocess.SubprocessError) as error:
             problems.append(f"the source could not be kept whole: {error}")
     distributions = {
-        f"{distribution.metadata['Name']}=={distribution.version}" for distribution in importlib.metadata.distributions()
+        f"{distribution.metadata['Name']}=={distribution.version}"
+        for distribution in importlib.metadata.distributions()
     }
     (folder / "environment.txt").write_text("\n".join(sorted(distributions, key=str.lower)) + "\n", encoding="utf-8")
     return problems
@@ -178,7 +179,10 @@ def _module_line(module: nn.Module) -> str:
 
 def _count(module: nn.Module) -> str:
     sizes = [
-        (0 if isinstance(parameter, nn.parameter.UninitializedParameter) else parameter.numel(), parameter.requires_grad)
+        (
+            0 if isinstance(parameter, nn.parameter.UninitializedParameter) else parameter.numel(),
+            parameter.requires_grad,
+        )
         for parameter in module.parameters()
     ]
     total = sum(size for size, _ in sizes)
@@ -191,7 +195,9 @@ def _copy_source(folder: Path, script: Path) -> None:
     target = folder / "source"
     shutil.rmtree(target, ignore_errors=True)
     for path in local_modules(script):
-        root = next((root for root in (script.parent.resolve(), Path.cwd().resolve()) if path.is_relative_to(root)), None)
+        root = next(
+            (root for root in (script.parent.resolve(), Path.cwd().resolve()) if path.is_relative_to(root)), None
+        )
         copy = target / (path.relative_to(root) if root is not None else path.name)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)

@@ -197,8 +197,9 @@ class Run:
             ScriptError: it lacks one of these methods.
         """
         if not all(callable(getattr(instance, method, None)) for method in ("state_dict", "load_state_dict")):
-            raise ScriptError(f"keep_state({name!r}) expects an object with state_dict and load_state_dict, "
-                              f"got {instance!r}")
+            raise ScriptError(
+                f"keep_state({name!r}) expects an object with state_dict and load_state_dict, got {instance!r}"
+            )
         self._script.kept[name] = instance
 
     def log(self, metrics: Mapping[str, Any]) -> None:
@@ -246,6 +247,7 @@ class Run:
         if not self._script.validations:
             raise ScriptError("run.evaluate needs a function decorated with @run.validate_step or @run.validate_epoch")
         request = self._script.validations.get("val") or next(iter(self._script.validations.values()))
+        assert request.function is not None
         device = choose_device(resolved.device)
         self._state = state = detached_state(model.to(device), resolved, self.config, self.seed, device)
         try:

@@ -25,9 +25,7 @@ class Schedules:
         self._schedules = schedules
         self._triggers = {name: Trigger(schedule.every) for name, schedule in schedules.items()}
         self._each_step = [
-            name
-            for name, schedule in schedules.items()
-            if schedule.metric is None and schedule.every.unit != "epochs"
+            name for name, schedule in schedules.items() if schedule.metric is None and schedule.every.unit != "epochs"
         ]
         self.wants_steps = bool(self._each_step)
         self.rates = self.read_rates()
@@ -57,8 +55,9 @@ class Schedules:
     def after_validation(self, state: RunState, measured: Mapping[str, float]) -> None:
         """Step those whose metric was measured."""
         for name, schedule in self._schedules.items():
-            if schedule.metric in measured and self._triggers[name].is_due(state.time()):
-                schedule.scheduler.step(measured[schedule.metric])
+            metric = schedule.metric
+            if metric is not None and metric in measured and self._triggers[name].is_due(state.time()):
+                schedule.scheduler.step(measured[metric])
 
     def after_epoch(self, state: RunState) -> None:
         """Step those that follow epochs."""
@@ -125,10 +124,8 @@ def build_schedules(
     """The schedules that a scheduler extension builds, one for each optimizer, stepped per step by default."""
     schedules = {}
     for name, optimizer in optimizers.items():
-        built = plugin.call(
-            "scheduler_build", optimizer=optimizer, total_steps=total_steps, steps_per_epoch=per_epoch
-        )
-        if built is None or not isinstance(built, Schedule) and not callable(getattr(built, "step", None)):
+        built = plugin.call("scheduler_build", optimizer=optimizer, total_steps=total_steps, steps_per_epoch=per_epoch)
+        if not isinstance(built, Schedule) and not callable(getattr(built, "step", None)):
             raise ExtensionError(f"{plugin.label} built {built!r}; expected a torch scheduler or a Schedule")
         schedules[name] = built if isinstance(built, Schedule) else Schedule(built)
     return schedules

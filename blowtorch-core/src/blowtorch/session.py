@@ -87,9 +87,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def detached_state(
-    model: nn.Module, options: RunOptions, config: Config, seed: int, device: torch.device
-) -> RunState:
+def detached_state(model: nn.Module, options: RunOptions, config: Config, seed: int, device: torch.device) -> RunState:
     """A state for an evaluation, which belongs to no run and has no folder."""
     info = RunInfo(id="", name="", folder=Path(), logger_folder=None, config={}, resumed=False)
     return RunState(info, options, config, Path(), seed, device, model)

@@ -248,8 +248,9 @@ class Optimization:
                 f"or set the option optimize_metric"
             )
         if wanted not in metrics:
-            raise ScriptError(f"optimize_metric is {wanted!r}, but {self._function} returned {names}."
-                              f"{nearest(wanted, metrics)}")
+            raise ScriptError(
+                f"optimize_metric is {wanted!r}, but {self._function} returned {names}.{nearest(wanted, metrics)}"
+            )
         if wanted not in with_gradient:
             raise ScriptError(
                 f"{self._function} returned {wanted!r} without a gradient; it must be a tensor computed from the "

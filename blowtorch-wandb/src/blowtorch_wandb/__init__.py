@@ -94,7 +94,7 @@ class WandbLogger:
 
 
 def has_account() -> bool:
-    """Whether wandb would find a key on this machine: in the environment, or in the file where `wandb login` puts it."""
+    """Whether wandb would find a key: in the environment, or in the file where `wandb login` puts it."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""

@@ -1,5 +1,6 @@
 """A bar that shows how far an epoch is."""
 
+import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 _PAUSE = 0.2  # seconds from one drawing to the next
-_TAKEN = 62  # columns for all but the metrics: a small bar, counts, times and rate
+_KNOWN_END = "{l_bar}{bar}{r_bar}"
+_UNKNOWN_END = "{desc}: {n_fmt}{unit} [{elapsed}, {rate_fmt}{postfix}]"
+_MARGIN = "    \x1b[3D"  # a terminal writes its ^C into these columns, so that it goes when the bar does
+_TAKEN = 62  # columns for all but the metrics: a short bar, counts, times and rate
 
 
 class ProgressBar:
@@ -37,13 +41,11 @@ class ProgressBar:
 
     @hookimpl
     def epoch_start(self, state: RunState) -> None:
-        """Begin the bar of an epoch, which may end early because the run does."""
+        """Begin the bar of an epoch, or go on with it after a restart."""
         from tqdm.auto import tqdm
 
-        ends = [] if state.steps_per_epoch is None else [state.step - state.batch + state.steps_per_epoch]
-        ends += [] if state.total_steps is None else [state.total_steps]
-        self._last_step = min(ends, default=None)
-        self._drawn_step = state.step
+        self._drawn_step, self._last_step = state.step, _last_step(state)
+        line = _UNKNOWN_END if self._last_step is None else _KNOWN_END
         self._bar = tqdm(
             desc=f"epoch {state.epoch}" + ("" if state.max_epochs is None else f"/{state.max_epochs}"),
             total=None if self._last_step is None else state.batch + self._last_step - state.step,
@@ -51,13 +53,14 @@ class ProgressBar:
             unit=" steps",
             leave=False,
             dynamic_ncols=True,
+            bar_format=line + (_MARGIN if sys.stderr.isatty() else ""),
             miniters=1,  # when to draw is decided here
             mininterval=0,
         )
 
     @hookimpl
     def train_step_end(self, state: RunState) -> None:
-        """Move the bar, now and then: this is called on every step."""
+        """Move the bar now and then; on every other step this does no more than look at the time."""
         if time.monotonic() >= self._next_time or state.step == self._last_step:
             self._draw(state)
 
@@ -72,18 +75,19 @@ class ProgressBar:
         self._close()
 
     def _draw(self, state: RunState) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._choose(state.metrics, (self._bar.ncols or 80) - _TAKEN), refresh=False)
-            self._bar.update(state.step - self._drawn_step)
-        self._drawn_step = state.step
         self._next_time = time.monotonic() + _PAUSE
+        if self._bar is not None:
+            columns = self._bar.ncols if isinstance(self._bar.ncols, int) else 120  # a notebook's bar has none
+            self._bar.set_postfix_str(self._choose(state.metrics, max(0, columns - _TAKEN)), refresh=False)
+            self._bar.update(state.step - self._drawn_step)
+            self._drawn_step = state.step
 
     def _choose(self, metrics: Mapping[str, float], room: int) -> str:
-        """As many metrics as there is room for: those of training first, then those of validations."""
+        """As many metrics as have room: those of training first, then those of validations."""
         ranked = sorted(metrics, key=lambda name: not name.startswith("train/"))
         shown = [f"{name} {metrics[name]:.4g}" for name in ranked if not name.startswith(("train_epoch/", "lr"))]
         chosen = shown[: self.num_metrics]
-        while len(", ".join(chosen)) > max(0, room):
+        while len(", ".join(chosen)) > room:
             chosen.pop()
         return ", ".join(chosen)
 
@@ -91,3 +95,11 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _last_step(state: RunState) -> int | None:
+    """The step at which the epoch under way ends, which may be because the run does; None when unknown."""
+    ends = [] if state.total_steps is None else [state.total_steps]
+    if state.steps_per_epoch is not None:
+        ends.append(state.step - state.batch + state.steps_per_epoch)
+    return min(ends, default=None)
