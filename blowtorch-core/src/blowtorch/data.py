@@ -1,7 +1,7 @@
 """The batches of an epoch: in the order of (seed, epoch), from any position, on the device.
 
 A torch `DataLoader` is copied, and the copy given our order and seeds for its workers, so every other setting of it
-keeps its meaning. Other iterables are taken as they are.
+keeps its meaning. A sequence of batches is begun at its index. Any other iterable is drawn forward.
 """
 
 import copy
@@ -9,15 +9,16 @@ import dataclasses
 import itertools
 import random
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, IterDataPipe, get_worker_info
 
 from blowtorch.errors import ScriptError, warn
-from blowtorch.order import EpochOrder, SeededBatch, SeededIndex
+from blowtorch.order import EpochOrder, SeededIndex, tell_epoch
 from blowtorch.reproducibility import derive_seed
 
 
@@ -35,25 +36,30 @@ class Batches:
         num_batches: batches of one epoch, with `limit`; None when unknown.
 
     Raises:
-        ScriptError: the loader is no iterable.
+        ScriptError: the loader is no iterable, or is empty. An iterator at whose end nothing has come raises it too.
     """
 
     def __init__(
         self, loader: Iterable[Any], seed: int, device: torch.device, limit: int | None = None, name: str = "train"
     ) -> None:
-        if not isinstance(loader, Iterable) and not isinstance(loader, Sequence):
-            raise ScriptError(f"expected a loader for {name!r}, an iterable of batches, got {loader!r:.100}")
+        if not isinstance(loader, Iterable):
+            hint = "; wrap it in a DataLoader" if hasattr(loader, "__getitem__") else ""
+            raise ScriptError(f"expected a loader for {name!r}, an iterable of batches, got {loader!r:.100}{hint}")
         self._source: Any = loader
         self._seed = derive_seed(seed, name)
         self._device = device
         self._limit = limit
         self._name = name
-        self._is_used_up = False
+        self._has_started = False
         self._order: EpochOrder | None = None
-        if isinstance(loader, DataLoader):
-            self._source, self._order = adapt_loader(loader, self._seed)
+        self._stream: SeededStream | None = None
+        self._running: weakref.ref[Any] | None = None  # the loader's iterator, whose workers are to be ended
         length = _length(loader)
+        if length == 0:
+            raise self._nothing()
         self.num_batches = length if length is None or limit is None else min(length, limit)
+        if isinstance(loader, DataLoader):
+            self._adapt(loader)
 
     def start(self, epoch: int, position: int = 0) -> Iterator[Any]:
         """The batches of an epoch from a position on; what skipping costs is spent here, before the first is fetched.
@@ -61,81 +67,162 @@ class Batches:
         Args:
             epoch: the first is 1.
             position: how many batches of this epoch are done.
+
+        Raises:
+            ScriptError: the loader can be iterated only once, and was.
         """
-        if self._is_used_up:
-            raise ScriptError(
-                f"the loader for {self._name!r} can be iterated only once; give a list, a DataLoader, or an object "
-                f"with __iter__"
-            )
-        self._is_used_up = isinstance(self._source, Iterator)
         source = self._source
-        _set_epoch(source, epoch)
+        if self._has_started and type(source).__module__ in _ONE_WAY and isinstance(source, Iterator):
+            raise self._used_up()
         left = None if self._limit is None else max(0, self._limit - position)
-        if self._order is not None:
-            self._order.set(epoch, position)
-            batches = iter(source)
-        elif isinstance(source, DataLoader):  # over an iterable dataset
-            source.generator.manual_seed(derive_seed(self._seed, "worker", epoch))  # type: ignore[union-attr]
-            batches = self._draw_forward(iter(source), position)
+        for each in (source, getattr(source, "dataset", None)):
+            tell_epoch(each, epoch)
+        if isinstance(source, DataLoader):
+            batches = self._load(source, epoch, position)
         elif isinstance(source, Sequence):
-            batches = iter(source) if position == 0 else (source[index] for index in range(position, len(source)))
+            batches = iter(source) if position == 0 else map(source.__getitem__, range(position, len(source)))
         else:
-            batches = self._draw_forward(iter(source), position)
+            self._warn_of_drawing(position)
+            batches = draw_forward(source, self._epoch_seed(epoch), position)
         if left is not None:
             batches = itertools.islice(batches, left)
         if position == 0:
-            batches = self._refuse_nothing(batches)
+            batches = self._refuse_nothing(batches, is_again=self._has_started)
+        self._has_started = True
         if self._device.type == "cpu":
             return batches
         return (move(batch, self._device) for batch in batches)
 
     def close(self) -> None:
-        """End the workers that outlive an epoch."""
-        iterator = getattr(self._source, "_iterator", None)
-        if iterator is not None:
-            iterator._shutdown_workers()
+        """End the loader's workers, those that outlive an epoch too."""
+        iterator = self._running() if self._running is not None else None
+        for name in ("_shutdown_workers", "close"):  # a subclass of DataLoader may iterate by a generator
+            if callable(getattr(iterator, name, None)):
+                getattr(iterator, name)()
+        if isinstance(self._source, DataLoader):
             self._source._iterator = None
 
-    def _draw_forward(self, batches: Iterator[Any], position: int) -> Iterator[Any]:
-        if position:
-            warn(f"the loader for {self._name!r} has no position of its own: {position} batches are drawn again")
+    def _adapt(self, loader: DataLoader[Any]) -> None:
+        """Take a copy of a loader, with our order and with workers whose randomness is ours.
+
+        The copy's dictionary is written to, since a `DataLoader` refuses to have its samplers set.
+        """
+        if loader.num_workers and not getattr(loader, "in_order", True):
+            warn(f"the loader for {self._name!r} has in_order=False, so the order of its batches is not exact")
+        twin = copy.copy(loader)
+        ours: dict[str, Any] = {
+            "_iterator": None,
+            "generator": torch.Generator(),
+        }  # else the global stream is drawn from
+        if not isinstance(loader.dataset, IterableDataset):
+            self._order = EpochOrder(loader, self._seed)
+            ours["batch_sampler" if loader.batch_sampler is not None else "sampler"] = self._order
+        if loader.num_workers:
+            ours["worker_init_fn"] = WorkerStart(loader.dataset, loader.worker_init_fn)
+            if self._order is not None:
+                ours["dataset"] = SeededDataset(loader.dataset)
+            elif not isinstance(loader.dataset, IterDataPipe):  # which torch has to know by its type
+                ours["dataset"] = self._stream = SeededStream(loader.dataset)
+        twin.__dict__.update(ours)
+        self._source = twin
+
+    def _load(self, loader: DataLoader[Any], epoch: int, position: int) -> Iterator[Any]:
+        """The batches of our copy of a loader."""
+        seed = self._epoch_seed(epoch)
+        loader.generator.manual_seed(seed)
+        if self._order is not None:
+            self._order.set(epoch, position)
+        elif not loader.num_workers:
+            self._warn_of_drawing(position)
+            return draw_forward(loader, seed, position)
+        if self._stream is not None:
+            self._stream.set(seed, epoch)
+        batches = iter(loader)
+        if loader.num_workers:
+            self._running = weakref.ref(batches)
+        if self._order is None:
+            self._warn_of_drawing(position)
             for _ in itertools.islice(batches, position):
                 pass
         return batches
 
-    def _refuse_nothing(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _epoch_seed(self, epoch: int) -> int:
+        return derive_seed(self._seed, "loader", epoch)
+
+    def _warn_of_drawing(self, position: int) -> None:
+        if position:
+            warn(f"the loader for {self._name!r} has no position of its own: {position} batches are drawn again")
+
+    def _refuse_nothing(self, batches: Iterator[Any], is_again: bool) -> Iterator[Any]:
         """The same batches; the error for an epoch without any comes when the first is asked for."""
         first = next(batches, _NOTHING)
         if first is _NOTHING:
-            raise ScriptError(
-                f"the loader for {self._name!r} gave no batch; is drop_last set and the dataset smaller than a batch?"
-            )
+            if self._limit == 0:
+                return
+            raise self._used_up() if is_again and isinstance(self._source, Iterator) else self._nothing()
         yield first
+        del first  # or the first batch would stay in memory for the epoch
         yield from batches
+
+    def _nothing(self) -> ScriptError:
+        return ScriptError(
+            f"the loader for {self._name!r} gave no batch; is drop_last set and the dataset smaller than a batch?"
+        )
+
+    def _used_up(self) -> ScriptError:
+        return ScriptError(
+            f"the loader for {self._name!r} can be iterated only once; give a list, a DataLoader, or an object "
+            f"with __iter__"
+        )
 
 
 _NOTHING = object()
+_ONE_WAY = ("builtins", "itertools")  # generators, zip, map, islice …: an iterator of these cannot begin again
 
 
-def adapt_loader(loader: DataLoader[Any], seed: int) -> tuple[DataLoader[Any], EpochOrder | None]:
-    """A copy of a loader with our order, which is None over an iterable dataset, and with seeded workers.
+class OwnStreams:
+    """Random streams that take the place of the global ones of the CPU inside, and go on where they were."""
 
-    The copy's dictionary is written to, since a `DataLoader` refuses to have its samplers set.
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        numpy_state = np.random.RandomState(seed % 2**32).get_state()
+        self._own: tuple[Any, ...] = (random.Random(seed).getstate(), numpy_state, generator.get_state())
+
+    def __enter__(self) -> None:
+        self._exchange()
+
+    def __exit__(self, *error: object) -> None:
+        self._exchange()
+
+    def _exchange(self) -> None:
+        mine = self._own
+        self._own = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+        random.setstate(mine[0])
+        np.random.set_state(mine[1])
+        torch.default_generator.set_state(mine[2])
+
+
+def draw_forward(source: Iterable[Any], seed: int, position: int) -> Iterator[Any]:
+    """The batches of an iterable from a position on; those before it are drawn in this call.
+
+    It may shuffle as it goes, from the global streams, which training has moved on in between. So that it gives the
+    same again, it has streams of its own, exchanged for every batch.
     """
-    if loader.num_workers and not getattr(loader, "in_order", True):
-        warn("the loader has in_order=False, so the order of its batches is not exact")
-    twin = copy.copy(loader)
-    twin.__dict__["_iterator"] = None
-    twin.__dict__["generator"] = torch.Generator().manual_seed(seed)  # else the global stream is drawn from
-    if isinstance(loader.dataset, IterableDataset):
-        twin.__dict__["worker_init_fn"] = WorkerStart(loader.dataset, loader.worker_init_fn)
-        return twin, None
-    order = EpochOrder(loader, seed)
-    twin.__dict__["batch_sampler" if loader.batch_sampler is not None else "sampler"] = order
-    if loader.num_workers:
-        twin.__dict__["dataset"] = SeededDataset(loader.dataset)
-        twin.__dict__["worker_init_fn"] = WorkerStart(loader.dataset, loader.worker_init_fn)
-    return twin, order
+    streams = OwnStreams(seed)
+    with streams:
+        iterator = iter(source)
+        for _ in itertools.islice(iterator, position):
+            pass
+    return _draw_on(iterator, streams)
+
+
+def _draw_on(iterator: Iterator[Any], streams: OwnStreams) -> Iterator[Any]:
+    while True:
+        with streams:
+            batch = next(iterator, _NOTHING)
+        if batch is _NOTHING:
+            return
+        yield batch
 
 
 class SeededDataset:
@@ -143,22 +230,58 @@ class SeededDataset:
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
+        self._epoch = 0
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, SeededIndex):
-            seed_worker(index.seed)
-            index = int(index)
-        return self.dataset[index]
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)  # subclasses of DataLoader look at their dataset
 
-    def __getitems__(self, indices: SeededBatch) -> Any:
-        seed_worker(indices.seed)
-        plain = list(indices)
+    def __getitem__(self, index: Any) -> Any:
+        return self.dataset[self._prepare(index) if isinstance(index, SeededIndex) else index]
+
+    def __getitems__(self, batch: SeededIndex) -> Any:
+        indices = self._prepare(batch)
         if callable(getattr(self.dataset, "__getitems__", None)):
-            return self.dataset.__getitems__(plain)
-        return [self.dataset[index] for index in plain]
+            return self.dataset.__getitems__(indices)
+        return [self.dataset[index] for index in indices]
+
+    def _prepare(self, batch: SeededIndex) -> Any:
+        if batch.epoch != self._epoch:  # workers that outlive an epoch do not see what the main process sets
+            self._epoch = batch.epoch
+            tell_epoch(self.dataset, batch.epoch)
+        seed_worker(batch.seed)
+        return batch.index
+
+
+class SeededStream(IterableDataset[Any]):
+    """An iterable dataset in workers: in each epoch the random streams of each are seeded anew."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self._shared = torch.zeros(2, dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it
+
+    def set(self, seed: int, epoch: int) -> None:
+        """Choose the epoch that the workers begin next, and its seed."""
+        self._shared.copy_(torch.tensor([seed, epoch]))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        seed, epoch = self._shared.tolist()
+        info = get_worker_info()
+        tell_epoch(self.dataset, epoch)
+        seed_worker(derive_seed(seed, 0 if info is None else info.id))
+        return iter(self.dataset)
 
 
 @dataclasses.dataclass
@@ -169,10 +292,11 @@ class WorkerStart:
     user_function: Callable[[int], None] | None
 
     def __call__(self, worker: int) -> None:
+        """Called by torch in worker number `worker`."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         info = get_worker_info()
         if info is not None:
-            object.__setattr__(info, "dataset", self.dataset)  # it is frozen
+            object.__setattr__(info, "dataset", self.dataset)  # a WorkerInfo refuses to be changed
         if self.user_function is not None:
             self.user_function(worker)
 
@@ -186,10 +310,15 @@ def seed_worker(seed: int) -> None:
 
 def count_samples(batch: Any) -> int:
     """The first dimension of the first tensor or array in a batch; 1 where there is none."""
-    first = batch[0] if (type(batch) is list or type(batch) is tuple) and batch else batch
-    if type(first) is torch.Tensor and first.ndim:  # the common cases, on every step
+    kind, first = type(batch), batch
+    if kind is tuple or kind is list:  # the common cases, on every step
+        first = batch[0] if batch else None
+    elif kind is dict:
+        first = next(iter(batch.values()), None)
+    if type(first) is torch.Tensor and first.ndim:
         return first.size(0)
-    return _first_size(batch) or 1
+    size = _first_size(batch)
+    return 1 if size is None else size
 
 
 def _first_size(batch: Any) -> int | None:
@@ -208,32 +337,41 @@ def _first_size(batch: Any) -> int | None:
 
 
 def move(batch: Any, device: torch.device) -> Any:
-    """A batch with every tensor in it on a device; on the CPU it is returned as it is."""
+    """A batch with every tensor in it on a device; on the CPU it is returned as it is.
+
+    An object with a method `to` moves itself; lists, tuples, mappings and dataclasses are walked and copied.
+    """
     if device.type == "cpu":
         return batch
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
+    if callable(getattr(batch, "to", None)):
+        return batch.to(device)
     if isinstance(batch, Mapping):
-        return type(batch)({key: move(value, device) for key, value in batch.items()})  # type: ignore[call-arg]
+        return _move_mapping(batch, device)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(move(value, device) for value in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(move(value, device) for value in batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        moved = {field.name: move(getattr(batch, field.name), device) for field in dataclasses.fields(batch)}
-        return dataclasses.replace(batch, **moved)
-    return batch.to(device) if callable(getattr(batch, "to", None)) else batch
+        twin: Any = copy.copy(batch)
+        for field in dataclasses.fields(batch):  # frozen ones too, and fields that __init__ does not take
+            object.__setattr__(twin, field.name, move(getattr(batch, field.name), device))
+        return twin
+    return batch
 
 
-def _set_epoch(source: Any, epoch: int) -> None:
-    """Tell whoever counts epochs; torch's convention is to count from 0."""
-    for each in (source, getattr(source, "dataset", None)):
-        if callable(getattr(each, "set_epoch", None)):
-            each.set_epoch(epoch - 1)
+def _move_mapping(batch: Mapping[Any, Any], device: torch.device) -> Mapping[Any, Any]:
+    moved = {key: move(value, device) for key, value in batch.items()}
+    if isinstance(batch, MutableMapping):
+        twin = copy.copy(batch)  # keeps what else it holds, such as the default of a defaultdict
+        twin.update(moved)
+        return twin
+    return type(batch)(moved)  # type: ignore[call-arg]
 
 
 def _length(loader: Any) -> int | None:
     try:
         return len(loader)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None

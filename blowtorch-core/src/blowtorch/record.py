@@ -29,9 +29,10 @@ _TRIES = 5  # an event that failed so often is skipped if the next one goes thro
 class Record:
     """The events of a run in `record.jsonl`, one JSON object a line; only whole lines are ever written."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the record for appending, dropping a torn last line."""
+    def __init__(self, path: Path, beat: Callable[[], None] = lambda: None) -> None:
+        """Open the record for appending, dropping a torn last line; each write calls `beat`, a sign of life."""
         self.path = path
+        self._beat = beat
         self._file: BinaryIO = path.open("ab", buffering=0)
         self._held: list[bytes] = []
         self._written_at = 0.0
@@ -56,6 +57,7 @@ class Record:
     def write(self) -> bool:
         """Write what is held; say whether the file now has everything. A full disk is tried again next time."""
         self._written_at = time.monotonic()
+        self._beat()
         if not self._held:
             return True
         data = b"".join(self._held)

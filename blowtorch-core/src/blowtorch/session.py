@@ -157,7 +157,7 @@ class Session:
     def prepare(self) -> None:
         """Build what the loop needs, and go to where the run begins."""
         state, script = self.state, self._script
-        self._record = Record(self.folder.record)
+        self._record = Record(self.folder.record, self.folder.beat)
         state.attach(self._write_console_log, self._record_warning)
         state.model.train()
         if state.options.initialize_from is not None and not state.is_resumed:

@@ -81,10 +81,8 @@ class Console:
         from tqdm import tqdm
 
         try:
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(_encodable(text, sys.stdout.encoding or "utf-8"), file=sys.stdout)
             sys.stdout.flush()
-        except UnicodeEncodeError:
-            tqdm.write(text.replace("·", "-").encode("ascii", "replace").decode(), file=sys.stdout)
         except OSError:  # the terminal or the reader of a pipe is gone
             pass
 
@@ -103,6 +101,19 @@ def format_number(value: float) -> str:
 
 def _line(*parts: str) -> str:
     return " · ".join(parts)
+
+
+def _encodable(text: str, encoding: str) -> str:
+    """The text as a stream of this encoding can hold it.
+
+    >>> _encodable("epoch 1 · step 20 · größe 3", "ascii")
+    'epoch 1 - step 20 - gr??e 3'
+    """
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.replace("·", "-").encode(encoding, "replace").decode(encoding)
+    return text
 
 
 def _place(state: RunState) -> list[str]:
