@@ -450,6 +450,15 @@ def test_loaders_given_to_decorators_may_be_left_out_of_the_call(net, loader):
     assert step.__name__ == "step"
 
 
+def test_a_metric_that_no_validation_measures_is_said_once(make_run, net, loader):
+    run = make_run(validates=False)
+    run.validate_step(lambda batch: {"accuracy": 0.5})
+    result = run(net, loader, loader, max_epochs=3, **QUIET)
+    assert result.best is None
+    said = (result.folder / "console.log").read_text()
+    assert said.count("no checkpoint is the best one: checkpoint_metric is 'val/loss'") == 1
+
+
 # ---------------------------------------------------------------- options and precedence
 
 

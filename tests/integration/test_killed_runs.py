@@ -49,7 +49,9 @@ def start(folder, workers, pause=0.0):
     (folder / "train.py").write_text(SCRIPT)
     command = [sys.executable, "train.py", "with", f"workers={workers}", f"pause={pause}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::UserWarning"}
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
 
 
 def finish(process):
@@ -129,7 +131,7 @@ def test_ctrl_c_ends_a_run_tidily_and_the_same_command_goes_on(tmp_path, straigh
     deadline = time.monotonic() + 60
     while not checkpoints(folder) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
     output = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 0
     assert "RESULT stopped" in output and "Traceback" not in output

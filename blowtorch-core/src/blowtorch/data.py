@@ -161,7 +161,7 @@ class Batches:
                 return
             raise self._used_up() if is_again and isinstance(self._source, Iterator) else self._nothing()
         yield first
-        del first  # or the first batch would stay in memory for the epoch
+        del first  # or it would stay in memory for the epoch
         yield from batches
 
     def _nothing(self) -> ScriptError:

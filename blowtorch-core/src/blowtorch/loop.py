@@ -26,7 +26,7 @@ from blowtorch.callbacks import Callbacks
 from blowtorch.checkpoints import Checkpoints
 from blowtorch.clock import NEVER, Trigger
 from blowtorch.data import Batches, count_samples
-from blowtorch.errors import BlowtorchError, CheckpointError
+from blowtorch.errors import BlowtorchError, CheckpointError, nearest
 from blowtorch.metrics import MeanWindow, means
 from blowtorch.record import Record
 from blowtorch.reproducibility import derive_seed, isolated_random, restore_random_state
@@ -106,8 +106,8 @@ def notify(training: Training, state: RunState, moment: str, **at_hand: Any) -> 
 
 def report_unread_overrides(state: RunState) -> None:
     """Say, after the first epoch of a process, which overrides of the command line nothing has read."""
-    if not state.has_reported_overrides:
-        state.has_reported_overrides = True
+    if "overrides" not in state.reported:
+        state.reported.add("overrides")
         for key in state.config.unread_overrides():
             state.warn(f"nothing has read {key!r}, which the command line sets; does the script use another name?")
 
@@ -193,6 +193,7 @@ def finish_epoch(training: Training, state: RunState) -> None:
     measured = validate_due(training, state, due_validations(training, state))
     notify(training, state, "epoch_end", metrics=epoch_means)
     training.schedules.after_epoch(state)
+    report_missing_metric(state, measured)
     decide_and_save(training, state, {**epoch_means, **measured})
 
 
@@ -276,6 +277,17 @@ def decide_and_save(training: Training, state: RunState, measured: Mapping[str, 
     is_due = trigger is not None and trigger.is_due(state.time())
     if is_best or is_due:
         save(training, state, is_best)
+
+
+def report_missing_metric(state: RunState, measured: Mapping[str, float]) -> None:
+    """Say, once, that the validations do not measure what decides on the best checkpoint."""
+    option = state.options.checkpoint_metric
+    if measured and option not in state.metrics and state.options.keep_best and "metric" not in state.reported:
+        state.reported.add("metric")
+        state.say(
+            f"no checkpoint is the best one: checkpoint_metric is {option!r}, and validations measure "
+            f"{', '.join(measured)}.{nearest(option, measured)}"
+        )
 
 
 def is_new_best(state: RunState, measured: Mapping[str, float]) -> bool:

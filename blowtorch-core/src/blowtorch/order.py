@@ -7,7 +7,7 @@ global ones, so a restart finds the same order without having drawn what came be
 import contextlib
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +168,7 @@ def _own_generator(loader: DataLoader[Any]) -> torch.Generator | None:
 
 def _lent_generators(sampler: Any, seed: int) -> list[tuple[Any, str, Any]]:
     """For each generator that a sampler or one inside of it keeps: the owner, the attribute, and one to use instead."""
-    makers = {
+    makers: dict[type, Callable[[int], Any]] = {
         torch.Generator: lambda seed: torch.Generator().manual_seed(seed),
         np.random.Generator: np.random.default_rng,
         np.random.RandomState: lambda seed: np.random.RandomState(seed % 2**32),

@@ -153,7 +153,9 @@ class Run:
         every: str | None = None,
         at_start: bool | None = None,
     ) -> Callable[[AnyFunction], AnyFunction]: ...
-    def validate_step(self, argument: Any = None, /, **keywords: Any) -> Any:
+    def validate_step(
+        self, argument: Any = None, /, *, name: str = "val", every: str | None = None, at_start: bool | None = None
+    ) -> Any:
         """Validate with the function, one batch a call.
 
         Args:
@@ -162,7 +164,7 @@ class Run:
             every: when, such as `"2 epochs"`; the option `validate_every` unless given.
             at_start: also before the first step; the option `validate_at_start` unless given.
         """
-        return self._decorate("validate_step", argument, self._add_validation(keywords))
+        return self._decorate("validate_step", argument, self._add_validation(ValidationRequest(name, every, at_start)))
 
     @overload
     def validate_epoch(self, argument: AnyFunction, /) -> AnyFunction: ...
@@ -176,9 +178,13 @@ class Run:
         every: str | None = None,
         at_start: bool | None = None,
     ) -> Callable[[AnyFunction], AnyFunction]: ...
-    def validate_epoch(self, argument: Any = None, /, **keywords: Any) -> Any:
+    def validate_epoch(
+        self, argument: Any = None, /, *, name: str = "val", every: str | None = None, at_start: bool | None = None
+    ) -> Any:
         """Validate with the function, one validation a call: it is given `data_loader`. Else like `validate_step`."""
-        return self._decorate("validate_epoch", argument, self._add_validation(keywords))
+        return self._decorate(
+            "validate_epoch", argument, self._add_validation(ValidationRequest(name, every, at_start))
+        )
 
     def on(self, moment: str) -> Callable[[AnyFunction], AnyFunction]:
         """Call the function at a moment of the loop, such as `epoch_end`."""
@@ -287,9 +293,7 @@ class Run:
         self._script.train = function
         self._script.train_loader = loader
 
-    def _add_validation(self, keywords: Mapping[str, Any]) -> Callable[[Function, Any], None]:
-        request = dataclasses.replace(ValidationRequest(), **keywords)
-
+    def _add_validation(self, request: ValidationRequest) -> Callable[[Function, Any], None]:
         def register(function: Function, loader: Any) -> None:
             complete = dataclasses.replace(request, function=function, loader=loader)
             self._script.validations[complete.name] = complete

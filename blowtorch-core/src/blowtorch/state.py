@@ -45,7 +45,7 @@ class RunState:
         logged: what `log` was given and nothing has recorded yet.
         listeners: called with every line that the run says.
         next_event: the next step after which anything can be due.
-        has_reported_overrides: whether overrides that nothing reads have been reported.
+        reported: what has been warned of once and need not be again.
     """
 
     info: RunInfo
@@ -72,7 +72,7 @@ class RunState:
     logged: dict[str, Any] = field(default_factory=dict)
     listeners: list[Callable[[str], None]] = field(default_factory=list)
     next_event: int = NEVER
-    has_reported_overrides: bool = False
+    reported: set[str] = field(default_factory=set)
     _earlier_seconds: float = 0.0
     _started: float = field(default_factory=time.monotonic)
     _write_console_log: Callable[[str], None] = lambda _: None
