@@ -179,7 +179,7 @@ def test_the_smallest_change_is_not_negative(min_change):
 
 
 def test_it_ends_a_run(make_run, net, loader):
-    """The loss cannot get better than at a learning rate of zero it was at first."""
+    """At a learning rate of zero nothing ever gets better."""
     run = make_run()
 
     @run.configure_optimizers

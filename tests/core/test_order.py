@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from blowtorch.order import EpochOrder, SeededIndex, indices_from
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -15,6 +14,8 @@ from torch.utils.data import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
+
+from blowtorch.order import EpochOrder, SeededIndex, indices_from
 
 DATA = list(range(50))
 

@@ -107,7 +107,7 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, straight, workers):
         process.wait()
         process.stdout.close()
     output = finish(start(tmp_path / "run", workers))
-    assert "goes on at step" in output
+    assert "goes on" in output
     assert outcome(tmp_path / "run") == straight[workers]
 
 

@@ -4,6 +4,7 @@ A torch `DataLoader` is copied, and the copy given our order and seeds for its w
 keeps its meaning. A sequence of batches is begun at its index. Any other iterable is drawn forward.
 """
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -23,7 +24,10 @@ from blowtorch.reproducibility import derive_seed
 
 
 class Batches:
-    """The batches of a loader, epoch by epoch; iterating them never moves the global random streams.
+    """The batches of a loader, epoch by epoch.
+
+    Iterating them moves the global random streams only by what the data itself draws in the main process: a dataset that
+    is loaded without workers, or an iterable after its first batch.
 
     Args:
         loader: a `DataLoader`, a sequence of batches, or any iterable of batches.
@@ -112,8 +116,8 @@ class Batches:
         twin = copy.copy(loader)
         ours: dict[str, Any] = {
             "_iterator": None,
-            "generator": torch.Generator(),
-        }  # else the global stream is drawn from
+            "generator": torch.Generator(),  # else the global stream is drawn from
+        }
         if not isinstance(loader.dataset, IterableDataset):
             self._order = EpochOrder(loader, self._seed)
             ours["batch_sampler" if loader.batch_sampler is not None else "sampler"] = self._order
@@ -180,7 +184,7 @@ _NOTHING = object()
 _ONE_WAY = ("builtins", "itertools")  # generators, zip, map, islice …: an iterator of these cannot begin again
 
 
-class OwnStreams:
+class OwnStreams(contextlib.AbstractContextManager[None]):
     """Random streams that take the place of the global ones of the CPU inside, and go on where they were."""
 
     def __init__(self, seed: int) -> None:
@@ -205,24 +209,25 @@ class OwnStreams:
 def draw_forward(source: Iterable[Any], seed: int, position: int) -> Iterator[Any]:
     """The batches of an iterable from a position on; those before it are drawn in this call.
 
-    It may shuffle as it goes, from the global streams, which training has moved on in between. So that it gives the
-    same again, it has streams of its own, exchanged for every batch.
+    It may shuffle when it begins, from the global streams, which training has moved on since. So that it gives the same
+    order again, it begins, up to its first batch, on streams of its own. What it draws later comes from the global
+    streams, as in a loop by hand; a checkpoint holds those.
     """
     streams = OwnStreams(seed)
     with streams:
         iterator = iter(source)
         for _ in itertools.islice(iterator, position):
             pass
-    return _draw_on(iterator, streams)
+    return _draw_on(iterator, streams if position == 0 else contextlib.nullcontext())
 
 
-def _draw_on(iterator: Iterator[Any], streams: OwnStreams) -> Iterator[Any]:
-    while True:
-        with streams:
-            batch = next(iterator, _NOTHING)
-        if batch is _NOTHING:
-            return
+def _draw_on(iterator: Iterator[Any], first: contextlib.AbstractContextManager[None]) -> Iterator[Any]:
+    """What is left of an iterator, the first of it inside a context."""
+    with first:
+        batch = next(iterator, _NOTHING)
+    while batch is not _NOTHING:
         yield batch
+        batch = next(iterator, _NOTHING)  # and not `for`, which would let some begin again
 
 
 class SeededDataset:
