@@ -214,9 +214,7 @@ def main() -> None:
         if arguments.only not in (None, title):
             continue
         seconds = measure(make, arguments.rounds, arguments.every)
-        print(
-            f"\n{title}, recorded every {arguments.every} steps, {arguments.rounds} rounds"
-        )
+        print(f"\n{title}, recorded every {arguments.every} steps, {arguments.rounds} rounds")
         hand = seconds["by hand"]
         for name, taken in seconds.items():
             added = statistics.median(1e6 * (mine - other) for mine, other in zip(taken, hand, strict=True))

@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import blowtorch
 import pytest
+
+import blowtorch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -100,14 +101,13 @@ def test_the_digits_example_reaches_its_accuracy_and_begins_anew(tmp_path):
     assert blowtorch.open_run(folder).status == "finished"
 
 
-MODULES = [
-    name
-    for package in ("blowtorch", "blowtorch_cli", "blowtorch_tensorboard", "blowtorch_wandb")
-    for name in [package, *(each.name for each in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."))]
-    if not name.endswith("__main__")
-]
+def modules():
+    for package in ("blowtorch", "blowtorch_cli", "blowtorch_tensorboard", "blowtorch_wandb"):
+        yield package
+        found = pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.")
+        yield from (each.name for each in found if not each.name.endswith("__main__"))
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", modules())
 def test_examples_in_docstrings_hold(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0

@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+
 from blowtorch import ExtensionError, Run
 from blowtorch.plugins import find_extensions
 

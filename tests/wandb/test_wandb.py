@@ -3,6 +3,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 from collections import defaultdict
 
 import pytest
@@ -56,7 +57,16 @@ def records(path):
 
 
 def read(folder):
-    """What all offline files below a folder hold, by kind."""
+    """What all offline files below a folder hold, by kind; wandb's own process may still be writing the end."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = read_now(folder)
+        if len(found["exit"]) == len(list(folder.rglob("*.wandb"))) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
+def read_now(folder):
     found = defaultdict(list)
     for path in sorted(folder.rglob("*.wandb")):
         for record in records(path):

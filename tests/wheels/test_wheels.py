@@ -23,7 +23,8 @@ run = Run(random_seed=1)
 run.train_step(lambda batch, model: model(batch).pow(2).mean())
 run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.01))
 if __name__ == "__main__":
-    run(torch.nn.Linear(4, 1), [torch.ones(8, 4)] * 5, loggers=["tensorboard", "wandb"], max_epochs=2, scheduler="cosine")
+    data = [torch.ones(8, 4)] * 5
+    run(torch.nn.Linear(4, 1), data, loggers=["tensorboard", "wandb"], max_epochs=2, scheduler="cosine")
 """
 
 

@@ -26,8 +26,8 @@ from blowtorch.reproducibility import derive_seed
 class Batches:
     """The batches of a loader, epoch by epoch.
 
-    Iterating them moves the global random streams only by what the data itself draws in the main process: a dataset that
-    is loaded without workers, or an iterable after its first batch.
+    Iterating them moves the global random streams only by what the data itself draws in the main process: a dataset
+    that is loaded without workers, or an iterable after its first batch.
 
     Args:
         loader: a `DataLoader`, a sequence of batches, or any iterable of batches.

@@ -43,9 +43,6 @@ class EpochOrder(Sampler[Any]):
     Args:
         loader: the loader whose order it is; its workers are given each index as a `SeededIndex`.
         seed: of the run and the loader.
-
-    Attributes:
-        is_asked: whether the loader has asked for the indices since they were set.
     """
 
     def __init__(self, loader: DataLoader[Any], seed: int) -> None:
@@ -55,17 +52,15 @@ class EpochOrder(Sampler[Any]):
         self._seed = seed if own is None else derive_seed(seed, own.initial_seed())
         self._epoch = 1
         self._position = 0
-        self.is_asked = False
 
     def set(self, epoch: int, position: int) -> None:
         """Choose the epoch and the batch with which the next iteration begins."""
-        self._epoch, self._position, self.is_asked = epoch, position, False
+        self._epoch, self._position = epoch, position
         for sampler in _chain(self._sampler):
             tell_epoch(sampler, epoch)
 
     def __iter__(self) -> Iterator[Any]:
         """The indices from the position on; what comes before is skipped in this call, not when the first is drawn."""
-        self.is_asked = True
         indices = indices_from(self._sampler, derive_seed(self._seed, "order", self._epoch), self._position)
         return self._seeded(indices, self._epoch, self._position) if self._has_workers else indices
 

@@ -256,14 +256,14 @@ class Run:
         assert request.function is not None
         device = choose_device(resolved.device)
         self._state = state = detached_state(model.to(device), resolved, self.config, self.seed, device)
+        batches = Batches(loader, self.seed, device, resolved.limit_validate_batches, request.name)
         try:
-            batches = Batches(loader, self.seed, device, resolved.limit_validate_batches, request.name)
             returns = Returns(request.function.name, state.warn)
             function = request.function.bind(state, is_validate=True)
             metrics = validate(Validation(request.name, function, batches, returns, None, False), state)
-            batches.close()
         finally:
             self._state = None
+            batches.close()
         return metrics
 
     def _configured_options(self) -> dict[str, Any]:

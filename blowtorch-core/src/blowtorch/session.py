@@ -328,6 +328,8 @@ class Session:
         self._batches.close()
         if not hasattr(self, "training"):
             return
+        for validation in self.training.validations:
+            validation.batches.close()
         try:
             self.training.callbacks.call("run_end", state, status=self.status)
         except Exception as problem:
