@@ -125,7 +125,7 @@ def test_a_checkpoint_has_one_line_that_says_whether_it_is_the_best(state, is_be
     ("value", "text"),
     [
         (0.0, "0"),
-        (-0.0, "-0"),
+        (-0.0, "0"),
         (1.0, "1"),
         (0.98765, "0.9877"),
         (123.456, "123.5"),

@@ -95,7 +95,7 @@ def format_number(value: float) -> str:
     """
     if 9999.5 <= abs(value) < 999_999.5:
         return f"{value:.0f}"
-    mantissa, _, exponent = f"{value:.4g}".partition("e")
+    mantissa, _, exponent = f"{value + 0.0:.4g}".partition("e")  # -0.0 + 0.0 is 0.0
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
