@@ -19,13 +19,12 @@ class TensorBoardLogger:
     """Event files in the run's logger folder: metrics under their own names, the configuration, and the status.
 
     Args:
-        hparams: show the configuration and the final metrics in TensorBoard's HPARAMS tab.
+        hparams: show the configuration beside the metrics in TensorBoard's HPARAMS tab.
     """
 
     def __init__(self, hparams: bool = True) -> None:
         self.hparams = hparams
         self._writer: EventFileWriter | None = None
-        self._run: RunInfo | None = None
 
     @hookimpl
     def log_start(self, run: RunInfo) -> None:
@@ -34,11 +33,12 @@ class TensorBoardLogger:
 
         assert run.logger_folder is not None
         self._close()
-        self._run = run
         # TensorBoard reads event files in the order of their names, which tell the second in which they were made.
         while list(run.logger_folder.glob(f"events.out.tfevents.{int(clock.time()):010d}.*")):
             clock.sleep(0.05)
         self._writer = EventFileWriter(str(run.logger_folder))
+        if self.hparams:
+            self._add(session_start(run), 0)
         if not run.resumed:
             text = json.dumps(run.config, indent=2, default=str)
             self._add(text_summary("config", "\n".join(f"    {line}" for line in text.splitlines())), 0)
@@ -65,13 +65,13 @@ class TensorBoardLogger:
             self._writer.flush()
 
     @hookimpl
-    def log_finish(self, status: str, summary: Mapping[str, float]) -> None:
-        """Show the configuration beside the final metrics, and how the run ended."""
-        if self._writer is None or self._run is None:
+    def log_finish(self, status: str) -> None:
+        """Show how the run ended."""
+        if self._writer is None:
             return
         if self.hparams:
-            for part in hparams_summaries(self._run, status, summary):
-                self._add(part, 0)
+            self._add(session_end(status), 0)
+        self._add(text_summary("status", status), 0)
         self._close()
 
     def _add(self, summary: "Summary", step: int, time: float | None = None) -> None:
@@ -101,27 +101,25 @@ def text_summary(name: str, markdown: str) -> "Summary":
     return Summary(value=[Summary.Value(tag=name, metadata=metadata, tensor=tensor)])
 
 
-def hparams_summaries(run: RunInfo, status: str, summary: Mapping[str, float]) -> list[Any]:
-    """What the HPARAMS tab reads: the parameters and metrics there are, their values, and how the session ended."""
+def session_start(run: RunInfo) -> "Summary":
+    """The parameters of a run, for the HPARAMS tab; it finds the metrics among the scalars by itself."""
+    from tensorboard.plugins.hparams import summary_v2
+
+    return summary_v2.hparams_pb(dict(flatten(run.config)), trial_id=run.name)
+
+
+def session_end(status: str) -> "Summary":
+    """How a run ended, for the HPARAMS tab."""
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams import metadata, summary_v2
+    from tensorboard.plugins.hparams import metadata
     from tensorboard.plugins.hparams.api_pb2 import Status
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 
-    parameters = dict(flatten(run.config))
-    experiment = summary_v2.hparams_config_pb(
-        hparams=[summary_v2.HParam(name) for name in parameters],
-        metrics=[summary_v2.Metric(name) for name in sorted(summary)],
-    )
-    start = summary_v2.hparams_pb(parameters, trial_id=run.id)
     known = {"finished": Status.STATUS_SUCCESS, "failed": Status.STATUS_FAILURE}
     end = SessionEndInfo(status=known.get(status, Status.STATUS_UNKNOWN), end_time_secs=clock.time())
-    ended = Summary.Value(
-        tag=metadata.SESSION_END_INFO_TAG,
-        metadata=metadata.create_summary_metadata(HParamsPluginData(session_end_info=end)),
-        tensor=metadata.NULL_TENSOR,
-    )
-    return [experiment, start, Summary(value=[ended]), text_summary("status", status)]
+    content = metadata.create_summary_metadata(HParamsPluginData(session_end_info=end))
+    value = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=content, tensor=metadata.NULL_TENSOR)
+    return Summary(value=[value])
 
 
 def flatten(config: Mapping[str, Any], path: str = "") -> list[tuple[str, bool | int | float | str]]:
