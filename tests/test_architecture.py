@@ -25,6 +25,7 @@ LAYERS = [
     "session",
     "loop",
     "interruption",
+    "start",
     "schedules",
     "callbacks",
     "script",

@@ -20,7 +20,7 @@ from torch import nn
 from blowtorch.errors import BlowtorchError, CheckpointError
 from blowtorch.folder import RunFolder
 from blowtorch.hookspecs import Checkpoint, RunInfo
-from blowtorch.manifest import checkpoint_name, read_manifest, verify, write_manifest
+from blowtorch.manifest import checkpoint_name, checkpoint_step, read_manifest, verify, write_manifest
 from blowtorch.plugins import Plugin
 from blowtorch.record import Record
 from blowtorch.reproducibility import random_state
@@ -135,7 +135,7 @@ class Checkpoints:
     def newest_good(self, warn: Callable[[str], None], at_most: str | None = None) -> str | None:
         """The newest checkpoint that is complete and undamaged, `at_most` this one; None where there is none."""
         for name in reversed(self._backend.call("checkpoint_list")):
-            if at_most is not None and name > at_most:
+            if at_most is not None and checkpoint_step(name) > checkpoint_step(at_most):
                 continue
             problems = self._problems(name)
             if not problems:
@@ -165,7 +165,7 @@ class Checkpoints:
         self._load_parts(training["parts"], name)
         self._record.cut(training["record_length"])
         for later in self._backend.call("checkpoint_list"):
-            if later > name:
+            if checkpoint_step(later) > state.step:
                 self._put_aside(later)
         self._point("latest", name)
         self._saved_at = (state.step, state.is_epoch_done)

@@ -176,11 +176,11 @@ class Config(Mapping[str, Any]):
     def to_dict(self) -> dict[str, Any]:
         """A plain copy; all of it counts as read."""
         self._mark(self._values, self._path)
-        return _copy(self._values)
+        return {key: _copy(value) for key, value in self._values.items()}
 
     def snapshot(self) -> dict[str, Any]:
         """A plain copy for the books; nothing counts as read by it."""
-        return _copy(self._values)
+        return {key: _copy(value) for key, value in self._values.items()}
 
     def unread_overrides(self) -> list[str]:
         """The keys that the command line sets and nothing has read."""

@@ -288,7 +288,7 @@ def _plain(value: Any) -> Any:
 
 def _differences(old: Any, new: Any, path: str) -> dict[str, tuple[Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
-        found = {}
+        found: dict[str, tuple[Any, Any]] = {}
         for key in [*old, *(key for key in new if key not in old)]:
             found |= _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
         return found

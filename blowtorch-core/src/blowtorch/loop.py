@@ -17,7 +17,7 @@ At one step things always happen in this order: train, record, validate, decide,
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ class Training:
     epoch_window: MeanWindow
     record_trigger: Trigger
     checkpoint_trigger: Trigger | None
+    changes: list[str] = field(default_factory=list)  # since the process that is continued, in words
     random_state: dict[str, Any] | None = None  # of a checkpoint; put back before the next batch is fetched
 
     def triggers(self) -> list[Trigger]:
@@ -78,6 +79,8 @@ def train(training: Training, state: RunState) -> None:
         trigger.start(state.time())
     training.schedules.start(state)
     notify(training, state, "run_start")
+    for line in training.changes:
+        state.say(line)
     if state.step == 0:
         validate_due(training, state, [each for each in training.validations if each.is_at_start])
     while should_go_on(state):
@@ -170,6 +173,8 @@ def counted(training: Training, state: RunState, batches: Iterator[Any]) -> Iter
         state.advance(samples)
         if state.logged:
             training.window.add(training.returns.read(None, state.logged), samples)
+        for notify_step_end in training.callbacks.step_end:
+            notify_step_end(state, batch, {})
         if state.step >= state.next_event:
             if training.record_trigger.is_due(state.time()):
                 record_training(training, state)

@@ -40,12 +40,24 @@ class Manifest:
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of the checkpoint of a step; names sort like their steps.
+    """The name of the checkpoint of a step.
 
     >>> checkpoint_name(120)
     'step-00000120'
     """
     return f"{_PREFIX}{step:08d}"
+
+
+def checkpoint_step(name: str) -> int:
+    """The step of a checkpoint, from its name.
+
+    Raises:
+        CheckpointError: it is no name of a checkpoint.
+    """
+    digits = name.removeprefix(_PREFIX)
+    if digits == name or not digits.isdigit():
+        raise CheckpointError(f"expected the name of a checkpoint, such as {checkpoint_name(120)!r}, got {name!r}")
+    return int(digits)
 
 
 def write_manifest(directory: Path, step: int, epoch: int, metrics: Mapping[str, float]) -> None:

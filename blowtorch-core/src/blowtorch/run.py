@@ -23,7 +23,8 @@ from blowtorch.options import resolve_options
 from blowtorch.plugins import Plugins
 from blowtorch.reproducibility import draw_seed, make_deterministic, seed_everything
 from blowtorch.script import Script, ValidationRequest
-from blowtorch.session import Session, choose_device, detached_state, recorded_seed
+from blowtorch.session import Session
+from blowtorch.start import choose_device, detached_state, recorded_seed
 from blowtorch.state import RunState
 from blowtorch.steps import Function, Returns
 

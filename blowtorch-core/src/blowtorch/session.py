@@ -3,94 +3,29 @@
 import dataclasses
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-from torch import nn
-
 from blowtorch.callbacks import Callbacks
-from blowtorch.checkpoints import Checkpoints, load_weights, read_tensors
+from blowtorch.checkpoints import Checkpoints
 from blowtorch.clock import Interval, Trigger
 from blowtorch.config import Config
 from blowtorch.data import Batches
-from blowtorch.errors import CheckpointError, OptionError, ScriptError, warn
+from blowtorch.errors import ScriptError, warn
 from blowtorch.folder import RunFolder, mask_secrets
 from blowtorch.hookspecs import RunInfo, Schedule
 from blowtorch.loop import Training, Validation
-from blowtorch.manifest import verify
 from blowtorch.metrics import MeanWindow
 from blowtorch.options import RunOptions
 from blowtorch.plugins import Plugin, Plugins
 from blowtorch.record import LoggerFeed, Record
-from blowtorch.reproducibility import git_commit, seed_everything, snapshot, summarize_model, versions
+from blowtorch.reproducibility import git_commit, snapshot, summarize_model, versions
 from blowtorch.schedules import Schedules, as_schedule, build_schedules, read_configured
 from blowtorch.script import Script
+from blowtorch.start import agree_on_seed, choose_device, find_start, load_initial_weights
 from blowtorch.state import RunState
 from blowtorch.steps import Optimization, Returns
-from blowtorch.view import find_newest
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins.
-
-    Attributes:
-        folder: the folder of the run that is continued; None for a new run.
-        at_most: the checkpoint to continue from, or an earlier one; None for the newest.
-    """
-
-    folder: RunFolder | None = None
-    at_most: str | None = None
-
-
-def find_start(options: RunOptions, script: Script) -> Start:
-    """What the option `resume` means.
-
-    Raises:
-        RunFolderError: it names no run.
-    """
-    if options.resume == "never":
-        return Start()
-    if options.resume == "auto":
-        newest = find_newest(options.save_path, options.run_name, script.path)
-        return Start() if newest is None or newest.status == "finished" else Start(RunFolder.reopen(newest.path))
-    path = Path(options.resume)
-    if path.parent.name == "checkpoints" and path.is_dir():
-        return Start(RunFolder.reopen(path.parent.parent), at_most=path.name)
-    return Start(RunFolder.reopen(path))
-
-
-def recorded_seed(options: RunOptions, script: Script) -> int | None:
-    """The seed of the run that would be continued, if one would."""
-    folder = find_start(options, script).folder
-    return None if folder is None else int(folder.read_info()["seed"])
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that an option names; `auto` takes an accelerator if there is one.
-
-    Raises:
-        OptionError: torch knows no such device, or it is not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        raise OptionError(f"option device: expected 'auto' or a device that is there, got {name!r}: {error}") from error
-    return device
-
-
-def detached_state(model: nn.Module, options: RunOptions, config: Config, seed: int, device: torch.device) -> RunState:
-    """A state for an evaluation, which belongs to no run and has no folder."""
-    info = RunInfo(id="", name="", folder=Path(), logger_folder=None, config={}, resumed=False)
-    return RunState(info, options, config, Path(), seed, device, model)
 
 
 class Session:
@@ -127,14 +62,19 @@ class Session:
         device = choose_device(options.device)
         self._start = find_start(options, script)
         is_resumed = self._start.folder is not None
+        seed = script.seed if self._start.folder is None else agree_on_seed(self._start.folder, script.seed)
+        self._batches = Batches(loader, seed, device, options.limit_train_batches)
+        self._validation_batches = [
+            Batches(request.loader, seed, device, options.limit_validate_batches, request.name)
+            for request in self._requests
+        ]
+        model.to(device)
         self.folder = self._start.folder or RunFolder.create(options.save_path, options.run_name)
         self.folder.acquire()
-        seed = self._agree_on_seed() if is_resumed else script.seed
-        self._batches = Batches(loader, seed, device, options.limit_train_batches)
         info = RunInfo(
             self.folder.id, self.folder.name, self.folder.path, None, mask_secrets(config.snapshot()), is_resumed
         )
-        self.state = RunState(info, options, config, self.folder.path, seed, device, model.to(device))
+        self.state = RunState(info, options, config, self.folder.path, seed, device, model)
         self.state.is_resumed = is_resumed
         self._feeds: list[LoggerFeed] = []
 
@@ -175,18 +115,6 @@ class Session:
         """The last value of every metric; of one never recorded, its mean in the window that is still open."""
         window = {f"train/{name}": value for name, value in self.training.window.means().items()}
         return window | self.state.metrics
-
-    def _agree_on_seed(self) -> int:
-        """The recorded seed; it holds, whatever the script has seeded with."""
-        recorded = int(self.folder.read_info()["seed"])
-        if recorded != self._script.seed:
-            warn(
-                f"the run that is continued has the seed {recorded}, which holds from here on; what the script drew "
-                f"before this call came from the seed {self._script.seed} and differs (name `resume` in the "
-                f"configuration or on the command line to avoid it)"
-            )
-            seed_everything(recorded)
-        return recorded
 
     def _write_console_log(self, text: str) -> None:
         try:
@@ -261,15 +189,13 @@ class Session:
     def _build_validations(self) -> list[Validation]:
         state, options = self.state, self.state.options
         validations = []
-        for request in self._requests:
+        for request, batches in zip(self._requests, self._validation_batches, strict=True):
             assert request.function is not None
             validations.append(
                 Validation(
                     name=request.name,
                     function=request.function.bind(state, is_validate=True),
-                    batches=Batches(
-                        request.loader, state.seed, state.device, options.limit_validate_batches, request.name
-                    ),
+                    batches=batches,
                     returns=Returns(request.function.name, state.warn),
                     trigger=_trigger(request.every or options.validate_every),
                     is_at_start=options.validate_at_start if request.at_start is None else request.at_start,
@@ -296,8 +222,10 @@ class Session:
             self._record.append(
                 "resume", step=state.step, epoch=state.epoch, time=time.time(), checkpoint=name, changed=changed
             )
-            for key, (before, after) in changed.items():
-                state.say(f"changed since the last start: {key} was {before!r} and is {after!r}")
+            self.training.changes += [
+                f"changed since the last start: {key} was {before!r} and is {after!r}"
+                for key, (before, after) in changed.items()
+            ]
         self._describe()
 
     def _describe(self) -> None:
@@ -325,11 +253,10 @@ class Session:
     def _conclude(self, error: BaseException | None) -> None:
         """The last words of a run: `run_end`, the event `finish`, and a limited wait for the loggers."""
         state = self.state
-        self._batches.close()
+        for batches in (self._batches, *self._validation_batches):
+            batches.close()
         if not hasattr(self, "training"):
             return
-        for validation in self.training.validations:
-            validation.batches.close()
         try:
             self.training.callbacks.call("run_end", state, status=self.status)
         except Exception as problem:
@@ -376,23 +303,7 @@ def create_callbacks(options: RunOptions, plugins: Plugins) -> list[Plugin]:
 def can_show_bar() -> bool:
     """Whether standard error is a terminal or a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return sys.stderr.isatty() or type(shell).__name__ == "ZMQInteractiveShell"
-
-
-def load_initial_weights(model: nn.Module, origin: str) -> None:
-    """Load the weights of a checkpoint, or of the best or else latest one of a run folder.
-
-    Raises:
-        CheckpointError: it is no checkpoint, is damaged, or belongs to another model.
-    """
-    path = Path(origin)
-    for pointer in ("best", "latest"):
-        if (path / "checkpoints" / pointer).is_file():
-            path = path / "checkpoints" / (path / "checkpoints" / pointer).read_text().strip()
-    problems = verify(path, ["model.pt"]) if (path / "manifest.json").is_file() else ["it holds no manifest.json"]
-    if problems:
-        raise CheckpointError(f"initialize_from={origin!r} is no good checkpoint: {'; '.join(problems)}")
-    load_weights(model, read_tensors(path / "model.pt"), str(path))
+    return sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", ())
 
 
 def _trigger(interval: str | None) -> Trigger | None:

@@ -1,0 +1,108 @@
+"""Where a run begins: anew or in a folder that exists, with which seed, on which device, with which weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from blowtorch.checkpoints import load_weights, read_tensors
+from blowtorch.config import Config
+from blowtorch.errors import CheckpointError, OptionError, warn
+from blowtorch.folder import RunFolder
+from blowtorch.hookspecs import RunInfo
+from blowtorch.manifest import verify
+from blowtorch.options import RunOptions
+from blowtorch.reproducibility import seed_everything
+from blowtorch.script import Script
+from blowtorch.state import RunState
+from blowtorch.view import find_newest
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+        folder: the folder of the run that is continued; None for a new run.
+        at_most: the checkpoint to continue from, or an earlier one; None for the newest.
+    """
+
+    folder: RunFolder | None = None
+    at_most: str | None = None
+
+
+def find_start(options: RunOptions, script: Script) -> Start:
+    """What the option `resume` means.
+
+    Raises:
+        RunFolderError: it names no run.
+    """
+    if options.resume == "never":
+        return Start()
+    if options.resume == "auto":
+        newest = find_newest(options.save_path, options.run_name, script.path)
+        return Start() if newest is None or newest.status == "finished" else Start(RunFolder.reopen(newest.path))
+    path = Path(options.resume)
+    if path.parent.name == "checkpoints" and path.is_dir():
+        return Start(RunFolder.reopen(path.parent.parent), at_most=path.name)
+    return Start(RunFolder.reopen(path))
+
+
+def recorded_seed(options: RunOptions, script: Script) -> int | None:
+    """The seed of the run that would be continued, if one would."""
+    folder = find_start(options, script).folder
+    return None if folder is None else int(folder.read_info()["seed"])
+
+
+def agree_on_seed(folder: RunFolder, seed: int) -> int:
+    """The recorded seed of a run that is continued; it holds, whatever the script has seeded with."""
+    recorded = int(folder.read_info()["seed"])
+    if recorded != seed:
+        warn(
+            f"the run that is continued has the seed {recorded}, which holds from here on; what the script drew before "
+            f"this call came from the seed {seed} and differs (name `resume` in the configuration or on the command "
+            f"line to avoid it)"
+        )
+        seed_everything(recorded)
+    return recorded
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that an option names; `auto` takes an accelerator if there is one.
+
+    Raises:
+        OptionError: torch knows no such device, or it is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise OptionError(f"option device: expected 'auto' or a device that is there, got {name!r}: {error}") from error
+    return device
+
+
+def load_initial_weights(model: nn.Module, origin: str) -> None:
+    """Load the weights of a checkpoint, or of the best or else latest one of a run folder.
+
+    Raises:
+        CheckpointError: it is no checkpoint, is damaged, or belongs to another model.
+    """
+    path = Path(origin)
+    for pointer in ("best", "latest"):
+        if (path / "checkpoints" / pointer).is_file():
+            path = path / "checkpoints" / (path / "checkpoints" / pointer).read_text().strip()
+    problems = verify(path, ["model.pt"]) if (path / "manifest.json").is_file() else ["it holds no manifest.json"]
+    if problems:
+        raise CheckpointError(f"initialize_from={origin!r} is no good checkpoint: {'; '.join(problems)}")
+    load_weights(model, read_tensors(path / "model.pt"), str(path))
+
+
+def detached_state(model: nn.Module, options: RunOptions, config: Config, seed: int, device: torch.device) -> RunState:
+    """A state for an evaluation, which belongs to no run and has no folder."""
+    info = RunInfo(id="", name="", folder=Path(), logger_folder=None, config={}, resumed=False)
+    return RunState(info, options, config, Path(), seed, device, model)
