@@ -105,6 +105,19 @@ def with_blowtorch(model: nn.Module, batches: list[Batch], every: int) -> float:
     return watch.seconds_per_step()
 
 
+class OneLoader:
+    """The batches as one loader; Lightning takes a list for several."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
 def with_lightning(model: nn.Module, batches: list[Batch], every: int) -> float:
     import lightning
 
@@ -134,7 +147,7 @@ def with_lightning(model: nn.Module, batches: list[Batch], every: int) -> float:
             enable_checkpointing=False,
             default_root_dir=folder,
             logger=lightning.pytorch.loggers.CSVLogger(folder),
-        ).fit(Module(), batches)
+        ).fit(Module(), OneLoader(batches))
     return watch.seconds_per_step()
 
 

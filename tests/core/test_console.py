@@ -1,6 +1,7 @@
 """The lines that a run says, and where they are shown."""
 
 import io
+import json
 import math
 import sys
 import types
@@ -25,15 +26,19 @@ def state(tmp_path):
             listener(text)
 
     options = types.SimpleNamespace(checkpoint_metric="val/loss", loggers=(), resume="never")
+    folder = tmp_path / "train_logs" / "26-11-23_18-42-01_brave-otter-3"
+    folder.mkdir(parents=True)
+    write_command(folder, ["python", "train.py"])
     return types.SimpleNamespace(
         info=types.SimpleNamespace(name="brave-otter-3"),
         options=options,
-        folder=tmp_path / "train_logs" / "26-11-23_18-42-01_brave-otter-3",
+        folder=folder,
         model=nn.Linear(100, 10),
         device=torch.device("cpu"),
         is_resumed=False,
         step=120,
         epoch=3,
+        is_epoch_done=False,
         seconds=0.0,
         max_epochs=10,
         total_steps=1200,
@@ -45,6 +50,10 @@ def state(tmp_path):
         listeners=listeners,
         say=say,
     )
+
+
+def write_command(folder, command):
+    (folder / "run.yaml").write_text(json.dumps({"command": command}))
 
 
 def last_line(state):
@@ -91,6 +100,38 @@ def test_a_validation_has_one_line(state):
     assert state.lines == ["epoch  3/10 · step  120 · val/loss 0.04123 · val/accuracy 0.987"]
 
 
+def test_at_the_end_of_an_epoch_its_own_line_comes_before_those_of_validations(state):
+    console = Console()
+    state.is_epoch_done = True
+    console.validation_end(state, {"val/loss": 0.5})
+    console.validation_end(state, {"ood/loss": 0.7})
+    console.epoch_end(state, {"train_epoch/loss": 0.6})
+    console.checkpoint_saved(state, Checkpoint("step-00000120", 120, 0.5, Path("x")), True)
+    told = [line.split(" · ")[2] for line in state.lines]
+    assert told == [
+        "train_epoch/loss 0.6",
+        "val/loss 0.5",
+        "ood/loss 0.7",
+        "checkpoint saved, the best so far by val/loss",
+    ]
+    console.epoch_end(state, {"train_epoch/loss": 0.5})
+    assert len(state.lines) == 5
+
+
+def test_a_validation_before_the_first_step_waits_for_nothing(state):
+    state.step, state.epoch, state.is_epoch_done = 0, 0, True
+    Console().validation_end(state, {"val/loss": 0.5})
+    assert last_line(state).endswith("val/loss 0.5")
+
+
+def test_a_validation_whose_epoch_fails_after_it_is_told_at_the_end(state):
+    console = Console()
+    state.is_epoch_done = True
+    console.validation_end(state, {"val/loss": 0.5})
+    console.run_end(state, "failed")
+    assert state.lines[0].endswith("val/loss 0.5") and state.lines[1].startswith("brave-otter-3 failed")
+
+
 def test_lines_stay_aligned_and_unknown_lengths_are_left_out(state):
     state.max_epochs = state.total_steps = None
     Console().validation_end(state, {"ood/loss": 1.0})
@@ -118,7 +159,7 @@ def test_a_few_of_many_learning_rates_are_enough(state):
 @pytest.mark.parametrize(("is_best", "end"), [(True, ", the best so far by val/loss"), (False, "")])
 def test_a_checkpoint_has_one_line_that_says_whether_it_is_the_best(state, is_best, end):
     Console().checkpoint_saved(state, Checkpoint("step-00000120", 120, 0.5, Path("x")), is_best)
-    assert state.lines == [f"epoch  3/10 · step  120 · saved step-00000120{end}"]
+    assert state.lines == [f"epoch  3/10 · step  120 · checkpoint saved{end}"]
 
 
 @pytest.mark.parametrize(
@@ -183,11 +224,17 @@ def test_an_early_end_has_its_reason(state):
     ],
 )
 @pytest.mark.parametrize("status", ["stopped", "failed"])
-def test_a_run_that_did_not_finish_says_what_continues_it(state, monkeypatch, status, command, resume, expected):
-    monkeypatch.setattr(sys, "orig_argv", command)
+def test_a_run_that_did_not_finish_says_what_continues_it(state, status, command, resume, expected):
+    write_command(state.folder, command)
     state.options.resume = resume
     Console().run_end(state, status)
     assert last_line(state) == f"  continue  {expected}"
+
+
+def test_a_run_that_failed_before_its_command_was_written_down_says_nothing_of_it(state):
+    (state.folder / "run.yaml").write_text("status: running\n")
+    Console().run_end(state, "failed")
+    assert [line.split()[0] for line in state.lines] == ["brave-otter-3", "folder"]
 
 
 def test_a_stopped_run_says_by_what(state):
@@ -261,4 +308,23 @@ def test_where_there_is_no_terminal_lines_are_plain_and_there_is_no_bar(make_run
     assert not {"\r", "\x1b", "\b"} & set(out)
     logged = (result.folder / "console.log").read_text().splitlines()
     assert out.splitlines() == [line.split(" ", maxsplit=1)[1] for line in logged]
-    assert sum("train_epoch/loss" in line for line in out.splitlines()) == 2
+    assert [line.split(" · ")[2].split()[0] for line in out.splitlines()[1:7]] == [
+        *["train_epoch/loss", "val/loss", "checkpoint"],
+        *["train_epoch/loss", "val/loss", "checkpoint"],
+    ]
+
+
+def test_a_secret_on_the_command_line_stays_out_of_the_log(make_run, net, loader, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", "with", "tracker.api_key=hidden"])
+    run = make_run("with", "tracker.api_key=hidden", config={"tracker": {"api_key": None}})
+
+    @run.on("epoch_end")
+    def fail():
+        raise ZeroDivisionError("on purpose")
+
+    with pytest.raises(ZeroDivisionError, match="on purpose"):
+        run(net, loader, loader)
+    [folder] = Path("train_logs").iterdir()
+    assert "with 'tracker.api_key=***' run.resume=auto" in (folder / "console.log").read_text()
+    kept = [path for path in folder.rglob("*") if path.is_file() and b"hidden" in path.read_bytes()]
+    assert kept == []

@@ -20,8 +20,9 @@ from torch.utils.data import (
 )
 
 from blowtorch import ScriptError
-from blowtorch.data import Batches, count_samples, move
+from blowtorch.data import Batches, move
 from blowtorch.errors import BlowtorchWarning
+from blowtorch.metrics import count_samples
 from blowtorch.reproducibility import random_state, restore_random_state
 
 CPU = torch.device("cpu")

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import math
 import os
 import re
@@ -89,15 +90,20 @@ def terminal():
 
 @pytest.fixture
 def begin(terminal, monkeypatch):
-    """Begins the bar of an epoch on the terminal."""
+    """Begins the bar of an epoch on the terminal, which standard output goes to as well."""
+    bars = []
 
     def begin(state, **options):
+        monkeypatch.setattr(sys, "stdout", terminal.stream)
         monkeypatch.setattr(sys, "stderr", terminal.stream)
         bar = ProgressBar(**options)
         bar.epoch_start(state)
+        bars.append(bar)
         return bar
 
-    return begin
+    yield begin
+    for bar in bars:
+        bar.run_end()
 
 
 @pytest.fixture
@@ -213,6 +219,58 @@ def test_a_negative_number_of_metrics_is_refused():
         ProgressBar(num_metrics=-1)
 
 
+# ---------------------------------------------------------------- what others write
+
+
+def test_what_is_printed_takes_the_place_of_the_bar_which_comes_back_below(begin, terminal, state, clock):
+    bar = begin(state)
+    train(bar, state, clock, 3, seconds=1.0)
+    print("printed")
+    assert terminal.lines() == ["printed", ""]
+    print("complained", file=sys.stderr)
+    assert terminal.lines() == ["printed", "complained", ""]
+    train(bar, state, clock, 1, seconds=1.0)
+    *above, line = terminal.lines()
+    assert above == ["printed", "complained"] and line.startswith("epoch 1/2:  50%|")
+
+
+def test_the_bar_waits_for_the_end_of_a_line(begin, terminal, state, clock):
+    bar = begin(state)
+    print("one, ", end="", flush=True)
+    train(bar, state, clock, 1, seconds=1.0)
+    print("two, ", end="", flush=True)
+    train(bar, state, clock, 1, seconds=1.0)
+    print("three")
+    assert terminal.lines() == ["one, two, three", ""]
+    train(bar, state, clock, 1, seconds=1.0)
+    assert "| 3/8 [" in terminal.lines()[1]
+
+
+def test_the_streams_are_as_before_when_the_bar_is_gone(begin, terminal, state):
+    bar = begin(state)
+    assert sys.stdout is not terminal.stream and sys.stdout.fileno() == terminal.stream.fileno()
+    bar.epoch_end()
+    assert sys.stdout is sys.stderr is terminal.stream
+
+
+def test_a_stream_that_somebody_else_has_put_in_place_stays(begin, state, monkeypatch):
+    bar = begin(state)
+    own = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", own)
+    bar.epoch_end()
+    assert sys.stdout is own
+
+
+def test_what_goes_into_a_file_leaves_the_bar_alone(begin, terminal, state, monkeypatch):
+    bar = begin(state)
+    bar.epoch_end()
+    file = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", file)
+    bar.epoch_start(state)
+    print("printed")
+    assert sys.stdout is file and terminal.lines()[0].startswith("epoch 1/2:   0%|")
+
+
 # ---------------------------------------------------------------- a real terminal
 
 SCRIPT = """
@@ -225,12 +283,14 @@ from torch import nn
 from blowtorch import Run
 
 torch.set_num_threads(1)
-run = Run(random_seed=1, command_line=[])
+run = Run(random_seed=1, config={"talks": False})
 
 @run.train_step
 @run.validate_step
 def step(batch, model):
     time.sleep(0.01)
+    if run["talks"]:
+        print("a batch of", len(batch))
     return (model(batch) ** 2).mean()
 
 @run.configure_optimizers
@@ -242,13 +302,18 @@ run(nn.Linear(4, 1), batches, batches[:5], max_epochs=2, validate_every="20 step
 """
 
 
-def run_in_terminal(folder, stop_after=None):
+def run_in_terminal(folder, *arguments, stop_after=None):
     """Everything that a script sends to a terminal; Ctrl-C is typed when `stop_after` was shown."""
     (folder / "train.py").write_text(SCRIPT)
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, WIDE, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "train.py"], cwd=folder, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        [sys.executable, "train.py", *arguments],
+        cwd=folder,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
     )
     os.close(slave)
     shown = ""
@@ -274,6 +339,14 @@ def test_a_terminal_ends_up_with_the_lines_alone(tmp_path):
     shown = run_in_terminal(tmp_path)
     assert shown.count("%|") > 5 and ", train/loss " in shown
     assert Screen(shown, WIDE).lines == [*said(tmp_path), ""]
+
+
+def test_what_a_script_prints_is_left_beside_them(tmp_path):
+    shown = run_in_terminal(tmp_path, "with", "talks=true")
+    lines = Screen(shown, WIDE).lines
+    assert shown.count("%|") > 2
+    assert [line for line in lines if line != "a batch of 2"] == [*said(tmp_path), ""]
+    assert lines.count("a batch of 2") == 75
 
 
 def test_a_run_stopped_from_the_keyboard_leaves_no_half_bar(tmp_path):

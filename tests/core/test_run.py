@@ -276,6 +276,14 @@ def test_the_users_step_is_at_most_four_frames_below_the_script(net, loader):
     assert depths == [4]
 
 
+def test_gradients_can_be_read_after_a_step(make_run, net, loader):
+    run = make_run(validates=False)
+    norms = []
+    run.on("train_step_end")(lambda model: norms.append(model[0].weight.grad.norm().item()))
+    run(net, loader, max_steps=3, **QUIET)
+    assert len(norms) == 3 and all(norm > 0 for norm in norms)
+
+
 # ---------------------------------------------------------------- metrics and the record
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from blowtorch import ScriptError
-from blowtorch.steps import Function, Optimization, Returns
+from blowtorch.steps import Function, Loss, Returns
 
 
 def returns(warnings=None):
@@ -102,37 +102,24 @@ def test_a_metric_must_have_a_string_for_a_name():
         returns().read({1: torch.tensor(1.0)}, {})
 
 
-def weight_and(optimize_metric=None, function=lambda batch: None):
-    weight = torch.ones(1, requires_grad=True)
-    optimizer = torch.optim.SGD([weight], lr=0.5)
-    return weight, Optimization(Function(function, "train_step"), {"optimizer": optimizer}, optimize_metric, returns())
+def choose(metrics, optimize_metric=None):
+    return Loss(Function(lambda batch: None, "train_step"), optimize_metric).choose(metrics)
+
+
+def gradient():
+    return torch.ones((), requires_grad=True) * 2
 
 
 def test_the_loss_is_minimised_when_there_is_one():
-    weight, optimization = weight_and()
-    optimization.zero_grad()
-    optimization({"other": (3 * weight).sum(), "loss": (2 * weight).sum()}, {})
-    assert weight.item() == 0.0
+    assert choose({"other": gradient(), "loss": gradient()}) == "loss"
 
 
 def test_the_option_names_another_metric():
-    weight, optimization = weight_and("other")
-    optimization({"other": (4 * weight).sum(), "loss": (2 * weight).sum()}, {})
-    assert weight.item() == -1.0
+    assert choose({"other": gradient(), "loss": gradient()}, "other") == "other"
 
 
 def test_the_only_metric_with_a_gradient_is_minimised():
-    weight, optimization = weight_and()
-    optimization({"accuracy": 0.5, "energy": (2 * weight).sum(), "norm": weight.detach().sum()}, {})
-    assert weight.item() == 0.0
-
-
-def test_gradients_stay_readable_until_the_next_step():
-    weight, optimization = weight_and()
-    optimization({"loss": (2 * weight).sum()}, {})
-    assert weight.grad.item() == 2.0
-    optimization.zero_grad()
-    assert weight.grad is None
+    assert choose({"accuracy": 0.5, "energy": gradient(), "norm": gradient().detach()}) == "energy"
 
 
 @pytest.mark.parametrize(
@@ -143,19 +130,11 @@ def test_gradients_stay_readable_until_the_next_step():
     ],
 )
 def test_an_unclear_or_unknown_metric_to_minimise_is_an_error(option, names, message):
-    weight, optimization = weight_and(option)
     with pytest.raises(ScriptError, match=message):
-        optimization({name: weight.sum() for name in names}, {})
+        choose({name: gradient() for name in names}, option)
 
 
-def test_a_loss_without_gradient_is_an_error_before_backward():
-    _, optimization = weight_and()
+@pytest.mark.parametrize("value", [torch.tensor(1.0), 1.0])
+def test_a_loss_without_gradient_is_an_error_before_backward(value):
     with pytest.raises(ScriptError, match="returned 'loss' without a gradient"):
-        optimization({"loss": torch.tensor(1.0)}, {})
-
-
-def test_a_step_that_asks_for_optimizers_drives_itself():
-    weight, optimization = weight_and(function=lambda batch, optimizers: None)
-    optimization({"loss": (2 * weight).sum()}, {})
-    optimization.zero_grad()
-    assert weight.item() == 1.0 and weight.grad is None
+        choose({"loss": value})

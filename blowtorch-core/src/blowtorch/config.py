@@ -3,6 +3,7 @@
 Files merge deeply and later ones win; `with` on the command line comes last. Values are found by dotted keys.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,17 +14,49 @@ import yaml
 from blowtorch.errors import ConfigError, MissingKeyError, nearest, warn
 
 ReadSource = Callable[[str], Mapping[str, Any]]
+Origin = Callable[[str], str]  # of a value, by its dotted key
 
 _MISSING = object()
-_SCHEME = re.compile(r"([A-Za-z_][\w.-]+):(.*)", re.DOTALL)
+_COMMAND_LINE = "command line"
+_TAG = "tag:yaml.org,2002:"
+_SCHEME = re.compile(r"([A-Za-z_][\w-]+):(.*)", re.DOTALL)
 
 
 class _CoreLoader(yaml.SafeLoader):
     """YAML as its version 1.2 reads plain scalars: `1e-3` is a number, `no` is a string."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError):  # an explicit tag on what it does not fit, such as `!!int many`
+            raise _yaml_error(f"{node.value!r} does not fit its tag {node.tag}", node) from None
 
+
+def _construct_int(loader: _CoreLoader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _construct_float(loader: _CoreLoader, node: yaml.ScalarNode) -> float:
+    return float(loader.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _refuse_tag(loader: _CoreLoader, node: yaml.Node) -> None:
+    raise _yaml_error(f"unknown tag {node.tag}; a configuration holds plain values only", node)
+
+
+def _yaml_error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem.replace(_TAG, "!!"), node.start_mark)
+
+
+_CoreLoader.yaml_constructors = {
+    **{f"{_TAG}{kind}": yaml.SafeLoader.yaml_constructors[f"{_TAG}{kind}"] for kind in "null bool str seq map".split()},
+    f"{_TAG}int": _construct_int,
+    f"{_TAG}float": _construct_float,
+    None: _refuse_tag,
+}
 _CoreLoader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
+for _kind, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
@@ -31,21 +64,7 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(?:\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN", list("-+.")),
     ("merge", r"<<", ["<"]),
 ):
-    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
-
-
-def _construct_int(loader: _CoreLoader, node: yaml.ScalarNode) -> int:
-    text = loader.construct_scalar(node)
-    base = 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10
-    return int(text, base)
-
-
-def _construct_float(loader: _CoreLoader, node: yaml.ScalarNode) -> float:
-    return float(loader.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
-
-
-_CoreLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_CoreLoader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+    _CoreLoader.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"(?:{_pattern})$"), _first)
 
 
 class Lines(dict[str, Any]):
@@ -55,7 +74,7 @@ class Lines(dict[str, Any]):
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Read one YAML document by the core schema of YAML 1.2.
+    """Read one YAML document by the core schema of YAML 1.2; keys are strings, as they are written.
 
     Args:
         text: the document.
@@ -70,56 +89,59 @@ def parse_yaml(text: str, name: str) -> Any:
     >>> parse_yaml("rate: 1e-3\\nanswer: no", "c.yaml")
     {'rate': 0.001, 'answer': 'no'}
     """
-    loader = _CoreLoader(text)
+    lines: dict[str, int] = {}
     try:
+        loader = _CoreLoader(text)
         node = loader.get_single_node()
         if node is None:
-            value: Any = None
-        else:
-            lines: dict[str, int] = {}
-            _note_lines(node, "", lines, name)
-            value = loader.construct_document(node)
+            return None
+        _read_keys(node, "", lines, name)
+        value = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{name}{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not valid YAML: {error}") from None
-    except ValueError as error:
-        raise ConfigError(f"{name}: {error}") from None
-    finally:
-        loader.dispose()
+    except yaml.reader.ReaderError as error:
+        line = f":{text.count(chr(10), 0, error.position) + 1}"
+        raise ConfigError(f"{name}{line}: not valid YAML: the character {chr(error.character)!r}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: not valid YAML: it is nested too deeply, or contains itself") from None
     if isinstance(value, dict):
         value = Lines(value)
-        value.lines = lines
+        value.lines = {path: line for path, line in lines.items() if path}
     return value
 
 
-def _note_lines(node: yaml.Node, path: str, lines: dict[str, int], name: str) -> None:
-    """Note the line of every value, and refuse keys that stand twice."""
-    if path:
-        lines.setdefault(path, node.start_mark.line + 1)
-    prefix = f"{path}." if path else ""
+def _read_keys(node: yaml.Node, path: str, lines: dict[str, int], name: str) -> None:
+    """Make every key a string, note its line, and refuse one that stands twice."""
+    lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _note_lines(item, f"{prefix}{index}", lines, name)
+            _read_keys(item, _join(path, str(index)), lines, name)
     elif isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
-        for key, item in node.value:
-            line = key.start_mark.line + 1
-            if key.tag.endswith(":merge"):
+        merged: list[yaml.Node] = []
+        for position, (key, item) in enumerate(node.value):
+            if not isinstance(key, yaml.ScalarNode):
+                raise _yaml_error("expected a word as a key, got a list or a mapping", key)
+            if key.tag == f"{_TAG}merge":
+                merged = item.value if isinstance(item, yaml.SequenceNode) else [item]
                 continue
-            if str(key.value) in seen:
-                raise ConfigError(f"{name}:{line}: key {key.value!r} stands here and in line {seen[str(key.value)]}")
-            seen[str(key.value)] = line
-            lines[f"{prefix}{key.value}"] = line
-            _note_lines(item, f"{prefix}{key.value}", lines, name)
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise ConfigError(f"{name}:{line}: key {key.value!r} stands here and in line {seen[key.value]}")
+            seen[key.value] = lines.setdefault(_join(path, key.value), line)
+            node.value[position] = (yaml.ScalarNode(f"{_TAG}str", key.value, key.start_mark, key.end_mark), item)
+            _read_keys(item, _join(path, key.value), lines, name)
+        for other in merged:
+            _read_keys(other, path, lines, name)
 
 
 class Config(Mapping[str, Any]):
     """A section of the configuration; read-only, found by dotted keys, such as `model.layers.0.width`.
 
-    Nested mappings are sections again. What has been read is remembered, so that overrides which nothing reads can be
-    reported.
+    Nested mappings are sections again, and lists are copies. A key that itself contains dots is found as it is
+    written, before the same dots are taken as a path. What has been read is remembered, so that overrides which
+    nothing reads can be reported.
     """
 
     def __init__(self, values: dict[str, Any], origins: dict[str, str], read: set[str], path: str = "") -> None:
@@ -132,12 +154,12 @@ class Config(Mapping[str, Any]):
         value, path = self._find(key)
         if value is _MISSING:
             raise MissingKeyError(self._describe_missing(key))
-        return self._wrap(value, path)
+        return self._give(value, path)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key, or `default` if no source had it."""
         value, path = self._find(key)
-        return default if value is _MISSING else self._wrap(value, path)
+        return default if value is _MISSING else self._give(value, path)
 
     def __contains__(self, key: object) -> bool:
         return self._find(key)[0] is not _MISSING
@@ -154,94 +176,114 @@ class Config(Mapping[str, Any]):
     def origin(self, key: str) -> str:
         """Where a value came from, such as `config/default.yaml:12`, `command line` or `script`.
 
+        A section has the origin of its first value, and an element that of its list, unless it was set by itself.
+
         Raises:
             MissingKeyError: no source had the key.
         """
         value, path = self._find(key)
         if value is _MISSING:
             raise MissingKeyError(self._describe_missing(key))
-        while path not in self._origins and path:  # an element of a list, or a section, asks for what holds it
-            inner = sorted(known for known in self._origins if known.startswith(f"{path}."))
-            path = inner[0] if inner else path.rpartition(".")[0]
-        return self._origins.get(path, "script")
+        while not (known := [each for each in self._origins if _is_within(each, path)]):
+            path = path.rpartition(".")[0]
+        return self._origins[known[0]]
 
     def origins(self) -> dict[str, str]:
         """The origin of every value, by dotted key."""
-        prefix = f"{self._path}." if self._path else ""
         return {
-            path.removeprefix(prefix): self.origin(path.removeprefix(prefix))
-            for path, _ in _leaves(self._values, self._path)
+            known.removeprefix(_join(self._path, "")): origin
+            for known, origin in self._origins.items()
+            if _is_within(known, self._path)
         }
 
     def to_dict(self) -> dict[str, Any]:
         """A plain copy; all of it counts as read."""
-        self._mark(self._values, self._path)
-        return {key: _copy(value) for key, value in self._values.items()}
+        self._read.add(self._path)
+        return self.snapshot()
 
     def snapshot(self) -> dict[str, Any]:
         """A plain copy for the books; nothing counts as read by it."""
         return {key: _copy(value) for key, value in self._values.items()}
 
     def unread_overrides(self) -> list[str]:
-        """The keys that the command line sets and nothing has read."""
-        return [key for key, origin in self._origins.items() if origin == "command line" and key not in self._read]
+        """The keys that the command line sets and of which nothing has been read."""
+        return [
+            key
+            for key, origin in self._origins.items()
+            if origin == _COMMAND_LINE
+            and not any(_is_within(key, read) or _is_within(read, key) for read in self._read)
+        ]
 
     def _find(self, key: object) -> tuple[Any, str]:
-        """The value of a key and its full path; a key that itself contains dots is found too."""
         if not isinstance(key, str):
             raise TypeError(f"keys of a configuration are strings, got {key!r}")
-        return _find(self._values, key.split("."), self._path)
+        holder, path, names = _descend(self._values, key.split("."), self._path)
+        return (_child(holder, names[0]) if len(names) == 1 else _MISSING), _join(path, names[0])
 
-    def _wrap(self, value: Any, path: str) -> Any:
-        if isinstance(value, dict):
-            return Config(value, self._origins, self._read, path)
-        self._mark(value, path)
-        return _copy(value)
-
-    def _mark(self, value: Any, path: str) -> None:
-        self._read.update(leaf for leaf, _ in _leaves(value, path))
-        parts = path.split(".")
-        self._read.update(".".join(parts[: count + 1]) for count in range(len(parts)))
+    def _give(self, value: Any, path: str) -> Any:
+        if value == {} or not isinstance(value, dict):
+            self._read.add(path)
+        return Config(value, self._origins, self._read, path) if isinstance(value, dict) else _copy(value)
 
     def _describe_missing(self, key: str) -> str:
-        path = f"{self._path}.{key}" if self._path else key
-        known = [leaf.removeprefix(f"{self._path}.") for leaf in _paths(self._values, self._path)]
-        there = f" There are {', '.join(self._values)}" if 0 < len(self._values) <= 10 else ""
-        return f"no configuration source has {path!r}.{nearest(key, known)}{there}"
+        holder, path, _ = _descend(self._values, key.split("."), self._path)
+        known = [leaf.removeprefix(_join(self._path, "")) for leaf in _paths(self._values, self._path)]
+        message = f"no configuration source has {_join(self._path, key)!r}.{nearest(key, known)}"
+        if isinstance(holder, list):
+            return f"{message} {path!r} is a list of {len(holder)}."
+        if not isinstance(holder, dict):
+            return f"{message} {path!r} is {holder!r}, not a section."
+        where = f"In {path!r} there are" if path else "There are"
+        return f"{message} {where} {', '.join(holder)}." if 0 < len(holder) <= 10 else message
 
 
-def _find(value: Any, parts: list[str], path: str) -> tuple[Any, str]:
-    if not parts:
-        return value, path
-    if isinstance(value, list):
-        if parts[0].isdigit() and int(parts[0]) < len(value):
-            return _find(value[int(parts[0])], parts[1:], f"{path}.{parts[0]}")
-    elif isinstance(value, dict):
-        for count in range(1, len(parts) + 1):
-            key = ".".join(parts[:count])
-            if key in value:
-                found = _find(value[key], parts[count:], f"{path}.{key}" if path else key)
-                if found[0] is not _MISSING:
-                    return found
-    return _MISSING, path
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Path and value of everything that is no mapping with something in it."""
+def _is_within(path: str, section: str) -> bool:
+    return not section or path == section or path.startswith(f"{section}.")
+
+
+def _child(holder: Any, name: str) -> Any:
+    if isinstance(holder, dict):
+        return holder.get(name, _MISSING)
+    if isinstance(holder, list) and name.isdecimal() and int(name) < len(holder):
+        return holder[int(name)]
+    return _MISSING
+
+
+def _descend(holder: Any, names: list[str], path: str) -> tuple[Any, str, list[str]]:
+    """Follow names down as far as they exist: what holds the last of them, its path, and what is left of the names.
+
+    One name is left if it exists, or if nothing but the last is missing; one that contains dots counts as one.
+    """
+    for count in range(len(names), 0, -1):
+        name = ".".join(names[:count])
+        child = _child(holder, name)
+        if child is not _MISSING:
+            return (holder, path, [name]) if count == len(names) else _descend(child, names[count:], _join(path, name))
+    return holder, path, names
+
+
+def _leaves(value: Any, path: str) -> Iterator[str]:
+    """The paths of all values; a list counts as one unless there are sections or lists in it."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else key)
-    elif path:
-        yield path, value
+            yield from _leaves(item, _join(path, key))
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}.{index}")
+    else:
+        yield path
 
 
 def _paths(value: Any, path: str) -> Iterator[str]:
     """The paths of all sections and values below a path."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            inner = f"{path}.{key}" if path else key
-            yield inner
-            yield from _paths(item, inner)
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        inner = _join(path, str(key))
+        yield inner
+        yield from _paths(item, inner)
 
 
 def _copy(value: Any) -> Any:
@@ -268,7 +310,7 @@ def load_config(
         ConfigError: a source or an override cannot be used.
     """
     config = Config({}, {}, set())
-    _merge(config, base or {}, lambda _: "script", "Run(config=...)")
+    _merge(config, {} if base is None else base, lambda _: "script", "Run(config=...)")
     for file in files:
         _merge_source(config, str(file), read_source)
     arguments = list(command_line)
@@ -290,18 +332,21 @@ def split_source(source: str) -> tuple[str, str]:
     (('yaml', 'config/default.YAML'), ('env', 'APP_'))
     """
     match = _SCHEME.fullmatch(source)
-    if match and not Path(source).exists():
+    if match and not os.path.exists(source):  # noqa: PTH110 - this one never raises, whatever the name
         return match.group(1), match.group(2)
     suffix = Path(source).suffix.lower().removeprefix(".")
     if not suffix:
         raise ConfigError(
-            f"expected a configuration source with a suffix (config.yaml), a scheme (env:APP_), or an override "
-            f"(key=value), got {source!r}"
+            f"expected a file (config.yaml), a scheme (env:APP_) or an override (key=value), got {source!r}"
         )
     return suffix, source
 
 
 def _merge_source(config: Config, source: str, read_source: ReadSource) -> None:
+    if split_source(source)[1] == source and not os.path.exists(source):  # noqa: PTH110
+        folder = Path(source).parent
+        names = [str(each) for each in folder.iterdir()] if folder.is_dir() else []
+        raise ConfigError(f"expected a file or an override (key=value), got {source!r}.{nearest(source, names)}")
     values = read_source(source)
     lines: Mapping[str, int | str] = getattr(values, "lines", {})
 
@@ -314,70 +359,42 @@ def _merge_source(config: Config, source: str, read_source: ReadSource) -> None:
     _merge(config, values, origin, source)
 
 
-def _merge(config: Config, values: Any, origin: Callable[[str], str], source: str) -> None:
+def _merge(config: Config, values: Any, origin: Origin, source: str) -> None:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: expected a mapping at the top, got {values!r:.80}")
-    _merge_into(config._values, _copy(values), "", config, origin)
+    for name, value in _copy(values).items():
+        _set(config, (config._values, ""), name, value, origin)
 
 
-def _merge_into(
-    target: dict[str, Any], values: dict[str, Any], path: str, config: Config, origin: Callable[[str], str]
-) -> None:
-    for key, value in values.items():
-        inner = f"{path}.{key}" if path else key
-        present = target.get(key)
-        if isinstance(value, dict) and isinstance(present, dict):
-            _merge_into(present, value, inner, config, origin)
-            continue
-        _forget_origins(config, inner)
-        target[key] = value
-        for leaf, _ in _leaves(value, inner):
-            config._origins[leaf] = origin(leaf)
-
-
-def _forget_origins(config: Config, path: str) -> None:
-    for known in [known for known in config._origins if known == path or known.startswith(f"{path}.")]:
-        del config._origins[known]
+def _set(config: Config, place: tuple[Any, str], name: str, value: Any, origin: Origin) -> None:
+    """Set one value of a section or list, given with its path; sections are merged, anything else is replaced."""
+    holder, path = place
+    inner, present = _join(path, name), _child(holder, name)
+    if present and isinstance(present, dict) and isinstance(value, dict):
+        for key, item in value.items():
+            _set(config, (present, inner), key, item, origin)
+        return
+    if present is not _MISSING:
+        for known in [known for known in config._origins if _is_within(known, inner)]:
+            del config._origins[known]
+    holder[int(name) if isinstance(holder, list) else name] = value
+    config._origins.update((leaf, origin(leaf)) for leaf in _leaves(value, inner))
 
 
 def _override(config: Config, item: str) -> None:
     """Apply `key=value`; an element of a list is set by its index, a mapping merges like a file."""
     key, _, text = item.partition("=")
-    if not key.strip(".") or ".." in key:
-        raise ConfigError(f"command line: expected key=value with a dotted key, got {item!r}")
-    value = _copy(parse_yaml(text, f"command line, {key}"))
-    if key not in config and not key.startswith("run."):
+    if not all(key.split(".")):
+        raise ConfigError(f"{_COMMAND_LINE}: expected key=value with a dotted key, got {item!r}")
+    value = _copy(parse_yaml(text, f"{_COMMAND_LINE}, {key}"))
+    if key not in config and not _is_within(key, "run"):  # options of a run are checked as such
         known = list(_paths(config._values, ""))
-        warn(f"command line: no source has {key!r}, which is set now.{nearest(key, known)}")
-    parts = key.split(".")
-    for count in range(1, len(parts)):
-        holder, path = _find(config._values, parts[:count], "")
-        if isinstance(holder, list):
-            _set_element(config, holder, path, parts[count:], value)
-            return
-        if holder is not _MISSING and not isinstance(holder, dict):
-            raise ConfigError(f"command line: {key!r} cannot be set, since {path!r} is {holder!r} and no section")
-    nested = value
-    for part in reversed(parts):
-        nested = {part: nested}
-    _merge_into(config._values, nested, "", config, lambda _: "command line")
-
-
-def _set_element(config: Config, holder: list[Any], path: str, parts: list[str], value: Any) -> None:
-    """Set something in a list; the origin of a list is that of its last change."""
-    index = parts[0]
-    if not index.isdigit() or int(index) >= len(holder):
-        raise ConfigError(f"command line: {path!r} is a list of {len(holder)}, so {index!r} is no element of it")
-    if len(parts) == 1:
-        holder[int(index)] = value
-    else:
-        inner: Any = holder[int(index)]
-        for part in parts[1:-1]:
-            inner = inner[int(part)] if isinstance(inner, list) else inner.setdefault(part, {})
-        if isinstance(inner, list):
-            _set_element(config, inner, f"{path}.{index}", parts[-1:], value)
-            return
-        if not isinstance(inner, dict):
-            raise ConfigError(f"command line: {path}.{'.'.join(parts)} cannot be set, since it is in {inner!r}")
-        inner[parts[-1]] = value
-    config._origins[path] = "command line"
+        warn(f"{_COMMAND_LINE}: no source has {key!r}, which is set now.{nearest(key, known)}")
+    holder, path, names = _descend(config._values, key.split("."), "")
+    if isinstance(holder, list) and _child(holder, names[0]) is _MISSING:
+        raise ConfigError(f"{_COMMAND_LINE}: {path!r} is a list of {len(holder)}, so {names[0]!r} is no element of it")
+    if not isinstance(holder, dict | list):
+        raise ConfigError(f"{_COMMAND_LINE}: {key!r} cannot be set, since {path!r} is {holder!r}, not a section")
+    for name in reversed(names[1:]):
+        value = {name: value}
+    _set(config, (holder, path), names[0], value, lambda _: _COMMAND_LINE)

@@ -313,34 +313,6 @@ def seed_worker(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def count_samples(batch: Any) -> int:
-    """The first dimension of the first tensor or array in a batch; 1 where there is none."""
-    kind, first = type(batch), batch
-    if kind is tuple or kind is list:  # the common cases, on every step
-        first = batch[0] if batch else None
-    elif kind is dict:
-        first = next(iter(batch.values()), None)
-    if type(first) is torch.Tensor and first.ndim:
-        return first.size(0)
-    size = _first_size(batch)
-    return 1 if size is None else size
-
-
-def _first_size(batch: Any) -> int | None:
-    shape = getattr(batch, "shape", None)
-    if shape is not None:
-        return int(shape[0]) if len(shape) else 1
-    if isinstance(batch, Mapping):
-        items: Iterable[Any] = batch.values()
-    elif isinstance(batch, list | tuple):
-        items = batch
-    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        items = (getattr(batch, field.name) for field in dataclasses.fields(batch))
-    else:
-        return None
-    return next((size for item in items if (size := _first_size(item)) is not None), None)
-
-
 def move(batch: Any, device: torch.device) -> Any:
     """A batch with every tensor in it on a device; on the CPU it is returned as it is.
 

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -14,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from blowtorch.config import Config
-from blowtorch.errors import RunFolderError
+from blowtorch.config import Config, parse_yaml
+from blowtorch.errors import ConfigError, RunFolderError
 
 try:
     import fcntl
@@ -25,9 +26,10 @@ except ImportError:  # Windows, where the age of the lock decides
 _ADJECTIVES = "amber bold brave bright brisk calm clever crisp eager early fond fresh gentle glad golden grand happy keen kind light lively lucky mellow merry neat noble plucky proud quick quiet rapid ready shiny silver smart snowy solid steady sunny swift tidy vivid warm wise witty young".split()  # noqa: E501
 _ANIMALS = "badger beaver bison bear crane crow deer dove duck eagle falcon finch fox gecko goose hare hawk heron ibex jay koala lark lemur lion llama lynx marten mole moose mouse newt otter owl panda perch puffin raven robin salmon seal shrew skunk sloth snail stork swan tapir tern tiger toad trout vole wolf wren yak".split()  # noqa: E501
 _FOLDER = re.compile(r"\d\d-\d\d-\d\d_\d\d-\d\d-\d\d_(.+)-(\d+)")
-_SECRET = re.compile(r"(api_?key|token|password|passwd|secret)$", re.IGNORECASE)
+_SECRET = re.compile(r"(api[_-]?key|token|password|passwd|secret)$", re.IGNORECASE)
 _BEAT_SECONDS = 30  # how often an owner touches its lock
 _DEAD_SECONDS = 300  # a lock that nobody touched for so long is dead, where nothing better is known
+_GLANCE_SECONDS = 0.02  # longer than anybody needs to look whether a folder is owned
 
 
 class RunFolder:
@@ -137,9 +139,15 @@ class RunFolder:
         values["command_line"] = mask_command_line(values["command_line"])
         session = {"started": now(), "host": socket.gethostname(), "process": os.getpid(), "status": "running"}
         session["command_line"] = values["command_line"]
+        session["command"] = mask_command_line(sys.orig_argv)
         sessions = [*self.read_info().get("sessions", []), session]
         self.update_info(
-            **values, status="running", host=session["host"], started=session["started"], sessions=sessions
+            **values,
+            command=session["command"],
+            status="running",
+            host=session["host"],
+            started=session["started"],
+            sessions=sessions,
         )
 
     def end_session(self, status: str) -> None:
@@ -166,7 +174,12 @@ class RunFolder:
         """
         path = self.path / "owner.lock"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        if not _try_lock(descriptor, path):
+        attempts = 5  # somebody may just be looking whether the folder is owned
+        while not _try_lock(descriptor, path):
+            attempts -= 1
+            if attempts:
+                time.sleep(_GLANCE_SECONDS)
+                continue
             owner = _read_owner(path)
             os.close(descriptor)
             raise RunFolderError(
@@ -178,7 +191,8 @@ class RunFolder:
         os.write(descriptor, json.dumps(owner).encode())
         self._lock = descriptor
         # A forked child, such as a loader's worker, shares the lock and would keep it when this process is killed.
-        os.register_at_fork(after_in_child=self._forget_lock)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget_lock)
 
     def beat(self) -> None:
         """Show that the owner lives, at most now and then; the age of the lock tells it where locks do not work."""
@@ -199,14 +213,14 @@ class RunFolder:
 
 
 def is_owned(path: Path) -> bool:
-    """Whether a living process trains the run in a folder."""
+    """Whether a living process trains the run in a folder; to look takes no right to write there."""
     lock = path / "owner.lock"
     try:
-        descriptor = os.open(lock, os.O_RDWR)
+        descriptor = os.open(lock, os.O_RDONLY)
     except OSError:
         return False
     try:
-        return not _try_lock(descriptor, lock)
+        return not _try_lock(descriptor, lock, is_shared=True)
     finally:
         os.close(descriptor)
 
@@ -239,12 +253,34 @@ def mask_secrets(value: Any) -> Any:
 
 
 def mask_command_line(arguments: list[str]) -> list[str]:
-    """The command line with the values of secrets masked."""
-    masked = []
+    """The command line with the values of secrets masked.
+
+    >>> mask_command_line(["train.py", "--token", "abc", "with", "a.api_key=abc", "a={password: abc, b: 1}"])
+    ['train.py', '--token', '***', 'with', 'a.api_key=***', 'a={password: ***, b: 1}']
+    """
+    masked: list[str] = []
+    is_value = False  # of an option before it
     for argument in arguments:
-        key, sign, _ = argument.partition("=")
-        masked.append(f"{key}=***" if sign and _SECRET.search(key.lstrip("-").replace("-", "_")) else argument)
+        key, sign, value = argument.partition("=")
+        is_secret = _SECRET.search(key) is not None
+        if is_value and not argument.startswith("--"):
+            masked.append("***")
+        elif sign:
+            masked.append(f"{key}={'***' if is_secret else _mask_inside(value)}")
+        else:
+            masked.append(argument)
+        is_value = is_secret and not sign and argument.startswith("-")
     return masked
+
+
+def _mask_inside(text: str) -> str:
+    """The value of an override, which may be a whole mapping."""
+    try:
+        value = parse_yaml(text, "override")
+    except ConfigError:
+        return text
+    masked = mask_secrets(value)
+    return text if masked == value else _dump(masked, default_flow_style=True, width=sys.maxsize).strip()
 
 
 def now() -> str:
@@ -259,8 +295,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RunFolderError: it is not there, or somebody damaged it.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}") from error
     if content is not None and not isinstance(content, dict):
         raise RunFolderError(f"{path} is damaged: expected a mapping, got {content!r:.60}")
@@ -271,10 +307,25 @@ def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a file, so that whoever reads it sees the old content or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        yaml.safe_dump(_plain(content), file, sort_keys=False, allow_unicode=True, default_flow_style=False, width=120)
+        file.write(_dump(_plain(content), default_flow_style=False, width=120))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes strings that would be numbers in YAML 1.2, so that any reader finds the same values."""
+
+
+_Dumper.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), list("-+.0123456789")
+)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"0o[0-7]+"), ["0"])
+
+
+def _dump(value: Any, **style: Any) -> str:
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style))
 
 
 def _plain(value: Any) -> Any:
@@ -298,21 +349,26 @@ def _differences(old: Any, new: Any, path: str) -> dict[str, tuple[Any, Any]]:
 @contextlib.contextmanager
 def _locked_directory(path: Path) -> Iterator[None]:
     """Let one process after the other in, where the file system can; nothing is left behind."""
+    if fcntl is None:  # Windows cannot even open a directory
+        yield
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int, path: Path) -> bool:
-    """Lock without waiting; where there are no locks, an owner that lately touched the file counts as living."""
+def _try_lock(descriptor: int, path: Path, is_shared: bool = False) -> bool:
+    """Lock without waiting; where there are no locks, an owner that lately touched the file counts as living.
+
+    Those who only look share the lock, so that none of them takes another for the owner.
+    """
     if fcntl is not None:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError:

@@ -25,14 +25,14 @@ import torch
 from blowtorch.callbacks import Callbacks
 from blowtorch.checkpoints import Checkpoints
 from blowtorch.clock import NEVER, Trigger
-from blowtorch.data import Batches, count_samples
+from blowtorch.data import Batches
 from blowtorch.errors import BlowtorchError, CheckpointError, nearest
-from blowtorch.metrics import MeanWindow, means
+from blowtorch.metrics import MeanWindow, count_samples, means
 from blowtorch.record import Record
 from blowtorch.reproducibility import derive_seed, isolated_random, restore_random_state
 from blowtorch.schedules import Schedules
 from blowtorch.state import RunState
-from blowtorch.steps import Function, Optimization, Returns
+from blowtorch.steps import Function, Loss, Returns
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Training:
     function: Function  # the train step, or a function that drives a whole epoch
     batches: Batches
     returns: Returns
-    optimization: Optimization
+    loss: Loss
     schedules: Schedules
     validations: list[Validation]
     callbacks: Callbacks
@@ -83,11 +83,12 @@ def train(training: Training, state: RunState) -> None:
         state.say(line)
     if state.step == 0:
         validate_due(training, state, [each for each in training.validations if each.is_at_start])
+    run_epoch = train_epoch if training.function.kind == "train_step" else drive_epoch
     while should_go_on(state):
         if state.is_epoch_done:
             state.begin_epoch()
         notify(training, state, "epoch_start")
-        is_whole = train_epoch(training, state)
+        is_whole = run_epoch(training, state)
         if is_whole:
             finish_epoch(training, state)
         report_unread_overrides(state)
@@ -124,38 +125,45 @@ def should_go_on(state: RunState) -> bool:
     return not (state.is_epoch_done and state.max_epochs is not None and state.epoch >= state.max_epochs)
 
 
-def train_epoch(training: Training, state: RunState) -> bool:
-    """Train from where the epoch stands; say whether its end was reached."""
+def start_batches(training: Training, state: RunState) -> Iterator[Any]:
+    """The batches of the epoch from where it stands; a run that is continued gets its random streams back here."""
     batches = training.batches.start(state.epoch, state.batch)
     if training.random_state is not None:
         restore_random_state(training.random_state)
         training.random_state = None
     plan_next_event(training, state)
-    if training.function.kind == "train_epoch":
-        loader = counted(training, state, batches)
-        returned = training.function.function(**training.function.given(data_loader=loader))
-        training.window.add(training.returns.read({} if returned is None else returned, state.logged), 1)
-        return True
+    return batches
 
-    function, optimize, schedules = training.function, training.optimization, training.schedules
-    window, step_end = training.window, training.callbacks.step_end
-    step, arguments, last_step = function.function, function.arguments, state.options.max_steps
+
+def train_epoch(training: Training, state: RunState) -> bool:
+    """Train from where the epoch stands; say whether its end was reached."""
+    batches = start_batches(training, state)
+    function, schedules, window = training.function, training.schedules, training.window
+    step, arguments, read = function.function, function.arguments, training.returns.read
+    optimizers = [] if "optimizers" in function.asks_for else list(state.optimizers.values())
+    step_end, last_step, loss = training.callbacks.step_end, state.options.max_steps, None
     for batch in batches:
-        optimize.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         arguments["batch"] = batch
         if function.wants_counts:
             function.count()
-        returned = step(**arguments)
-        metrics = optimize(returned, state.logged)
-        samples = metrics.pop("batch_size") if "batch_size" in metrics else count_samples(batch)
-        state.advance(samples)
-        window.add(metrics, samples)
+        metrics = read(step(**arguments), state.logged)
+        if optimizers:  # else the step has driven itself
+            loss = loss or training.loss.choose(metrics)
+            metrics[loss].backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        samples = window.add(metrics, batch)
+        state.step += 1
+        state.batch += 1
+        state.samples += samples
         if schedules.wants_steps:
             schedules.after_step(state)
         for notify_step_end in step_end:
             notify_step_end(state, batch, metrics)
         if state.logged:
-            window.add(training.returns.read(None, state.logged), samples)
+            window.add(training.returns.read(None, state.logged), weight=samples)
         if state.step >= state.next_event:
             after_step(training, state)
         if state.interruption is not None or state.stop_reason is not None:
@@ -165,14 +173,24 @@ def train_epoch(training: Training, state: RunState) -> bool:
     return True
 
 
+def drive_epoch(training: Training, state: RunState) -> bool:
+    """Let the user's function train the whole epoch; it is never cut short."""
+    loader = counted(training, state, start_batches(training, state))
+    returned = training.function.function(**training.function.given(data_loader=loader))
+    training.window.add(training.returns.read({} if returned is None else returned, state.logged), weight=1)
+    return True
+
+
 def counted(training: Training, state: RunState, batches: Iterator[Any]) -> Iterator[Any]:
     """The batches for a function that drives a whole epoch; each counts as a step once the next is asked for."""
     for batch in batches:
         yield batch
         samples = count_samples(batch)
-        state.advance(samples)
+        state.step += 1
+        state.batch += 1
+        state.samples += samples
         if state.logged:
-            training.window.add(training.returns.read(None, state.logged), samples)
+            training.window.add(training.returns.read(None, state.logged), weight=samples)
         for notify_step_end in training.callbacks.step_end:
             notify_step_end(state, batch, {})
         if state.step >= state.next_event:
@@ -263,12 +281,11 @@ def validate(validation: Validation, state: RunState) -> dict[str, float]:
         batches = validation.batches.start(state.step + 1)
         if function.kind == "validate_epoch":
             returned = function.function(**function.given(data_loader=batches))
-            window.add(validation.returns.read({} if returned is None else returned, state.logged), 1)
+            window.add(validation.returns.read({} if returned is None else returned, state.logged), weight=1)
         else:
             for batch in batches:
                 metrics = validation.returns.read(function.function(**function.given(batch=batch)), state.logged)
-                samples = metrics.pop("batch_size") if "batch_size" in metrics else count_samples(batch)
-                window.add(metrics, samples)
+                window.add(metrics, batch)
         measured = window.means()
     for module, mode in zip(modules, modes, strict=True):
         module.training = mode

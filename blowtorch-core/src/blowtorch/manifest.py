@@ -120,18 +120,22 @@ def _find_problem(directory: Path, name: str, manifest: Manifest) -> str | None:
     path = directory / name
     if name not in manifest.files:
         return f"the manifest names no {name}"
-    expected = dict(manifest.files[name])
     try:
+        expected = dict(manifest.files[name])
         size = path.stat().st_size
         if size != expected.pop("size"):
             return f"{name} has {size} bytes instead of {manifest.files[name]['size']}"
+        if not expected:
+            return f"the manifest has no checksum of {name}"
         for algorithm, digest in expected.items():
             if algorithm not in hashlib.algorithms_available:
                 return f"{name} has a checksum of an unknown kind, {algorithm!r}"
             if checksum(path, algorithm) != digest:
                 return f"{name} has another {algorithm} checksum than was written"
-    except (OSError, KeyError) as error:
+    except OSError as error:
         return f"{name} cannot be read: {error}"
+    except (KeyError, TypeError, ValueError) as error:
+        return f"what the manifest says of {name} is damaged: {error!r}"
     return None
 
 

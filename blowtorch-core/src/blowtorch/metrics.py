@@ -5,10 +5,12 @@ one transfer, when a window is recorded. Values on the CPU cost nothing to read 
 sums are taken one value after the other in Python floats: a checkpoint that cuts a window in two changes no bit.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Totals = dict[str, tuple[float, float]]  # name → sum of weight × value, sum of weights
 
@@ -20,25 +22,39 @@ class MeanWindow:
 
     def __init__(self) -> None:
         self._totals: Totals = {}
-        self._waiting: list[tuple[str, float, torch.Tensor]] = []
-        self._packed: list[tuple[list[tuple[str, float]], torch.Tensor]] = []
+        self._waiting: list[tuple[str, float, Tensor]] = []
+        self._packed: list[tuple[list[tuple[str, float]], Tensor]] = []
 
-    def add(self, metrics: Mapping[str, Any], weight: float) -> None:
-        """Add one batch; values are scalar tensors, which are not waited for, or numbers."""
+    def add(self, metrics: dict[str, Any], batch: Any = None, weight: int | None = None) -> int:
+        """Add one batch.
+
+        Args:
+            metrics: name → scalar tensor, which is not waited for, or number; a `batch_size` among them is taken out.
+            batch: what they were computed from.
+            weight: their weight, where no batch tells it.
+
+        Returns:
+            The weight: `batch_size` if it was returned, else the size of the batch.
+        """
+        if "batch_size" in metrics:
+            weight = metrics.pop("batch_size")
+        elif weight is None:
+            first = batch[0] if (type(batch) is tuple or type(batch) is list) and batch else batch
+            # The common case is decided here: this runs on every step, where each call counts.
+            weight = first.size(0) if type(first) is Tensor and first.ndim else count_samples(batch)
         totals = self._totals
         for name, value in metrics.items():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, Tensor):
                 if not value.is_cpu:
-                    self._waiting.append((name, weight, value.detach()))
+                    self._wait_for(name, weight, value)
                     continue
                 value = value.item()
-            total = totals.get(name)
-            if total is None:
-                totals[name] = (value * weight, weight)
-            else:
+            if name in totals:
+                total = totals[name]
                 totals[name] = (total[0] + value * weight, total[1] + weight)
-        if len(self._waiting) >= _CHUNK:
-            self._pack()
+            else:
+                totals[name] = (value * weight, weight)
+        return weight
 
     def close(self) -> Totals:
         """The totals of the window, which is then empty; waits for the device if values are there."""
@@ -64,6 +80,11 @@ class MeanWindow:
         """Open the window where it was."""
         self._totals = {name: (value, weight) for name, (value, weight) in state.items()}
         self._waiting, self._packed = [], []
+
+    def _wait_for(self, name: str, weight: float, value: Tensor) -> None:
+        self._waiting.append((name, weight, value.detach()))
+        if len(self._waiting) >= _CHUNK:
+            self._pack()
 
     def _pack(self) -> None:
         """Put the waiting values into one tensor on their device, without waiting."""
@@ -91,3 +112,31 @@ def means(totals: Totals) -> dict[str, float]:
     {'loss': 1.5}
     """
     return {name: value / weight if weight else float("nan") for name, (value, weight) in totals.items()}
+
+
+def count_samples(batch: Any) -> int:
+    """The first dimension of the first tensor or array in a batch; 1 where there is none."""
+    kind, first = type(batch), batch
+    if kind is tuple or kind is list:  # the common cases, on every step
+        first = batch[0] if batch else None
+    elif kind is dict:
+        first = next(iter(batch.values()), None)
+    if type(first) is Tensor and first.ndim:
+        return first.size(0)
+    size = _first_size(batch)
+    return 1 if size is None else size
+
+
+def _first_size(batch: Any) -> int | None:
+    shape = getattr(batch, "shape", None)
+    if shape is not None:
+        return int(shape[0]) if len(shape) else 1
+    if isinstance(batch, Mapping):
+        items: Iterable[Any] = batch.values()
+    elif isinstance(batch, list | tuple):
+        items = batch
+    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        items = (getattr(batch, field.name) for field in dataclasses.fields(batch))
+    else:
+        return None
+    return next((size for item in items if (size := _first_size(item)) is not None), None)

@@ -123,30 +123,28 @@ def snapshot(folder: Path, script: Path | None) -> list[str]:
         What could not be written, in sentences; a run is not failed by it.
     """
     problems = []
-    for write in (_copy_source, _write_changes):
+    for write in (_copy_source, _write_changes, _write_environment):
         try:
-            if script is not None:
-                write(folder, script)
+            write(folder, script)
         except (OSError, subprocess.SubprocessError) as error:
-            problems.append(f"the source could not be kept whole: {error}")
-    distributions = {
-        f"{distribution.metadata['Name']}=={distribution.version}"
-        for distribution in importlib.metadata.distributions()
-    }
-    (folder / "environment.txt").write_text("\n".join(sorted(distributions, key=str.lower)) + "\n", encoding="utf-8")
+            problems.append(f"code and environment could not be kept whole: {error}")
     return problems
 
 
 def git_commit(script: Path | None) -> str | None:
-    """The commit of the repository in which a script lives; None outside of one."""
-    return None if script is None else (_git(script.parent, "rev-parse", "HEAD") or "").strip() or None
+    """The commit of the repository in which a script lives; None outside of one, or where git does not answer."""
+    if script is None:
+        return None
+    try:
+        return (_git(script.parent, "rev-parse", "HEAD") or b"").decode().strip() or None
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def local_modules(script: Path) -> list[Path]:
     """The script and the modules it has imported from its own folder or the current one."""
     roots = [script.parent.resolve(), Path.cwd().resolve()]
     elsewhere = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
-    elsewhere.append(Path(sys.prefix).resolve())
     found = {script.resolve()}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
@@ -190,10 +188,13 @@ def _count(module: nn.Module) -> str:
     return f"{total:,} parameters" + ("" if trained == total else f", {trained:,} of them trained")
 
 
-def _copy_source(folder: Path, script: Path) -> None:
-    """Copy the script and its local modules; paths are relative to the folder that holds most of them."""
+def _copy_source(folder: Path, script: Path | None) -> None:
+    """Copy the script and its local modules, by their paths relative to the script's folder or the current one."""
+    if script is None:
+        return
     target = folder / "source"
     shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
     for path in local_modules(script):
         root = next(
             (root for root in (script.parent.resolve(), Path.cwd().resolve()) if path.is_relative_to(root)), None
@@ -203,18 +204,27 @@ def _copy_source(folder: Path, script: Path) -> None:
         shutil.copyfile(path, copy)
 
 
-def _write_changes(folder: Path, script: Path) -> None:
+def _write_changes(folder: Path, script: Path | None) -> None:
     """Write what differs from the commit, if the script lives in a git repository and anything does."""
-    changes = _git(script.parent, "diff", "HEAD", "--no-ext-diff", "--no-color")
+    path = folder / "changes.diff"
+    path.unlink(missing_ok=True)  # when a run is continued, its code is that of now
+    changes = None if script is None else _git(script.parent, "diff", "HEAD", "--no-ext-diff", "--no-color")
     if changes:
-        (folder / "changes.diff").write_text(changes, encoding="utf-8")
+        path.write_bytes(changes)
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def _write_environment(folder: Path, script: Path | None) -> None:
+    """Write the name and version of every installed distribution, whatever the script is."""
+    distributions = [distribution.metadata for distribution in importlib.metadata.distributions()]
+    lines = {f"{about['Name']}=={about['Version']}" for about in distributions if about["Name"]}
+    (folder / "environment.txt").write_text("\n".join(sorted(lines, key=str.lower)) + "\n", encoding="utf-8")
+
+
+def _git(folder: Path, *arguments: str) -> bytes | None:
     """What git prints; None where there is no git or no repository."""
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_GIT_SECONDS, check=False)
     except FileNotFoundError:
         return None
-    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+    return done.stdout if done.returncode == 0 else None

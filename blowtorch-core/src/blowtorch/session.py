@@ -25,7 +25,7 @@ from blowtorch.schedules import Schedules, as_schedule, build_schedules, read_co
 from blowtorch.script import Script
 from blowtorch.start import agree_on_seed, choose_device, find_start, load_initial_weights
 from blowtorch.state import RunState
-from blowtorch.steps import Optimization, Returns
+from blowtorch.steps import Loss, Returns
 
 
 class Session:
@@ -174,7 +174,7 @@ class Session:
             function=function,
             batches=self._batches,
             returns=returns,
-            optimization=Optimization(function, state.optimizers, options.optimize_metric, returns),
+            loss=Loss(function, options.optimize_metric),
             schedules=schedules,
             validations=self._build_validations(),
             callbacks=callbacks,

@@ -105,12 +105,6 @@ class RunState:
         self.batch = 0
         self.is_epoch_done = False
 
-    def advance(self, samples: int) -> None:
-        """Count one step, of one batch of so many samples."""
-        self.step += 1
-        self.batch += 1
-        self.samples += samples
-
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Record more from within a step; averaged and named like what the step returns."""
         self.logged.update(metrics)

@@ -9,7 +9,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from blowtorch.errors import ScriptError, nearest
 from blowtorch.state import RunState
@@ -61,7 +61,7 @@ class Function:
             "state": state,
             "log": state.log,
             "optimizers": state.optimizers,
-            "backward": torch.Tensor.backward,
+            "backward": Tensor.backward,
             "is_validate": is_validate,
         }
         if self.kind.endswith("_step") and "batch" not in self.asks_for:
@@ -130,10 +130,12 @@ class Returns:
         Raises:
             ScriptError: it is nothing of that kind.
         """
+        if type(returned) is Tensor and not returned.ndim and not logged:  # the common cases come first
+            return {"loss": returned}
         is_plain = type(returned) is dict and not logged and "batch_size" not in returned
         metrics = returned if is_plain else self._merge(returned, logged)
         for name, value in metrics.items():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, Tensor):
                 if value.ndim:
                     metrics = self._average(metrics)
                     break
@@ -144,7 +146,7 @@ class Returns:
         return metrics
 
     def _merge(self, returned: Any, logged: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(returned, torch.Tensor):
+        if isinstance(returned, Tensor):
             returned = {"loss": returned}
         elif returned is None and logged:
             returned = {}
@@ -162,7 +164,7 @@ class Returns:
     def _average(self, metrics: dict[str, Any]) -> dict[str, Any]:
         averaged = dict(metrics)
         for name, value in metrics.items():
-            if isinstance(value, torch.Tensor) and value.ndim:
+            if isinstance(value, Tensor) and value.ndim:
                 if not self._has_warned:
                     self._has_warned = True
                     self._warn(
@@ -185,59 +187,26 @@ class Returns:
         self._is_first = False
 
 
-class Optimization:
-    """What follows a train step: reading what it returned, backward, and a step of every optimizer.
-
-    A step that asks for `optimizers` drives itself; then what it returned is only read.
+class Loss:
+    """Which of a train step's metrics is minimised.
 
     Args:
         step: the train step.
-        optimizers: by name.
-        metric: the name of the metric to minimise; None for `loss`, or the only one that carries a gradient.
-        returns: reads what the step returned.
+        metric: its name; None for `loss`, or the only one that carries a gradient.
     """
 
-    def __init__(
-        self, step: Function, optimizers: Mapping[str, torch.optim.Optimizer], metric: str | None, returns: Returns
-    ) -> None:
+    def __init__(self, step: Function, metric: str | None) -> None:
         self._function = step.name
-        self._optimizers = [] if "optimizers" in step.asks_for else list(optimizers.values())
         self._metric = metric
-        self._returns = returns
-        self._is_first = True
-        # Gradients are dropped before a step and not after it, so that callbacks can still read them.
-        self.zero_grad: Callable[[], Any] = (
-            self._optimizers[0].zero_grad if len(self._optimizers) == 1 else self._zero_all_grads
-        )
 
-    def __call__(self, returned: Any, logged: dict[str, Any]) -> dict[str, Any]:
-        """Optimise by what a step returned; returns its metrics by name.
+    def choose(self, metrics: Mapping[str, Any]) -> str:
+        """The name of the metric, by what the first step returned.
 
         Raises:
-            ScriptError: nothing usable was returned, or nothing that carries a gradient.
+            ScriptError: there is no such metric, it is not clear which, or it carries no gradient.
         """
-        if type(returned) is torch.Tensor and not returned.ndim and not logged:
-            metrics = {"loss": returned}
-        else:
-            metrics = self._returns.read(returned, logged)
-        if self._optimizers:
-            if self._is_first:
-                self._metric = self._choose(metrics)
-                self._is_first = False
-            metrics[self._metric].backward()  # type: ignore[index]
-            for optimizer in self._optimizers:
-                optimizer.step()
-        return metrics
-
-    def _zero_all_grads(self) -> None:
-        for optimizer in self._optimizers:
-            optimizer.zero_grad()
-
-    def _choose(self, metrics: Mapping[str, Any]) -> str:
         wanted = self._metric or ("loss" if "loss" in metrics else None)
-        with_gradient = [
-            name for name, value in metrics.items() if isinstance(value, torch.Tensor) and value.requires_grad
-        ]
+        with_gradient = [name for name, value in metrics.items() if isinstance(value, Tensor) and value.requires_grad]
         if wanted is None and len(with_gradient) == 1:
             return with_gradient[0]
         names = ", ".join(map(repr, metrics)) or "nothing"

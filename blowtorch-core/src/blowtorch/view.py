@@ -57,9 +57,10 @@ class RunView:
 
     @property
     def status(self) -> str:
-        """`running`, `finished`, `stopped`, `failed`, or `lost`: running without a living owner."""
-        status = str(self.info["status"])
-        return "lost" if status == "running" and not is_owned(self.path) else status
+        """`running`, `finished`, `stopped`, `failed`, or `lost`: running without a living owner; as it is now."""
+        has_owner = is_owned(self.path)  # asked first: an owner that goes has written its last status before
+        status = str(read_yaml(self.path / "run.yaml")["status"])
+        return "lost" if status == "running" and not has_owner else status
 
     @property
     def config(self) -> Config:
@@ -70,14 +71,14 @@ class RunView:
     def checkpoints(self) -> list[Checkpoint]:
         """The checkpoints in the folder, in ascending order; they are not verified."""
         found = []
-        for path in sorted((self.path / "checkpoints").glob("step-*")):
+        for path in (self.path / "checkpoints").glob("step-*"):
             try:
                 manifest = read_manifest(path)
             except CheckpointError:
                 continue
             metric = manifest.metrics.get(str(self.info.get("checkpoint_metric")))
             found.append(Checkpoint(path.name, manifest.step, metric, path))
-        return found
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def checkpoint(self, which: str) -> Checkpoint:
         """The checkpoint called `best` or `latest`, or by its own name.
@@ -92,19 +93,28 @@ class RunView:
             return checkpoints[name]
         if which == "latest" and checkpoints:  # the pointer is a convenience, the manifests are the truth
             return list(checkpoints.values())[-1]
-        names = [*checkpoints, *(["best", "latest"] if checkpoints else [])]
+        names = [*checkpoints, *(["latest"] if checkpoints else [])]
         raise CheckpointError(
             f"{self.path} has no checkpoint {which!r}.{nearest(which, names)} There are {', '.join(names) or 'none'}"
         )
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The events of the record in order; a torn last line is left out."""
+        """The events of the record in order; a torn last line is left out.
+
+        Raises:
+            RunFolderError: somebody damaged the record, naming the line.
+        """
         path = self.path / "record.jsonl"
-        if path.is_file():
-            with path.open("rb") as file:
-                for line in file:
-                    if line.endswith(b"\n"):
-                        yield json.loads(line)
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.endswith(b"\n"):
+                    try:
+                        event = json.loads(line)
+                    except ValueError as error:
+                        raise RunFolderError(f"{path}:{number} is damaged: {error}") from None
+                    yield event
 
     def metrics(self) -> dict[str, Series]:
         """Every metric by its recorded name."""

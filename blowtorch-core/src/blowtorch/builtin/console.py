@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blowtorch import Checkpoint, RunState, hookimpl
+from blowtorch import Checkpoint, RunState, hookimpl, open_run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +17,9 @@ _RATES = 3  # so many learning rates are shown
 class Console:
     """A line for each epoch, validation and checkpoint, and more at the beginning and the end.
 
-    Lines go to standard output, above a progress bar if there is one. `console.log` has them in any case.
+    Validations at the end of an epoch stand below the line of the epoch, so that training comes first and the
+    checkpoint, with what decides on the best, last. Lines go to standard output, above a progress bar if there is one.
+    `console.log` has them in any case.
 
     Args:
         progress: show the lines.
@@ -26,6 +28,7 @@ class Console:
     def __init__(self, progress: bool = True) -> None:
         self.progress = progress
         self._epoch_began = 0.0
+        self._held: list[str] = []  # validations that wait for the line of their epoch
 
     @hookimpl
     def run_start(self, state: RunState) -> None:
@@ -43,8 +46,12 @@ class Console:
 
     @hookimpl
     def validation_end(self, state: RunState, metrics: Mapping[str, float]) -> None:
-        """Say what a validation found."""
-        state.say(_line(*_place(state), *_describe(metrics)))
+        """Say what a validation found, at the end of an epoch together with that."""
+        line = _line(*_place(state), *_describe(metrics))
+        if state.is_epoch_done and state.epoch > 0:
+            self._held.append(line)
+        else:
+            state.say(line)
 
     @hookimpl
     def epoch_end(self, state: RunState, metrics: Mapping[str, float]) -> None:
@@ -52,16 +59,18 @@ class Console:
         rates = {name: rate for name, rate in state.metrics.items() if name == "lr" or name.startswith("lr/")}
         seconds = _duration(state.seconds - self._epoch_began)
         state.say(_line(*_place(state), *_describe(metrics), *_describe(rates)[:_RATES], seconds))
+        self._say_held(state)
 
     @hookimpl
     def checkpoint_saved(self, state: RunState, checkpoint: Checkpoint, is_best: bool) -> None:
         """Say what was saved, and whether it is the best so far."""
         best = f", the best so far by {state.options.checkpoint_metric}" if is_best else ""
-        state.say(_line(*_place(state), f"saved {checkpoint.name}{best}"))
+        state.say(_line(*_place(state), f"checkpoint saved{best}"))
 
     @hookimpl
     def run_end(self, state: RunState, status: str) -> None:
         """Say how it ended, where everything lies, and what to type next."""
+        self._say_held(state)  # something failed before the epoch was over
         reason = state.interruption or state.stop_reason if status != "failed" else None
         ended = [f"{state.info.name} {status}", *([reason] if reason else [])]
         state.say(_line(*ended, *_place(state), _duration(state.seconds)))
@@ -71,10 +80,15 @@ class Console:
         state.say(f"  folder    {_short(state.folder)}")
         if "tensorboard" in _names(state.options.loggers):
             state.say(f"  look      tensorboard --logdir {shlex.quote(_short(state.folder.parent))}")
-        if status != "finished":
-            state.say(f"  continue  {_resume_command(state)}")
+        if status != "finished" and (command := _resume_command(state)):
+            state.say(f"  continue  {command}")
         if self.show in state.listeners:
             state.listeners.remove(self.show)
+
+    def _say_held(self, state: RunState) -> None:
+        for line in self._held:
+            state.say(line)
+        self._held.clear()
 
     def show(self, text: str) -> None:
         """Print a line. What becomes of it is no reason for a run to fail."""
@@ -165,10 +179,15 @@ def _names(given: Any) -> list[str]:
 
 
 def _resume_command(state: RunState) -> str:
-    """What continues the run: the same command, with the option `resume` behind the word `with`."""
+    """What continues the run: the same command, secrets masked, with the option `resume` behind the word `with`.
+
+    Nothing, if the run failed before its command was written down.
+    """
     if "ipykernel" in sys.modules or hasattr(sys, "ps1"):
         return 'the same call with resume="auto"'
-    words, item = list(sys.orig_argv), "run.resume=auto"
+    words, item = list(open_run(state.folder).info.get("command", [])), "run.resume=auto"
+    if not words:
+        return ""
     if state.options.resume not in ("never", "auto"):
         item = f"run.resume={_short(state.folder)}"
     if item not in words:

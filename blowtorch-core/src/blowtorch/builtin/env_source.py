@@ -26,12 +26,14 @@ class EnvSource:
                 continue
             *sections, key = variable.removeprefix(source).lower().split("__")
             holder: Any = values
+            if not all([*sections, key]):
+                raise ConfigError(f"{variable}: expected a name on each side of '__'; rename it")
             for section in sections:
                 holder = holder.setdefault(section, {})
                 if not isinstance(holder, dict):
-                    raise ConfigError(f"{variable} is inside of a value that another variable sets; rename one of them")
+                    raise ConfigError(f"{variable} is inside of a value that another variable sets; unset one of them")
             if key in holder:
-                raise ConfigError(f"{variable} is a section as well, which other variables fill; rename one of them")
+                raise ConfigError(f"{variable} sets {'.'.join([*sections, key])!r}, as another variable does; unset one")
             holder[key] = parse_yaml(os.environ[variable], variable)
             origins[".".join([*sections, key])] = f"env:{variable}"
         values.lines = origins

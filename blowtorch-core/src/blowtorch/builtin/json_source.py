@@ -23,9 +23,11 @@ class JsonSource:
             return dict(pairs)
 
         try:
-            values = json.loads(Path(source).read_text(encoding="utf-8"), object_pairs_hook=refuse_duplicates)
+            values = json.loads(Path(source).read_text(encoding="utf-8-sig"), object_pairs_hook=refuse_duplicates)
         except json.JSONDecodeError as error:
             raise ConfigError(f"{source}:{error.lineno}: not valid JSON: {error.msg}") from error
+        except RecursionError:
+            raise ConfigError(f"{source}: not valid JSON: it is nested too deeply") from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{source} cannot be read: {error}") from error
         if not isinstance(values, Mapping):

@@ -90,9 +90,13 @@ class LocalBackend:
         except OSError as error:
             if error.errno != errno.EXDEV:  # on another file system
                 raise
-        shutil.copytree(directory, here)
-        for path in [*here.rglob("*"), here]:
-            _sync(path)
+        try:
+            shutil.copytree(directory, here)
+            for path in [*here.rglob("*"), here]:
+                _sync(path)
+        except OSError:  # a disk that is full should not stay full of this
+            shutil.rmtree(here, ignore_errors=True)
+            raise
         return here
 
 

@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from blowtorch import OptionError, RunState, hookimpl
 
@@ -20,7 +20,8 @@ _TAKEN = 62  # columns for all but the metrics: a short bar, counts, times and r
 class ProgressBar:
     """A progress bar with rate, time left and current metrics, in a terminal or a notebook.
 
-    A run has one without naming it, unless the option `progress` is off or standard error is neither.
+    A run has one without naming it, unless the option `progress` is off or standard error is neither. In a terminal,
+    what the script prints while there is a bar takes the bar's place, and the bar comes back below.
 
     Args:
         num_metrics: how many metrics stand behind the bar at most, those of training first; fewer where the terminal
@@ -38,6 +39,9 @@ class ProgressBar:
         self._drawn_step = 0
         self._last_step: int | None = None
         self._next_time = 0.0
+        self._is_drawn = False
+        self._is_amid_line = False
+        self._streams: dict[str, tuple[TextIO, TextIO]] = {}  # name in sys → (what was there, what is there now)
 
     @hookimpl
     def epoch_start(self, state: RunState) -> None:
@@ -57,6 +61,8 @@ class ProgressBar:
             miniters=1,  # when to draw is decided here
             mininterval=0,
         )
+        self._is_drawn, self._is_amid_line = True, False
+        self._watch_streams()
 
     @hookimpl
     def train_step_end(self, state: RunState) -> None:
@@ -76,11 +82,12 @@ class ProgressBar:
 
     def _draw(self, state: RunState) -> None:
         self._next_time = time.monotonic() + _PAUSE
-        if self._bar is not None:
+        if self._bar is not None and not self._is_amid_line:
             columns = self._bar.ncols if isinstance(self._bar.ncols, int) else 120  # a notebook's bar has none
             self._bar.set_postfix_str(self._choose(state.metrics, max(0, columns - _TAKEN)), refresh=False)
             self._bar.update(state.step - self._drawn_step)
             self._drawn_step = state.step
+            self._is_drawn = True
 
     def _choose(self, metrics: Mapping[str, float], room: int) -> str:
         """As many metrics as have room: those of training first, then those of validations."""
@@ -95,6 +102,41 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        for name, (before, watched) in self._streams.items():
+            if getattr(sys, name) is watched:
+                setattr(sys, name, before)
+        self._streams.clear()
+
+    def _watch_streams(self) -> None:
+        """Have the bar leave the terminal whenever something else is written to it."""
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is not None and stream.isatty():
+                watched = cast(TextIO, _WatchedStream(stream, self._make_room))
+                self._streams[name] = (stream, watched)
+                setattr(sys, name, watched)
+
+    def _make_room(self, text: str) -> None:
+        if self._bar is not None and self._is_drawn:
+            self._bar.clear(nolock=True)  # a forked worker that prints, and is killed, must not keep the lock
+            self._is_drawn = False
+        self._is_amid_line = not text.endswith("\n")
+
+
+class _WatchedStream:
+    """A stream that tells of every text before it writes it."""
+
+    def __init__(self, stream: TextIO, before_write: Callable[[str], None]) -> None:
+        self._stream = stream
+        self._before_write = before_write
+
+    def write(self, text: str) -> int:
+        if text:
+            self._before_write(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _last_step(state: RunState) -> int | None:

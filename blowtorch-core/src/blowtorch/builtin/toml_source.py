@@ -1,6 +1,8 @@
 """Reads TOML."""
 
+import tomllib
 from collections.abc import Mapping
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,19 @@ class TomlSource:
 
     @hookimpl
     def config_read(self, source: str) -> Mapping[str, Any]:
-        """The mapping of a file."""
-        import tomllib
-
+        """The mapping of a file; dates and times are strings, as they are in YAML."""
         try:
-            return tomllib.loads(Path(source).read_text(encoding="utf-8"))
+            values = tomllib.loads(Path(source).read_text(encoding="utf-8-sig"))
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{source}: not valid TOML: {error}") from error
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{source} cannot be read: {error}") from error
+        return {key: _write_dates(value) for key, value in values.items()}
+
+
+def _write_dates(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _write_dates(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_write_dates(item) for item in value]
+    return value.isoformat() if isinstance(value, date | time) else value

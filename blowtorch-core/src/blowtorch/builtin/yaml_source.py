@@ -14,7 +14,7 @@ class YamlSource:
     def config_read(self, source: str) -> Mapping[str, Any]:
         """The mapping of a file; an empty file is an empty mapping."""
         try:
-            text = Path(source).read_text(encoding="utf-8")
+            text = Path(source).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{source} cannot be read: {error}") from error
         values = parse_yaml(text, source)

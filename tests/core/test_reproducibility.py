@@ -1,0 +1,322 @@
+"""Seeds, random streams, and what is kept of code and environment."""
+
+import importlib.metadata
+import io
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from blowtorch import CheckpointError, ScriptError
+from blowtorch import reproducibility as module
+from blowtorch.reproducibility import (
+    derive_seed,
+    draw_seed,
+    git_commit,
+    isolated_random,
+    local_modules,
+    random_state,
+    restore_random_state,
+    seed_everything,
+    snapshot,
+    summarize_model,
+    versions,
+)
+
+
+def draw():
+    """Something from each stream; of the normal distributions an odd number, since they keep a half of a pair."""
+    return (
+        [random.random(), random.gauss(0, 1)],
+        [np.random.rand(), np.random.randn(), int(np.random.randint(1000))],
+        torch.rand(3).tolist() + torch.randn(1).tolist(),
+    )
+
+
+# ---------------------------------------------------------------- seeds
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    seed_everything(7)
+    first = draw()
+    seed_everything(7)
+    assert draw() == first
+    seed_everything(8)
+    assert all(one != other for one, other in zip(draw(), first, strict=True))
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_the_smallest_and_largest_seed_are_seeds(seed):
+    seed_everything(seed)
+    first = draw()
+    seed_everything(seed)
+    assert draw() == first
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, "1", True, None])
+def test_anything_else_is_no_seed(seed):
+    with pytest.raises(ScriptError, match=r"expected a random seed from 0 to 2\*\*32 - 1, got "):
+        seed_everything(seed)
+
+
+def test_drawn_seeds_differ_and_leave_the_streams_alone():
+    seed_everything(1)
+    first = draw()
+    seed_everything(1)
+    seeds = {draw_seed() for _ in range(100)}
+    assert len(seeds) > 95 and all(0 <= seed < 2**31 for seed in seeds)
+    assert draw() == first
+
+
+def test_derived_seeds_are_the_same_in_every_process():
+    """The builtin `hash` would differ from one to the next."""
+    code = "from blowtorch.reproducibility import derive_seed; print(derive_seed(123, 'train', 4))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == derive_seed(123, "train", 4) == 3386626131814124024
+
+
+def test_derived_seeds_depend_on_every_part_and_on_where_it_stands():
+    parts = [(1, 2), (2, 1), (12,), (1, "2"), ("1", 2), (1, 2, 0), ("a", "b"), ("ab",), ("ab", "")]
+    assert len({derive_seed(*each) for each in parts}) == len(parts)
+    assert all(0 <= derive_seed(index) < 2**63 for index in range(100))
+
+
+# ---------------------------------------------------------------- streams
+
+
+def test_streams_go_on_where_they_stood_after_a_round_trip_through_a_file():
+    seed_everything(3)
+    draw()
+    file = io.BytesIO()
+    torch.save(random_state(), file)
+    expected = draw(), draw()
+    seed_everything(99)
+    draw()
+    file.seek(0)
+    restore_random_state(torch.load(file, weights_only=True))
+    assert (draw(), draw()) == expected
+
+
+def test_a_state_does_not_move_with_the_stream_it_was_taken_of():
+    state = random_state()
+    first = draw()
+    restore_random_state(state)
+    assert draw() == first
+    restore_random_state(state)
+    assert draw() == first
+
+
+@pytest.mark.parametrize("stream", ["python", "numpy", "torch"])
+def test_a_missing_stream_is_an_error(stream):
+    state = random_state()
+    del state[stream]
+    with pytest.raises(CheckpointError, match=f"the state of the random stream '{stream}' is missing"):
+        restore_random_state(state)
+
+
+def test_what_is_drawn_in_isolation_depends_on_its_seed_and_changes_nothing_outside():
+    seed_everything(3)
+    expected = draw()
+    seed_everything(3)
+    with isolated_random(derive_seed(1)):
+        first = draw()
+    assert draw() == expected
+    with isolated_random(derive_seed(1)):
+        assert draw() == first
+    with isolated_random(derive_seed(2)):
+        assert draw() != first
+
+
+def test_streams_are_put_back_after_an_exception():
+    seed_everything(3)
+    expected = draw()
+    seed_everything(3)
+    with pytest.raises(ZeroDivisionError, match="division"), isolated_random(5):
+        draw()
+        1 / 0  # noqa: B018
+    assert draw() == expected
+
+
+def test_isolation_can_be_nested():
+    with isolated_random(1):
+        draw()
+        before = draw()
+    with isolated_random(1):
+        draw()
+        with isolated_random(2):
+            draw()
+        assert draw() == before
+
+
+# ---------------------------------------------------------------- code
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from blowtorch.reproducibility import git_commit, local_modules, snapshot
+import helper, package.part
+Path("run").mkdir()
+print(snapshot(Path("run"), Path("train.py").absolute()), git_commit(Path("train.py").absolute()))
+"""
+
+
+def git(*arguments):
+    identity = ["-c", "user.name=Somebody", "-c", "user.email=somebody@example.com"]
+    done = subprocess.run(["git", *identity, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A script with a module and a package of its own, and files that it does not import."""
+    (tmp_path / "train.py").write_text(SCRIPT)
+    (tmp_path / "helper.py").write_text("WIDTH = 1\n")
+    (tmp_path / "unused.py").write_text("")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("")
+    (tmp_path / "package" / "part.py").write_text("DEPTH = 2\n")
+    return tmp_path
+
+
+def run_script():
+    return subprocess.run([sys.executable, "train.py"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_source_is_the_script_and_the_local_modules_it_imported(project):
+    assert run_script() == "[] None"
+    kept = project / "run" / "source"
+    assert files_in(kept) == ["helper.py", "package/__init__.py", "package/part.py", "train.py"]
+    assert (kept / "train.py").read_text() == SCRIPT
+    assert not (project / "run" / "changes.diff").exists()
+
+
+def test_the_source_holds_no_module_of_an_environment_inside_the_project(project, monkeypatch):
+    installed = project / ".venv" / "lib" / "site-packages"
+    installed.mkdir(parents=True)
+    (installed / "installed_module_of_a_test.py").write_text("")
+    monkeypatch.syspath_prepend(installed)
+    __import__("installed_module_of_a_test")
+    assert local_modules(project / "train.py") == [project / "train.py"]
+
+
+def test_a_changed_file_is_kept_as_a_difference_that_can_be_applied(project):
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    original = (project / "helper.py").read_bytes()
+    changed = b"# coding: latin-1\nWIDTH = 3  # gr\xf6\xdfer\r\n"
+    (project / "helper.py").write_bytes(changed)
+    problems, _, commit = run_script().rpartition(" ")
+    assert (problems, commit) == ("[]", git("rev-parse", "HEAD"))
+    git("checkout", "helper.py")
+    assert (project / "helper.py").read_bytes() == original
+    git("apply", "run/changes.diff")
+    assert (project / "helper.py").read_bytes() == changed
+
+
+def test_an_unchanged_repository_has_no_difference_and_an_earlier_one_goes(project):
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    (project / "run").mkdir()
+    (project / "run" / "changes.diff").write_text("of an earlier start")
+    assert snapshot(project / "run", project / "train.py") == []
+    assert not (project / "run" / "changes.diff").exists()
+
+
+def test_the_source_of_an_earlier_start_goes_too(project):
+    (project / "run" / "source").mkdir(parents=True)
+    (project / "run" / "source" / "old.py").write_text("")
+    snapshot(project / "run", project / "train.py")
+    assert files_in(project / "run" / "source") == ["train.py"]
+
+
+def test_a_repository_without_a_commit_has_none(project):
+    git("init")
+    assert git_commit(project / "train.py") is None
+    assert snapshot(project, project / "train.py") == []
+
+
+def test_without_git_there_is_no_commit_and_no_problem(project, monkeypatch):
+    monkeypatch.setenv("PATH", str(project))
+    assert git_commit(project / "train.py") is None
+    (project / "run").mkdir()
+    assert snapshot(project / "run", project / "train.py") == []
+
+
+def test_a_git_that_does_not_answer_costs_a_sentence_and_no_run(project, monkeypatch):
+    (project / "git").write_text("#!/bin/sh\nexec /bin/sleep 60\n")
+    (project / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(project))
+    monkeypatch.setattr(module, "_GIT_SECONDS", 0.1)
+    assert git_commit(project / "train.py") is None
+    (project / "run").mkdir()
+    [problem] = snapshot(project / "run", project / "train.py")
+    assert problem.startswith("code and environment could not be kept whole: ") and "timed out" in problem
+    assert (project / "run" / "environment.txt").is_file()
+
+
+def test_what_cannot_be_written_is_said_and_raises_nothing(project):
+    problems = snapshot(project / "missing", project / "train.py")
+    assert len(problems) == 2 and all("could not be kept whole" in problem for problem in problems)
+
+
+def test_without_a_script_the_environment_is_kept_alone(tmp_path):
+    assert snapshot(tmp_path, None) == []
+    assert files_in(tmp_path) == ["environment.txt"]
+    assert git_commit(None) is None
+
+
+def test_the_environment_names_every_distribution_with_its_version(tmp_path):
+    snapshot(tmp_path, None)
+    lines = (tmp_path / "environment.txt").read_text().splitlines()
+    assert lines == sorted(lines, key=str.lower)
+    assert f"blowtorch-core=={importlib.metadata.version('blowtorch-core')}" in lines
+    assert any(line.startswith("torch==") for line in lines)
+
+
+def test_versions_are_those_in_use():
+    found = versions()
+    assert found["torch"] == torch.__version__ and found["numpy"] == np.__version__
+    assert found["python"] == ".".join(str(part) for part in sys.version_info[:3])
+    assert all(type(value) is str for value in found.values())
+
+
+# ---------------------------------------------------------------- models
+
+
+def test_a_summary_has_the_tree_of_modules_and_their_sizes():
+    model = nn.Sequential(nn.Linear(10, 20), nn.Sequential(nn.ReLU(), nn.Linear(20, 1, bias=False)))
+    model[0].requires_grad_(False)
+    assert summarize_model(model).splitlines() == [
+        "Sequential: 240 parameters, 20 of them trained",
+        "  0: Linear(in_features=10, out_features=20, bias=True), 220 parameters, 0 of them trained",
+        "  1: Sequential, 20 parameters",
+        "    0: ReLU()",
+        "    1: Linear(in_features=20, out_features=1, bias=False), 20 parameters",
+    ]
+
+
+def test_a_shared_parameter_counts_once():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    assert summarize_model(model).startswith("Sequential: 16 parameters\n")
+
+
+def test_a_lazy_layer_has_no_size_yet():
+    assert "LazyLinear" in summarize_model(nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_nothing_is_imported_from_a_folder_that_is_not_the_scripts(project):
+    """This test is no module of the project."""
+    assert Path(__file__) not in local_modules(project / "train.py")
