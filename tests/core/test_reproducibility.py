@@ -168,8 +168,8 @@ print(snapshot(Path("run"), Path("train.py").absolute()), git_commit(Path("train
 
 def git(*arguments):
     identity = ["-c", "user.name=Somebody", "-c", "user.email=somebody@example.com"]
-    done = subprocess.run(["git", *identity, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    done = subprocess.run(["git", *identity, *arguments], capture_output=True, check=True)
+    return done.stdout.decode().strip()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ _FACTORS: dict[str, tuple[Unit, float]] = {
 }
 _PREFIXES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 NEVER = 2**63 - 1  # a step that no run reaches
-_NOTATION = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKMG]?)\s+([A-Za-z]+)\s*")
+_NOTATION = re.compile(r"\s*(\d{1,15}(?:\.\d+)?|\.\d+)\s*([kKMG]?)\s+([A-Za-z]+)\s*")
 
 
 class Time(NamedTuple):
@@ -83,7 +83,7 @@ class Interval:
 
     def __str__(self) -> str:
         unit = self.unit.removesuffix("s") if self.amount == 1 else self.unit
-        return f"{self.amount:g} {unit}"
+        return f"{self.amount} {unit}"
 
 
 class Trigger:

@@ -248,8 +248,8 @@ def _is_within(path: str, section: str) -> bool:
 def _child(holder: Any, name: str) -> Any:
     if isinstance(holder, dict):
         return holder.get(name, _MISSING)
-    if isinstance(holder, list) and name.isdecimal() and int(name) < len(holder):
-        return holder[int(name)]
+    if isinstance(holder, list):
+        return dict(zip(map(str, range(len(holder))), holder, strict=True)).get(name, _MISSING)
     return _MISSING
 
 
@@ -387,14 +387,14 @@ def _override(config: Config, item: str) -> None:
     if not all(key.split(".")):
         raise ConfigError(f"{_COMMAND_LINE}: expected key=value with a dotted key, got {item!r}")
     value = _copy(parse_yaml(text, f"{_COMMAND_LINE}, {key}"))
-    if key not in config and not _is_within(key, "run"):  # options of a run are checked as such
-        known = list(_paths(config._values, ""))
-        warn(f"{_COMMAND_LINE}: no source has {key!r}, which is set now.{nearest(key, known)}")
     holder, path, names = _descend(config._values, key.split("."), "")
     if isinstance(holder, list) and _child(holder, names[0]) is _MISSING:
         raise ConfigError(f"{_COMMAND_LINE}: {path!r} is a list of {len(holder)}, so {names[0]!r} is no element of it")
     if not isinstance(holder, dict | list):
         raise ConfigError(f"{_COMMAND_LINE}: {key!r} cannot be set, since {path!r} is {holder!r}, not a section")
+    if key not in config and not _is_within(key, "run"):  # options of a run are checked as such
+        known = list(_paths(config._values, ""))
+        warn(f"{_COMMAND_LINE}: no source has {key!r}, which is set now.{nearest(key, known)}")
     for name in reversed(names[1:]):
         value = {name: value}
     _set(config, (holder, path), names[0], value, lambda _: _COMMAND_LINE)

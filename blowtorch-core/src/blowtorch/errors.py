@@ -4,12 +4,13 @@ Every error says what was expected, what came, and what to do; for a name, the n
 """
 
 import difflib
+import os
 import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = f"{Path(__file__).parent}{os.sep}"  # a neighbour such as blowtorch_acme is not meant
 
 
 class BlowtorchError(Exception):

@@ -201,9 +201,12 @@ class RunFolder:
             os.utime(self._lock)
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Give the lock back, even if a program that this process started has not let go of it yet."""
         if self._lock is not None:
             os.truncate(self._lock, 0)
+            if fcntl is not None:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._forget_lock()
 
     def _forget_lock(self) -> None:
@@ -256,7 +259,7 @@ def mask_command_line(arguments: list[str]) -> list[str]:
     """The command line with the values of secrets masked.
 
     >>> mask_command_line(["train.py", "--token", "abc", "with", "a.api_key=abc", "a={password: abc, b: 1}"])
-    ['train.py', '--token', '***', 'with', 'a.api_key=***', 'a={password: ***, b: 1}']
+    ['train.py', '--token', '***', 'with', 'a.api_key=***', "a={password: '***', b: 1}"]
     """
     masked: list[str] = []
     is_value = False  # of an option before it

@@ -67,15 +67,14 @@ class Training:
     changes: list[str] = field(default_factory=list)  # since the process that is continued, in words
     random_state: dict[str, Any] | None = None  # of a checkpoint; put back before the next batch is fetched
 
-    def triggers(self) -> list[Trigger]:
-        """Everything that may be due after a step."""
+    def __post_init__(self) -> None:
         found = [self.record_trigger, self.checkpoint_trigger, *(each.trigger for each in self.validations)]
-        return [trigger for trigger in found if trigger is not None]
+        self.triggers = [trigger for trigger in found if trigger is not None]  # everything that may be due after a step
 
 
 def train(training: Training, state: RunState) -> None:
     """Train until a limit is reached or something wants the run to stop; a checkpoint stands at the end."""
-    for trigger in training.triggers():
+    for trigger in training.triggers:
         trigger.start(state.time())
     training.schedules.start(state)
     notify(training, state, "run_start")
@@ -141,14 +140,14 @@ def train_epoch(training: Training, state: RunState) -> bool:
     function, schedules, window = training.function, training.schedules, training.window
     step, arguments, read = function.function, function.arguments, training.returns.read
     optimizers = [] if "optimizers" in function.asks_for else list(state.optimizers.values())
-    step_end, last_step, loss = training.callbacks.step_end, state.options.max_steps, None
+    step_end, last_step, loss, logged = training.callbacks.step_end, state.options.max_steps, None, state.logged
     for batch in batches:
         for optimizer in optimizers:
             optimizer.zero_grad()
         arguments["batch"] = batch
         if function.wants_counts:
             function.count()
-        metrics = read(step(**arguments), state.logged)
+        metrics = read(step(**arguments), logged)
         if optimizers:  # else the step has driven itself
             loss = loss or training.loss.choose(metrics)
             metrics[loss].backward()
@@ -162,8 +161,8 @@ def train_epoch(training: Training, state: RunState) -> bool:
             schedules.after_step(state)
         for notify_step_end in step_end:
             notify_step_end(state, batch, metrics)
-        if state.logged:
-            window.add(training.returns.read(None, state.logged), weight=samples)
+        if logged:
+            window.add(read(None, logged), weight=samples)
         if state.step >= state.next_event:
             after_step(training, state)
         if state.interruption is not None or state.stop_reason is not None:
@@ -222,7 +221,7 @@ def finish_epoch(training: Training, state: RunState) -> None:
 
 def plan_next_event(training: Training, state: RunState) -> None:
     """Work out the next step after which anything can be due, so that the others need not ask."""
-    state.next_event = min((trigger.next_step(state.step) for trigger in training.triggers()), default=NEVER)
+    state.next_event = min((trigger.next_step(state.step) for trigger in training.triggers), default=NEVER)
 
 
 def record_training(training: Training, state: RunState, closes_epoch: bool = False) -> dict[str, float]:

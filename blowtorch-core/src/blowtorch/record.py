@@ -17,6 +17,7 @@ from blowtorch.errors import RunFolderError
 from blowtorch.hookspecs import RunInfo
 from blowtorch.plugins import Plugin
 
+_ENCODER = json.JSONEncoder(allow_nan=False)
 _BUFFERED_EVENTS = 64  # a write in the loop costs ten times what it costs alone, so training metrics wait a little
 _BUFFERED_SECONDS = 0.2
 _HELD_EVENTS = 100_000  # so many are kept in memory while the disk is full
@@ -129,9 +130,9 @@ def encode(event: Mapping[str, Any]) -> bytes:
     b'{"event": "metrics", "metrics": {"train/loss": "nan"}}\\n'
     """
     try:
-        text = json.dumps(event, allow_nan=False)
+        text = _ENCODER.encode(event)
     except ValueError:
-        text = json.dumps(_finite(event), allow_nan=False)
+        text = _ENCODER.encode(_finite(event))
     return text.encode() + b"\n"
 
 

@@ -33,7 +33,9 @@ class EnvSource:
                 if not isinstance(holder, dict):
                     raise ConfigError(f"{variable} is inside of a value that another variable sets; unset one of them")
             if key in holder:
-                raise ConfigError(f"{variable} sets {'.'.join([*sections, key])!r}, as another variable does; unset one")
+                raise ConfigError(
+                    f"{variable} sets {'.'.join([*sections, key])!r}, as another variable does; unset one"
+                )
             holder[key] = parse_yaml(os.environ[variable], variable)
             origins[".".join([*sections, key])] = f"env:{variable}"
         values.lines = origins
