@@ -336,6 +336,7 @@ def test_each_session_stands_in_it_and_the_last_one_decides(folder):
     begin(folder, "with", "run.resume=auto", git_commit="def")
     info = folder.read_info()
     assert (info["status"], info["git_commit"], info["host"]) == ("running", "def", socket.gethostname())
+    assert info["ended"] is None
     folder.end_session("finished")
     info = folder.read_info()
     assert info["status"] == "finished"
@@ -474,6 +475,15 @@ def test_differences_to_the_last_time_are_told_by_their_keys(folder):
         "gone": (1, None),
         "section": ({"a": 1}, 5),
         "new": (None, "x"),
+    }
+    third = {"model": {"width": 4, "depth": 2}, "list": [1, 3], "new": "x", "section": 5, "other": {"a": {"b": 1}}}
+    assert folder.write_config(make_config(third)) == {"rate": (1e-5, None), "other.a.b": (None, 1)}
+
+
+def test_to_ask_for_a_run_to_be_continued_is_no_difference(folder):
+    folder.write_config(make_config({"a": 1}))
+    assert folder.write_config(make_config({"a": 1, "run": {"resume": "auto", "max_epochs": 3}})) == {
+        "run.max_epochs": (None, 3)
     }
 
 

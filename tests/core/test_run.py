@@ -609,6 +609,45 @@ def test_a_second_ctrl_c_stops_at_once(make_run, net, loader):
     assert [view.status for view in find_runs()] == ["stopped"]
 
 
+def test_an_error_while_a_run_is_prepared_fails_it_and_frees_its_folder(make_run, net, loader):
+    run = make_run(validates=False)
+
+    @run.configure_optimizers
+    def configure_optimizers(model):
+        raise ZeroDivisionError("my own mistake")
+
+    with pytest.raises(ZeroDivisionError, match="my own mistake"):
+        run(net, loader, run_name="mine", **QUIET)
+    (view,) = find_runs()
+    assert view.status == "failed"
+    again = make_run(validates=False)(net, loader, run_name="mine", resume="auto", **QUIET)
+    assert again.folder == view.path.absolute() and again.status == "finished"
+
+
+def test_a_run_that_cannot_be_continued_stays_as_it_was(make_run, net, loader, events):
+    first = make_run(validates=False)(net, loader, **QUIET)
+    before = events(first)
+    with pytest.raises(CheckpointError, match="tensor"):
+        make_run(validates=False)(nn.Linear(4, 1), loader, max_epochs=2, resume=str(first.folder), **QUIET)
+    assert open_run(first.folder).status == "finished"
+    assert events(first) == before
+
+
+def test_the_last_event_is_finish_whatever_becomes_of_the_loggers(make_run, net, loader, events):
+    class Broken:
+        @hookimpl
+        def log_start(self):
+            raise OSError("the tracker is down")
+
+    with pytest.warns(BlowtorchWarning, match="the tracker is down") as caught:
+        result = make_run(validates=False)(
+            net, loader, loggers=[Broken(), Broken()], logger_timeout="1 second", **QUIET
+        )
+    assert len(caught) == 2
+    assert events(result)[-1]["event"] == "finish"
+    assert sorted(path.name for path in (result.folder / "loggers").iterdir()) == ["Broken", "Broken-2"]
+
+
 # ---------------------------------------------------------------- checkpoints and resume
 
 

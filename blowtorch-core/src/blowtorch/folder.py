@@ -147,6 +147,7 @@ class RunFolder:
             status="running",
             host=session["host"],
             started=session["started"],
+            ended=None,
             sessions=sessions,
         )
 
@@ -164,7 +165,10 @@ class RunFolder:
         earlier = read_yaml(path) if path.is_file() else None
         _write_whole(path, masked)
         _write_whole(self.path / "origins.yaml", config.origins())
-        return {} if earlier is None else _differences(earlier, masked, "")
+        if earlier is None:
+            return {}
+        # To ask for a run to be continued is no change of it.
+        return {key: pair for key, pair in _differences(earlier, masked, "").items() if key != "run.resume"}
 
     def acquire(self) -> None:
         """Take the lock of the folder, which ends with this process, however that ends.
@@ -341,7 +345,8 @@ def _plain(value: Any) -> Any:
 
 
 def _differences(old: Any, new: Any, path: str) -> dict[str, tuple[Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
+    if isinstance(old, dict | None) and isinstance(new, dict | None) and old != new:
+        old, new = old or {}, new or {}
         found: dict[str, tuple[Any, Any]] = {}
         for key in [*old, *(key for key in new if key not in old)]:
             found |= _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))

@@ -77,6 +77,10 @@ class Session:
         self.state = RunState(info, options, config, self.folder.path, seed, device, model)
         self.state.is_resumed = is_resumed
         self._feeds: list[LoggerFeed] = []
+        self._has_begun = False
+        self._record = Record(self.folder.record, self.folder.beat)
+        if not is_resumed:
+            self.folder.update_info(script=script.path, seed=seed)
 
     def __enter__(self) -> "Session":
         return self
@@ -91,13 +95,13 @@ class Session:
         try:
             self._conclude(error)
         finally:
-            self.folder.end_session(self.status)
+            if self._has_begun or not self.state.is_resumed:  # else the run that could not be continued stays as it was
+                self.folder.end_session(self.status)
             self.folder.release()
 
     def prepare(self) -> None:
         """Build what the loop needs, and go to where the run begins."""
         state, script = self.state, self._script
-        self._record = Record(self.folder.record, self.folder.beat)
         state.attach(self._write_console_log, self._record_warning)
         state.model.train()
         if state.options.initialize_from is not None and not state.is_resumed:
@@ -108,8 +112,10 @@ class Session:
         schedules = self._build_optimizers()
         self.training = self._build_training(schedules)
         self.training.checkpoints.check()
+        logger_infos = self._make_logger_folders()
         self._begin()
-        self._start_loggers()
+        for plugin, info in zip(self._loggers, logger_infos, strict=True):
+            self._feeds.append(LoggerFeed(plugin, info, self.folder.record, self._rewound))
 
     def metrics(self) -> dict[str, float]:
         """The last value of every metric; of one never recorded, its mean in the window that is still open."""
@@ -226,6 +232,7 @@ class Session:
                 f"changed since the last start: {key} was {before!r} and is {after!r}"
                 for key, (before, after) in changed.items()
             ]
+        self._has_begun = True
         self._describe()
 
     def _describe(self) -> None:
@@ -244,18 +251,24 @@ class Session:
             state.warn(problem)
         (self.folder.path / "model.txt").write_text(summarize_model(state.model), encoding="utf-8")
 
-    def _start_loggers(self) -> None:
+    def _make_logger_folders(self) -> list[RunInfo]:
+        """What each logger is told of the run; a second one of a name has a folder of its own too."""
+        infos = []
+        names: list[str] = []
         for plugin in self._loggers:
-            folder = self.folder.logger_folder(plugin.name)
-            info = dataclasses.replace(self.state.info, logger_folder=folder)
-            self._feeds.append(LoggerFeed(plugin, info, self.folder.record, self._rewound))
+            names.append(plugin.name)
+            again = names.count(plugin.name)
+            folder = self.folder.logger_folder(plugin.name if again == 1 else f"{plugin.name}-{again}")
+            infos.append(dataclasses.replace(self.state.info, logger_folder=folder))
+        return infos
 
     def _conclude(self, error: BaseException | None) -> None:
         """The last words of a run: `run_end`, the event `finish`, and a limited wait for the loggers."""
         state = self.state
         for batches in (self._batches, *self._validation_batches):
             batches.close()
-        if not hasattr(self, "training"):
+        if not self._has_begun:
+            self._record.close()
             return
         try:
             self.training.callbacks.call("run_end", state, status=self.status)
@@ -263,7 +276,7 @@ class Session:
             if error is None:
                 self.status = "failed"
                 raise
-            warn(f"{problem}; the run had failed before")
+            self._warn_unrecorded(f"{problem}; the run had failed before")
         finally:
             self._finish_record(error)
 
@@ -286,8 +299,13 @@ class Session:
         for feed in self._feeds:
             feed.close(deadline)
         for feed in self._feeds:
-            feed.report(state.warn)
+            feed.report(self._warn_unrecorded)
         self._record.close()
+
+    def _warn_unrecorded(self, text: str) -> None:
+        """Warn after `finish`, which is the last event of a process."""
+        self._write_console_log(f"warning: {text}")
+        warn(text)
 
 
 def create_callbacks(options: RunOptions, plugins: Plugins) -> list[Plugin]:

@@ -52,12 +52,12 @@ def find_start(options: RunOptions, script: Script) -> Start:
 def recorded_seed(options: RunOptions, script: Script) -> int | None:
     """The seed of the run that would be continued, if one would."""
     folder = find_start(options, script).folder
-    return None if folder is None else int(folder.read_info()["seed"])
+    return None if folder is None else folder.read_info().get("seed")
 
 
 def agree_on_seed(folder: RunFolder, seed: int) -> int:
     """The recorded seed of a run that is continued; it holds, whatever the script has seeded with."""
-    recorded = int(folder.read_info()["seed"])
+    recorded = int(folder.read_info().get("seed", seed))
     if recorded != seed:
         warn(
             f"the run that is continued has the seed {recorded}, which holds from here on; what the script drew before "
