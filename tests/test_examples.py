@@ -108,6 +108,6 @@ def modules():
         yield from (each.name for each in found if not each.name.endswith("__main__"))
 
 
-@pytest.mark.parametrize("name", modules())
+@pytest.mark.parametrize("name", list(modules()))
 def test_examples_in_docstrings_hold(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
