@@ -479,6 +479,14 @@ def test_the_command_line_beats_the_files_and_they_beat_the_keywords(make_run, n
     assert {3, 6, 9} <= steps and 1 not in steps
 
 
+def test_an_empty_section_of_options_is_none_at_all(make_run, net, loader, tmp_path):
+    (tmp_path / "c.yaml").write_text("run:\n")
+    assert make_run(validates=False, config_files="c.yaml")(net, loader, **QUIET).epoch == 1
+    (tmp_path / "c.yaml").write_text("run: 3\n")
+    with pytest.raises(OptionError, match="the configuration section 'run' holds options, got 3"):
+        make_run(validates=False, config_files="c.yaml")
+
+
 def test_an_override_that_nothing_reads_is_reported_after_the_first_epoch(make_run, net, loader):
     run = make_run("with", "model.width=3", validates=False, config={"model": {"width": 2, "depth": 1}})
     with pytest.warns(BlowtorchWarning, match="nothing has read 'model.width'"):

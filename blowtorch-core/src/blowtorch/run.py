@@ -91,8 +91,8 @@ class Run:
             self.config: Config = load_config(config, files, self._script.command_line, self._read_source)
         if self._is_in_worker:
             return
-        configured = self.config.get("run", {})
-        seed = recorded_seed(resolve_options({}, dict(configured)), self._script) if "resume" in configured else None
+        configured = self._configured_options()
+        seed = recorded_seed(resolve_options({}, configured), self._script) if "resume" in configured else None
         if seed is None:
             seed = draw_seed() if random_seed is None else random_seed
         self._script.seed = seed
@@ -268,7 +268,7 @@ class Run:
         return metrics
 
     def _configured_options(self) -> dict[str, Any]:
-        section = self.config.get("run", {})
+        section = self.config.get("run") or {}  # an empty section of a file is null
         if not isinstance(section, Mapping):
             raise OptionError(f"the configuration section 'run' holds options, got {section!r}")
         return section.to_dict() if isinstance(section, Config) else dict(section)
