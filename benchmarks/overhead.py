@@ -205,8 +205,11 @@ def measure(make: Callable[[], tuple[nn.Module, list[Batch]]], rounds: int, ever
         if module is None or importlib.util.find_spec(module) is not None
     }
     seconds: dict[str, list[float]] = {name: [] for name in installed}
+    names = list(installed)
     for number in range(rounds + 1):
-        for name, contestant in installed.items():
+        turn = number % len(names)  # who begins changes, since it finds the caches that another left
+        for name in names[turn:] + names[:turn]:
+            contestant = installed[name]
             model, batches = make()
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
