@@ -21,13 +21,19 @@ class Schedules:
     """
 
     def __init__(self, optimizers: Mapping[str, torch.optim.Optimizer], schedules: Mapping[str, Schedule]) -> None:
-        self._optimizers = optimizers
         self._schedules = schedules
         self._triggers = {name: Trigger(schedule.every) for name, schedule in schedules.items()}
         self._each_step = [
             name for name, schedule in schedules.items() if schedule.metric is None and schedule.every.unit != "epochs"
         ]
         self.wants_steps = bool(self._each_step)
+        self._groups = {  # by index: the groups themselves are others once an optimizer has loaded its state
+            f"lr/{name}/{index}": (optimizer, index)
+            for name, optimizer in optimizers.items()
+            for index in range(len(optimizer.param_groups))
+        }
+        if len(self._groups) == 1:
+            self._groups = {"lr": next(iter(self._groups.values()))}
         self.rates = self.read_rates()
 
     def start(self, state: RunState) -> None:
@@ -37,12 +43,7 @@ class Schedules:
 
     def read_rates(self) -> dict[str, float]:
         """The learning rates now, by the names under which they are recorded."""
-        rates = {
-            f"lr/{name}/{index}": float(group["lr"])
-            for name, optimizer in self._optimizers.items()
-            for index, group in enumerate(optimizer.param_groups)
-        }
-        return {"lr": next(iter(rates.values()))} if len(rates) == 1 else rates
+        return {name: float(optimizer.param_groups[index]["lr"]) for name, (optimizer, index) in self._groups.items()}
 
     def after_step(self, state: RunState) -> None:
         """Step those that follow optimizer steps; `rates` keeps what the step itself used."""
