@@ -90,7 +90,7 @@ class Batches:
             batches = draw_forward(source, self._epoch_seed(epoch), position)
         if left is not None:
             batches = itertools.islice(batches, left)
-        if position == 0:
+        if position == 0 and not isinstance(source, Sequence):  # whose length is known to be above 0
             batches = self._refuse_nothing(batches, is_again=self._has_started)
         self._has_started = True
         if self._device.type == "cpu":

@@ -141,11 +141,12 @@ def train_epoch(training: Training, state: RunState) -> bool:
     step, arguments, read = function.function, function.arguments, training.returns.read
     optimizers = [] if "optimizers" in function.asks_for else list(state.optimizers.values())
     step_end, last_step, loss, logged = training.callbacks.step_end, state.options.max_steps, None, state.logged
+    wants_counts, wants_schedules = function.wants_counts, schedules.wants_steps
     for batch in batches:
         for optimizer in optimizers:
             optimizer.zero_grad()
         arguments["batch"] = batch
-        if function.wants_counts:
+        if wants_counts:
             function.count()
         metrics = read(step(**arguments), logged)
         if optimizers:  # else the step has driven itself
@@ -157,7 +158,7 @@ def train_epoch(training: Training, state: RunState) -> bool:
         state.step += 1
         state.batch += 1
         state.samples += samples
-        if schedules.wants_steps:
+        if wants_schedules:
             schedules.after_step(state)
         for notify_step_end in step_end:
             notify_step_end(state, batch, metrics)
