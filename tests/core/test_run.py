@@ -632,6 +632,72 @@ def test_an_error_while_a_run_is_prepared_fails_it_and_frees_its_folder(make_run
     assert again.folder == view.path.absolute() and again.status == "finished"
 
 
+def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(make_run, net, loader):
+    run = make_run(validates=False)
+
+    @run.train_step
+    def step(batch, model, step):
+        return model(batch[0]).pow(2).mean() * (float("nan") if step > 10 else 1.0)
+
+    with (
+        pytest.warns(
+            BlowtorchWarning, match=r"step-000000(16|24) is not written: '0.weight' in the model is not finite"
+        ),
+        pytest.raises(CheckpointError, match="the last checkpoint of the run could not be written"),
+    ):
+        run(net, loader, max_epochs=3, keep_last=1, keep_best=0, **QUIET)
+    (view,) = find_runs()
+    assert view.status == "failed"
+    assert [checkpoint.name for checkpoint in view.checkpoints] == ["step-00000008"]
+
+
+def test_a_full_disk_does_not_hide_the_users_own_error(make_run, net, loader, monkeypatch):
+    run = make_run(validates=False)
+
+    @run.train_step
+    def step(batch, model):
+        def refuse(*arguments, **keywords):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("blowtorch.folder._write_whole", refuse)
+        raise ValueError("my own mistake")
+
+    with pytest.warns(BlowtorchWarning, match="No space left"), pytest.raises(ValueError, match="my own mistake"):
+        run(net, loader, **QUIET)
+
+
+def test_an_epoch_loader_has_a_length(net, loader):
+    run = Run(random_seed=0, command_line=[])
+    lengths = []
+
+    @run.train_epoch
+    def train_epoch(data_loader):
+        lengths.append((len(data_loader), sum(1 for _ in data_loader)))
+
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    run(net, loader, limit_train_batches=5, **QUIET)
+    assert lengths == [(5, 5)]
+
+
+def test_a_scheduler_that_waits_for_a_metric_that_nobody_measures_is_an_error(make_run, net, loader):
+    with pytest.raises(ScriptError, match=r"a scheduler waits for 'val/los'.*Did you mean 'val/loss'\?"):
+        make_run()(net, loader, loader, scheduler={"plateau": {"metric": "val/los"}}, **QUIET)
+
+
+def test_a_smaller_limit_than_what_is_done_trains_nothing_more(make_run, net, loader):
+    first = make_run(validates=False)(net, loader, max_steps=12, **QUIET)
+    again = make_run(validates=False)(net, loader, max_epochs=1, resume=str(first.folder), **QUIET)
+    assert (again.step, again.status) == (12, "finished")
+
+
+def test_a_pointer_names_a_checkpoint_and_a_misspelt_word_the_nearest(make_run, net, loader):
+    first = make_run(validates=False)(net, loader, **QUIET)
+    latest = first.folder / "checkpoints" / "latest"
+    assert make_run(validates=False)(net, loader, max_epochs=2, resume=str(latest), **QUIET).step == 16
+    with pytest.raises(OptionError, match="got 'auot'. Did you mean 'auto'"):
+        make_run(validates=False)(net, loader, resume="auot", **QUIET)
+
+
 def test_a_run_that_cannot_be_continued_stays_as_it_was(make_run, net, loader, events):
     first = make_run(validates=False)(net, loader, **QUIET)
     before = events(first)
@@ -722,6 +788,16 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(make_run, data, event
         assert [{**event, "time": 0} for event in events(resumed, "metrics")] == lines
         assert len(events(resumed, "resume")) == 1
         assert resumed.best.metric == straight.best.metric
+
+
+def test_what_differs_from_the_process_before_is_said_and_recorded(make_run, net, loader, events):
+    run = make_run("with", "model.width=3", validates=False, config={"model": {"width": 2}})
+    assert run["model.width"] == 3
+    first = run(net, loader, max_epochs=1, **QUIET)
+    run = make_run(validates=False, config={"model": {"width": 2}})
+    run(net, loader, max_epochs=2, resume=str(first.folder), **QUIET)
+    assert events(first, "resume")[0]["changed"] == {"model.width": [3, 2], "run.max_epochs": [1, 2]}
+    assert "run.max_epochs was 1 and is 2" in (first.folder / "console.log").read_text()
 
 
 def test_resume_auto_begins_anew_after_a_finished_run(make_run, net, loader):

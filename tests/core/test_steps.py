@@ -138,3 +138,14 @@ def test_an_unclear_or_unknown_metric_to_minimise_is_an_error(option, names, mes
 def test_a_loss_without_gradient_is_an_error_before_backward(value):
     with pytest.raises(ScriptError, match="returned 'loss' without a gradient"):
         choose({"loss": value})
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_returned_batch_size_is_above_zero(size):
+    with pytest.raises(ScriptError, match="'batch_size' as .*; it is a number above 0"):
+        returns().read({"loss": 1.0, "batch_size": size}, {})
+
+
+def test_a_complex_metric_is_refused():
+    with pytest.raises(ScriptError, match="'wave' as a complex number"):
+        returns().read({"wave": torch.tensor(1j)}, {})

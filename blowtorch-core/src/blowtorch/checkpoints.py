@@ -79,6 +79,12 @@ class Checkpoints:
             CheckpointError: it could not be written; what was published before is untouched.
         """
         name = checkpoint_name(state.step)
+        spoiled = None if all(map(math.isfinite, state.metrics.values())) else find_not_finite(state.model)
+        if spoiled is not None:
+            raise CheckpointError(
+                f"checkpoint {name} is not written: {spoiled!r} in the model is not finite, and a good checkpoint must "
+                f"not be replaced by it; the loss has overflowed, so lower the learning rate or clip the gradients"
+            )
         option = state.options.checkpoint_metric
         metrics = {key: value for key, value in state.metrics.items() if state.measured_at[key] == state.step}
         checkpoint = Checkpoint(name, state.step, metrics.get(option), self._folder.checkpoints / name)
@@ -266,6 +272,14 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], origin: str) -> N
         if name not in mine:
             raise CheckpointError(f"{origin} has a tensor {name!r}, which the model has not; {advice}")
     model.load_state_dict(weights)
+
+
+def find_not_finite(model: nn.Module) -> str | None:
+    """The name of the first tensor of a model that holds NaN or infinities in parameters, or None."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter.detach()).all():
+            return name
+    return None
 
 
 def find_unplain(value: Any, place: str) -> str | None:

@@ -52,8 +52,8 @@ class RunFolder:
         self._touched_at = 0.0
 
     @classmethod
-    def create(cls, save_path: str | Path, run_name: str | None) -> "RunFolder":
-        """Make the folder of a new run, whatever other processes are doing the same.
+    def create(cls, save_path: str | Path, run_name: str | None, **info: Any) -> "RunFolder":
+        """Make the folder of a new run, whatever other processes are doing the same; `info` goes into `run.yaml`.
 
         Raises:
             RunFolderError: `save_path` cannot be written, or nothing of `run_name` can stand in a file name.
@@ -75,16 +75,8 @@ class RunFolder:
                         path = candidate
             for inner in ("checkpoints", "loggers", "media", "source"):
                 (path / inner).mkdir()
-            _write_whole(
-                path / "run.yaml",
-                {
-                    "id": secrets.token_hex(8),
-                    "name": f"{name}-{number}",
-                    "number": number,
-                    "status": "running",
-                    "created": now(),
-                },
-            )
+            first = {"id": secrets.token_hex(8), "name": f"{name}-{number}", "number": number, "status": "running"}
+            _write_whole(path / "run.yaml", {**first, "created": now(), **info})
         except OSError as error:
             raise RunFolderError(f"save_path {str(save_path)!r} cannot be written: {error}; choose another") from error
         return cls(path)
@@ -168,7 +160,7 @@ class RunFolder:
         if earlier is None:
             return {}
         # To ask for a run to be continued is no change of it.
-        return {key: pair for key, pair in _differences(earlier, masked, "").items() if key != "run.resume"}
+        return {key: pair for key, pair in find_differences(earlier, masked, "").items() if key != "run.resume"}
 
     def acquire(self) -> None:
         """Take the lock of the folder, which ends with this process, however that ends.
@@ -344,12 +336,13 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
-def _differences(old: Any, new: Any, path: str) -> dict[str, tuple[Any, Any]]:
+def find_differences(old: Any, new: Any, path: str) -> dict[str, tuple[Any, Any]]:
+    """What differs, by dotted key: (old, new)."""
     if isinstance(old, dict | None) and isinstance(new, dict | None) and old != new:
         old, new = old or {}, new or {}
         found: dict[str, tuple[Any, Any]] = {}
         for key in [*old, *(key for key in new if key not in old)]:
-            found |= _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            found |= find_differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
         return found
     return {} if old == _plain(new) else {path: (old, new)}
 

@@ -90,7 +90,8 @@ def train(training: Training, state: RunState) -> None:
         is_whole = run_epoch(training, state)
         if is_whole:
             finish_epoch(training, state)
-        report_unread_overrides(state)
+        if state.interruption is None:
+            report_unread_overrides(state)
     if state.interruption is not None:
         state.say(f"{state.interruption}: stopping after step {state.step}")
     if not training.checkpoints.is_current(state):
@@ -121,7 +122,9 @@ def should_go_on(state: RunState) -> bool:
         return False
     if state.options.max_steps is not None and state.step >= state.options.max_steps:
         return False
-    return not (state.is_epoch_done and state.max_epochs is not None and state.epoch >= state.max_epochs)
+    if state.max_epochs is None:
+        return True
+    return state.epoch < state.max_epochs or (state.epoch == state.max_epochs and not state.is_epoch_done)
 
 
 def start_batches(training: Training, state: RunState) -> Iterator[Any]:
@@ -175,10 +178,26 @@ def train_epoch(training: Training, state: RunState) -> bool:
 
 def drive_epoch(training: Training, state: RunState) -> bool:
     """Let the user's function train the whole epoch; it is never cut short."""
-    loader = counted(training, state, start_batches(training, state))
+    loader = EpochLoader(counted(training, state, start_batches(training, state)), training.batches.num_batches)
     returned = training.function.function(**training.function.given(data_loader=loader))
     training.window.add(training.returns.read({} if returned is None else returned, state.logged), weight=1)
     return True
+
+
+class EpochLoader:
+    """The `data_loader` of a function that drives an epoch: iterable once, with a length where that is known."""
+
+    def __init__(self, batches: Iterator[Any], num_batches: int | None) -> None:
+        self._batches = batches
+        self._num_batches = num_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches
+
+    def __len__(self) -> int:
+        if self._num_batches is None:
+            raise TypeError("this loader does not know how many batches it has")
+        return self._num_batches
 
 
 def counted(training: Training, state: RunState, batches: Iterator[Any]) -> Iterator[Any]:
@@ -215,6 +234,7 @@ def finish_epoch(training: Training, state: RunState) -> None:
     state.is_epoch_done = True
     measured = validate_due(training, state, due_validations(training, state))
     notify(training, state, "epoch_end", metrics=epoch_means)
+    training.schedules.check_metrics(state, [each.name for each in training.validations])
     training.schedules.after_epoch(state)
     report_missing_metric(state, measured)
     decide_and_save(training, state, {**epoch_means, **measured})
@@ -280,7 +300,8 @@ def validate(validation: Validation, state: RunState) -> dict[str, float]:
     with isolated_random(derive_seed(state.seed, state.step, validation.name)), torch.no_grad():
         batches = validation.batches.start(state.step + 1)
         if function.kind == "validate_epoch":
-            returned = function.function(**function.given(data_loader=batches))
+            loader = EpochLoader(batches, validation.batches.num_batches)
+            returned = function.function(**function.given(data_loader=loader))
             window.add(validation.returns.read({} if returned is None else returned, state.logged), weight=1)
         else:
             for batch in batches:

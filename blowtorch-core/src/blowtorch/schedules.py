@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from blowtorch.clock import Trigger
-from blowtorch.errors import ExtensionError, ScriptError
+from blowtorch.errors import ExtensionError, ScriptError, nearest
 from blowtorch.hookspecs import Schedule
 from blowtorch.plugins import Plugin
 from blowtorch.state import RunState
@@ -60,6 +60,17 @@ class Schedules:
             if metric is not None and metric in measured and self._triggers[name].is_due(state.time()):
                 schedule.scheduler.step(measured[metric])
 
+    def check_metrics(self, state: RunState, validations: Sequence[str]) -> None:
+        """Raise a `ScriptError` for a schedule whose metric was not measured though every validation has been done."""
+        measured = [name for name in state.metrics if name.rpartition("/")[0] in validations]
+        if all(any(name.startswith(f"{each}/") for name in measured) for each in validations):
+            for schedule in self._schedules.values():
+                if schedule.metric is not None and schedule.metric not in state.metrics:
+                    raise ScriptError(
+                        f"a scheduler waits for {schedule.metric!r}, which no validation measures."
+                        f"{nearest(schedule.metric, measured)} There are {', '.join(measured) or 'none'}"
+                    )
+
     def after_epoch(self, state: RunState) -> None:
         """Step those that follow epochs."""
         for name, schedule in self._schedules.items():
@@ -111,6 +122,11 @@ def read_configured(returned: Any) -> tuple[dict[str, torch.optim.Optimizer], di
 def as_schedule(name: str, scheduler: Any, checkpoint_metric: str) -> Schedule:
     """A scheduler that the script made: per epoch as in torch's own examples, a plateau one by the metric."""
     if isinstance(scheduler, Schedule):
+        is_plateau = isinstance(scheduler.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        if is_plateau and scheduler.metric is None:
+            raise ScriptError(f"scheduler {name!r}: ReduceLROnPlateau needs Schedule(..., metric='val/loss')")
+        if isinstance(scheduler.scheduler, torch.optim.Optimizer):
+            raise ScriptError(f"scheduler {name!r}: Schedule(...) expects a scheduler, got an optimizer")
         return scheduler
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         return Schedule(scheduler, metric=checkpoint_metric)

@@ -1,6 +1,7 @@
 """What a training script has said: its functions and loaders, and whether they make a run."""
 
 import os
+import sys
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,9 +60,11 @@ class Script:
 
     @property
     def path(self) -> str:
-        """The absolute path of the script; empty where there is none, as in a notebook."""
-        started = Path(self.command_line[0]).absolute() if self.command_line else None
-        return str(started) if started is not None and started.is_file() else ""
+        """The absolute path of the script; empty where there is no file, as in a notebook or for `python -c`."""
+        for started in (*self.command_line[:1], getattr(sys.modules["__main__"], "__file__", None)):
+            if started and Path(started).is_file():
+                return str(Path(started).absolute())
+        return ""
 
     def check(self, model: Any) -> None:
         """Raise a `ScriptError` if something is missing without which nothing can be trained."""

@@ -12,8 +12,8 @@ from blowtorch.checkpoints import Checkpoints
 from blowtorch.clock import Interval, Trigger
 from blowtorch.config import Config
 from blowtorch.data import Batches
-from blowtorch.errors import ScriptError, warn
-from blowtorch.folder import RunFolder, mask_secrets
+from blowtorch.errors import BlowtorchError, ScriptError, warn
+from blowtorch.folder import RunFolder, find_differences, mask_secrets
 from blowtorch.hookspecs import RunInfo, Schedule
 from blowtorch.loop import Training, Validation
 from blowtorch.metrics import MeanWindow
@@ -69,7 +69,9 @@ class Session:
             for request in self._requests
         ]
         model.to(device)
-        self.folder = self._start.folder or RunFolder.create(options.save_path, options.run_name)
+        self.folder = self._start.folder or RunFolder.create(
+            options.save_path, options.run_name, script=script.path, seed=seed
+        )
         self.folder.acquire()
         info = RunInfo(
             self.folder.id, self.folder.name, self.folder.path, None, mask_secrets(config.snapshot()), is_resumed
@@ -79,8 +81,6 @@ class Session:
         self._feeds: list[LoggerFeed] = []
         self._has_begun = False
         self._record = Record(self.folder.record, self.folder.beat)
-        if not is_resumed:
-            self.folder.update_info(script=script.path, seed=seed)
 
     def __enter__(self) -> "Session":
         return self
@@ -94,9 +94,13 @@ class Session:
             self.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
             self._conclude(error)
-        finally:
             if self._has_begun or not self.state.is_resumed:  # else the run that could not be continued stays as it was
                 self.folder.end_session(self.status)
+        except (OSError, BlowtorchError) as problem:
+            if error is None:
+                raise
+            warn(f"how the run ended could not be recorded: {problem}")  # what ended it is what the user must see
+        finally:
             self.folder.release()
 
     def prepare(self) -> None:
@@ -212,7 +216,6 @@ class Session:
     def _begin(self) -> None:
         """Go to the checkpoint that the run continues from, or to the beginning; say so in the record."""
         state, checkpoints = self.state, self.training.checkpoints
-        changed = self.folder.write_config(state.config)
         name = None
         self._rewound = None
         if state.is_resumed:
@@ -222,6 +225,7 @@ class Session:
             else:
                 self.training.random_state = checkpoints.restore(name, state)
             self._rewound = (state.step, self._record.sync())
+        changed = self._write_settings()
         if name is None:
             self._record.append("start", step=0, epoch=0, time=time.time(), id=state.info.id, name=state.info.name)
         if state.is_resumed:
@@ -234,6 +238,17 @@ class Session:
             ]
         self._has_begun = True
         self._describe()
+
+    def _write_settings(self) -> dict[str, tuple[Any, Any]]:
+        """Write the configuration and the options; returns what differs from the process before: (old, new)."""
+        config = self.folder.write_config(self.state.config)
+        options = mask_secrets(vars(self.state.options))
+        earlier = self.folder.read_info().get("options", options)
+        self.folder.update_info(options=options)
+        # Options are compared as they hold, wherever they were said; to ask for a run to be continued is no change.
+        changed = {key: pair for key, pair in config.items() if not key.startswith("run.")}
+        differences = find_differences(earlier, options, "run")
+        return changed | {key: pair for key, pair in differences.items() if key != "run.resume"}
 
     def _describe(self) -> None:
         """Write down the code, the environment and the model."""

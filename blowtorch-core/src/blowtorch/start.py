@@ -8,7 +8,7 @@ from torch import nn
 
 from blowtorch.checkpoints import load_weights, read_tensors
 from blowtorch.config import Config
-from blowtorch.errors import CheckpointError, OptionError, warn
+from blowtorch.errors import CheckpointError, OptionError, nearest, warn
 from blowtorch.folder import RunFolder
 from blowtorch.hookspecs import RunInfo
 from blowtorch.manifest import verify
@@ -41,12 +41,26 @@ def find_start(options: RunOptions, script: Script) -> Start:
     if options.resume == "never":
         return Start()
     if options.resume == "auto":
+        if options.run_name is None and not script.path:
+            raise OptionError(
+                "resume='auto' needs the option run_name here, since no script file tells which run is meant"
+            )
         newest = find_newest(options.save_path, options.run_name, script.path)
         return Start() if newest is None or newest.status == "finished" else Start(RunFolder.reopen(newest.path))
-    path = Path(options.resume)
+    path = follow_pointer(Path(options.resume))
+    if not path.exists() and (hint := nearest(options.resume, ["auto", "never"])):
+        raise OptionError(
+            f"option resume: expected 'auto', 'never' or a path that exists, got {options.resume!r}.{hint}"
+        )
     if path.parent.name == "checkpoints" and path.is_dir():
         return Start(RunFolder.reopen(path.parent.parent), at_most=path.name)
     return Start(RunFolder.reopen(path))
+
+
+def follow_pointer(path: Path) -> Path:
+    """The checkpoint that a pointer, `checkpoints/best` or `checkpoints/latest`, names; any other path as it is."""
+    is_pointer = path.name in ("best", "latest") and path.is_file()
+    return path.parent / path.read_text().strip() if is_pointer else path
 
 
 def recorded_seed(options: RunOptions, script: Script) -> int | None:
@@ -92,7 +106,7 @@ def load_initial_weights(model: nn.Module, origin: str) -> None:
     Raises:
         CheckpointError: it is no checkpoint, is damaged, or belongs to another model.
     """
-    path = Path(origin)
+    path = follow_pointer(Path(origin))
     for pointer in ("best", "latest"):
         if (path / "checkpoints" / pointer).is_file():
             path = path / "checkpoints" / (path / "checkpoints" / pointer).read_text().strip()

@@ -158,7 +158,10 @@ class Returns:
         metrics = {**returned, **logged}
         logged.clear()
         if "batch_size" in metrics:
-            metrics["batch_size"] = int(metrics["batch_size"])
+            size = int(metrics["batch_size"])
+            if size < 1:
+                raise ScriptError(f"{self._function} returned 'batch_size' as {size}; it is a number above 0")
+            metrics["batch_size"] = size
         return metrics
 
     def _average(self, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -181,9 +184,11 @@ class Returns:
             )
 
     def _check_names(self, metrics: Mapping[str, Any]) -> None:
-        for name in metrics:
+        for name, value in metrics.items():
             if not isinstance(name, str):
                 raise ScriptError(f"{self._function} returned a metric named {name!r}; names are strings")
+            if isinstance(value, Tensor) and value.is_complex():
+                raise ScriptError(f"{self._function} returned {name!r} as a complex number; take its absolute value")
         self._is_first = False
 
 
