@@ -1,5 +1,7 @@
 """What a training script can do, and what it is told when it cannot."""
 
+import dataclasses
+import inspect
 import os
 import signal
 import traceback
@@ -17,6 +19,7 @@ from blowtorch import (
     OptionError,
     Run,
     RunFolderError,
+    RunOptions,
     Schedule,
     ScriptError,
     find_runs,
@@ -903,3 +906,9 @@ def test_the_recorded_seed_holds_when_a_run_is_continued(make_run, net, loader):
     run = make_run(validates=False, random_seed=seed + 1)
     with pytest.warns(BlowtorchWarning, match=f"has the seed {seed}, which holds"):
         run(net, loader, max_epochs=2, resume=str(first.folder), **QUIET)
+
+
+def test_help_tells_the_meaning_of_every_option():
+    text = inspect.getdoc(RunOptions)
+    for option in dataclasses.fields(RunOptions):
+        assert f"{option.name} = {option.default!r}: {option.metadata['meaning']}." in text

@@ -82,6 +82,12 @@ _LEAST = {
     "limit_train_batches": 1,
     "limit_validate_batches": 1,
 }
+# What stands beside each option is its documentation, so `help(RunOptions)` shows just that.
+RunOptions.__doc__ = f"{RunOptions.__doc__}\n    Options:\n" + "\n".join(
+    f"        {option.name} = {option.default!r}: {option.metadata['meaning']}."
+    for option in dataclasses.fields(RunOptions)
+)
+
 _TYPES: dict[str, Any] = typing.get_type_hints(RunOptions)
 _LISTS = ("loggers", "callbacks")
 
