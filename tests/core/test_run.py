@@ -825,6 +825,23 @@ def test_a_run_goes_back_to_a_named_checkpoint_and_puts_later_ones_aside(make_ru
     assert [each["step"] for each in events(again, "metrics") if "train_epoch/loss" in each["metrics"]] == [8, 16]
 
 
+def test_the_best_pointer_goes_back_with_the_run(make_run, net, data):
+    losses = iter([2.0, 3.0, 1.0, 4.0])
+    batches = list(DataLoader(data, batch_size=8))
+
+    def train(**options):
+        run = make_run(validates=False)
+        run.validate_epoch(lambda data_loader: {"loss": next(losses)})
+        return run(net, batches, batches, keep_last=5, **options, **QUIET)
+
+    first = train(max_epochs=3)
+    pointer = first.folder / "checkpoints" / "best"
+    assert pointer.read_text().strip() == "step-00000024"
+    again = train(max_epochs=3, resume=str(first.folder / "checkpoints" / "step-00000016"))
+    assert pointer.read_text().strip() == "step-00000008"
+    assert again.best.metric == 2.0
+
+
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(make_run, net, loader, events):
     first = make_run(validates=False)(net, loader, max_epochs=2, **QUIET)
     weights_file = first.folder / "checkpoints" / "step-00000016" / "model.pt"

@@ -174,6 +174,9 @@ class Checkpoints:
             if checkpoint_step(later) > state.step:
                 self._put_aside(later)
         self._point("latest", name)
+        (self._folder.checkpoints / "best").unlink(missing_ok=True)
+        if state.best is not None and state.best.name in self._backend.call("checkpoint_list"):
+            self._point("best", state.best.name)
         self._saved_at = (state.step, state.is_epoch_done)
         random: dict[str, Any] = training["random"]
         return random

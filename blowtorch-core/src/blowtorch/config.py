@@ -18,6 +18,7 @@ Origin = Callable[[str], str]  # of a value, by its dotted key
 
 _MISSING = object()
 _COMMAND_LINE = "command line"
+_MAX_DEPTH = 100  # far below what Python's own stack carries, here and where the configuration is written
 _TAG = "tag:yaml.org,2002:"
 _SCHEME = re.compile(r"([A-Za-z_][\w-]+):(.*)", re.DOTALL)
 
@@ -29,7 +30,7 @@ class _CoreLoader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, KeyError):  # an explicit tag on what it does not fit, such as `!!int many`
-            raise _yaml_error(f"{node.value!r} does not fit its tag {node.tag}", node) from None
+            raise _yaml_error(f"{node.value!r:.80} does not fit its tag {node.tag}", node) from None
 
 
 def _construct_int(loader: _CoreLoader, node: yaml.ScalarNode) -> int:
@@ -41,7 +42,7 @@ def _construct_float(loader: _CoreLoader, node: yaml.ScalarNode) -> float:
     return float(loader.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
-def _refuse_tag(loader: _CoreLoader, node: yaml.Node) -> None:
+def _refuse_tag(_: _CoreLoader | None, node: yaml.Node) -> None:
     raise _yaml_error(f"unknown tag {node.tag}; a configuration holds plain values only", node)
 
 
@@ -99,10 +100,13 @@ def parse_yaml(text: str, name: str) -> Any:
         value = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{name}{line}: not valid YAML: {error.problem}") from None
+        problem = ", ".join(each for each in (error.context, error.problem) if each)
+        raise ConfigError(f"{name}{line}: not valid YAML: {problem}") from None
     except yaml.reader.ReaderError as error:
         line = f":{text.count(chr(10), 0, error.position) + 1}"
         raise ConfigError(f"{name}{line}: not valid YAML: the character {chr(error.character)!r}") from None
+    except (ValueError, OverflowError) as error:  # an escape such as "\\UFFFFFFFF", which is no character
+        raise ConfigError(f"{name}:{loader.line + 1}: not valid YAML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{name}: not valid YAML: it is nested too deeply, or contains itself") from None
     if isinstance(value, dict):
@@ -123,13 +127,16 @@ def _read_keys(node: yaml.Node, path: str, lines: dict[str, int], name: str) -> 
         for position, (key, item) in enumerate(node.value):
             if not isinstance(key, yaml.ScalarNode):
                 raise _yaml_error("expected a word as a key, got a list or a mapping", key)
-            if key.tag == f"{_TAG}merge":
-                merged = item.value if isinstance(item, yaml.SequenceNode) else [item]
-                continue
             line = key.start_mark.line + 1
             if key.value in seen:
                 raise ConfigError(f"{name}:{line}: key {key.value!r} stands here and in line {seen[key.value]}")
-            seen[key.value] = lines.setdefault(_join(path, key.value), line)
+            seen[key.value] = line
+            if key.tag == f"{_TAG}merge":
+                merged = item.value if isinstance(item, yaml.SequenceNode) else [item]
+                continue
+            if key.tag not in _CoreLoader.yaml_constructors:
+                _refuse_tag(None, key)
+            lines.setdefault(_join(path, key.value), line)
             node.value[position] = (yaml.ScalarNode(f"{_TAG}str", key.value, key.start_mark, key.end_mark), item)
             _read_keys(item, _join(path, key.value), lines, name)
         for other in merged:
@@ -151,10 +158,7 @@ class Config(Mapping[str, Any]):
         self._path = path
 
     def __getitem__(self, key: str) -> Any:
-        value, path = self._find(key)
-        if value is _MISSING:
-            raise MissingKeyError(self._describe_missing(key))
-        return self._give(value, path)
+        return self._give(*self._find_present(key))
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key, or `default` if no source had it."""
@@ -181,9 +185,7 @@ class Config(Mapping[str, Any]):
         Raises:
             MissingKeyError: no source had the key.
         """
-        value, path = self._find(key)
-        if value is _MISSING:
-            raise MissingKeyError(self._describe_missing(key))
+        _, path = self._find_present(key)
         while not (known := [each for each in self._origins if _is_within(each, path)]):
             path = path.rpartition(".")[0]
         return self._origins[known[0]]
@@ -219,6 +221,12 @@ class Config(Mapping[str, Any]):
             raise TypeError(f"keys of a configuration are strings, got {key!r}")
         holder, path, names = _descend(self._values, key.split("."), self._path)
         return (_child(holder, names[0]) if len(names) == 1 else _MISSING), _join(path, names[0])
+
+    def _find_present(self, key: str) -> tuple[Any, str]:
+        value, path = self._find(key)
+        if value is _MISSING:
+            raise MissingKeyError(self._describe_missing(key))
+        return value, path
 
     def _give(self, value: Any, path: str) -> Any:
         if value == {} or not isinstance(value, dict):
@@ -286,11 +294,13 @@ def _paths(value: Any, path: str) -> Iterator[str]:
         yield from _paths(item, inner)
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: Any, source: str = "", depth: int = 0) -> Any:
+    if depth > _MAX_DEPTH:
+        raise ConfigError(f"{source}: nested more than {_MAX_DEPTH} levels deep, or contains itself")
     if isinstance(value, Mapping):
-        return {str(key): _copy(item) for key, item in value.items()}
+        return {str(key): _copy(item, source, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_copy(item) for item in value]
+        return [_copy(item, source, depth + 1) for item in value]
     return value
 
 
@@ -344,8 +354,10 @@ def split_source(source: str) -> tuple[str, str]:
 
 def _merge_source(config: Config, source: str, read_source: ReadSource) -> None:
     if split_source(source)[1] == source and not os.path.exists(source):  # noqa: PTH110
-        folder = Path(source).parent
-        names = [str(each) for each in folder.iterdir()] if folder.is_dir() else []
+        try:
+            names = [str(each) for each in Path(source).parent.iterdir() if each.is_file()]
+        except (OSError, ValueError):  # there is no such folder, or can be none
+            names = []
         raise ConfigError(f"expected a file or an override (key=value), got {source!r}.{nearest(source, names)}")
     values = read_source(source)
     lines: Mapping[str, int | str] = getattr(values, "lines", {})
@@ -362,7 +374,7 @@ def _merge_source(config: Config, source: str, read_source: ReadSource) -> None:
 def _merge(config: Config, values: Any, origin: Origin, source: str) -> None:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: expected a mapping at the top, got {values!r:.80}")
-    for name, value in _copy(values).items():
+    for name, value in _copy(values, source).items():
         _set(config, (config._values, ""), name, value, origin)
 
 
@@ -386,7 +398,7 @@ def _override(config: Config, item: str) -> None:
     key, _, text = item.partition("=")
     if not all(key.split(".")):
         raise ConfigError(f"{_COMMAND_LINE}: expected key=value with a dotted key, got {item!r}")
-    value = _copy(parse_yaml(text, f"{_COMMAND_LINE}, {key}"))
+    value = _copy(parse_yaml(text, f"{_COMMAND_LINE}, {key}"), f"{_COMMAND_LINE}, {key:.80}", key.count(".") + 1)
     holder, path, names = _descend(config._values, key.split("."), "")
     if isinstance(holder, list) and _child(holder, names[0]) is _MISSING:
         raise ConfigError(f"{_COMMAND_LINE}: {path!r} is a list of {len(holder)}, so {names[0]!r} is no element of it")

@@ -30,6 +30,8 @@ class JsonSource:
             raise ConfigError(f"{source}: not valid JSON: it is nested too deeply") from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{source} cannot be read: {error}") from error
+        except ValueError as error:  # a number of thousands of digits
+            raise ConfigError(f"{source}: not valid JSON: {error}") from error
         if not isinstance(values, Mapping):
             raise ConfigError(f"{source}: expected an object at the top, got {values!r:.80}")
         return values

@@ -17,10 +17,12 @@ class TomlSource:
         """The mapping of a file; dates and times are strings, as they are in YAML."""
         try:
             values = tomllib.loads(Path(source).read_text(encoding="utf-8-sig"))
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{source}: not valid TOML: {error}") from error
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{source} cannot be read: {error}") from error
+        except ValueError as error:  # malformed, or a number of thousands of digits
+            raise ConfigError(f"{source}: not valid TOML: {error}") from error
+        except RecursionError:
+            raise ConfigError(f"{source}: not valid TOML: it is nested too deeply") from None
         return {key: _write_dates(value) for key, value in values.items()}
 
 
