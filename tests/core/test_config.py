@@ -101,9 +101,9 @@ def test_numbers_survive_being_written_and_read():
         ("a: 1\nb: 2\na: 3", r"^c\.yaml:3: key 'a' stands here and in line 1$"),
         ("a:\n  b: 1\n  b: 1", r"^c\.yaml:3: key 'b' stands here and in line 2$"),
         ("1: a\n'1': b", r"^c\.yaml:2: key '1' stands here and in line 1$"),
-        ("a: 1\nb: [1,\nc: 2", r"^c\.yaml:3: not valid YAML: expected ',' or '\]'"),
+        ("a: 1\nb: [1,\nc: 2", r"^c\.yaml:3: not valid YAML: while parsing a flow sequence, expected ',' or '\]'"),
         ("a: 1\n\tb: 2", r"^c\.yaml:2: not valid YAML: "),
-        ("a: 1\n---\nb: 2", r"^c\.yaml:2: not valid YAML: but found another document"),
+        ("a: 1\n---\nb: 2", r"^c\.yaml:2: not valid YAML: expected a single document in the stream, but found another"),
         ("\na: !lambda x", r"^c\.yaml:2: not valid YAML: unknown tag !lambda; a configuration holds plain values"),
         ("a: !!python/object/apply:os.getcwd []", r"^c\.yaml:1: .*unknown tag !!python/object/apply:os\.getcwd"),
         ("a: !!timestamp 2026-01-01", r"^c\.yaml:1: .*unknown tag !!timestamp"),
@@ -113,6 +113,11 @@ def test_numbers_survive_being_written_and_read():
         ("a: 1\nb: \x07", r"^c\.yaml:2: not valid YAML: the character '\\x07'$"),
         ("a: *nowhere", r"^c\.yaml:1: .*undefined alias 'nowhere'"),
         ("a: &a [*a]", r"^c\.yaml: .*nested too deeply, or contains itself$"),
+        ("!lambda a: 1", r"^c\.yaml:1: .*unknown tag !lambda"),
+        ('\na: "\\UFFFFFFFF"', r"^c\.yaml:2: not valid YAML: an escape that is no character$"),
+        ("a: " + "9" * 5000, r"^c\.yaml:1: not valid YAML: '9{70,80} does not fit its tag !!int$"),
+        ("a: &x 1\nb: &x 2", r"^c\.yaml:2: .*duplicate anchor 'x'"),
+        ("x: &x {a: 1}\nz:\n  <<: *x\n  <<: *x", r"^c\.yaml:4: key '<<' stands here and in line 3$"),
         ("<<: 3", r"^c\.yaml:1: .*expected a mapping or list of mappings for merging"),
     ],
 )
@@ -234,6 +239,35 @@ def test_a_missing_file_is_an_error_that_names_the_nearest_one():
         load_config(None, ["nowhere/a.yaml"], [], read)
 
 
+def test_only_files_are_named_as_the_nearest():
+    Path("default.yml").mkdir()
+    with pytest.raises(ConfigError, match=r"got 'default\.yaml'\.$"):
+        load_config(None, ["default.yaml"], [], read)
+
+
+@pytest.mark.parametrize("source", [f"{'x' * 300}/a.yaml", "nul\0l/a.yaml", "file/a.yaml"])
+def test_a_file_in_a_folder_that_cannot_be_is_missing_too(source):
+    Path("file").touch()
+    with pytest.raises(ConfigError, match="expected a file or an override"):
+        load_config(None, [source], [], read)
+
+
+def test_a_configuration_is_at_most_a_hundred_levels_deep(load):
+    def nested(depth):
+        return 1 if depth == 0 else {"a": nested(depth - 1)}
+
+    assert load(base=nested(100)).to_dict() == nested(100)
+    endless = {}
+    endless["a"] = endless
+    for base in (nested(101), endless):
+        with pytest.raises(ConfigError, match=r"^Run\(config=\.\.\.\): nested more than 100 levels deep, or contains"):
+            load(base=base)
+    with pytest.raises(ConfigError, match=r"^command line, a\.b: nested more than 100 levels deep"):
+        load(overrides=["a.b=" + "[" * 100 + "]" * 100])
+    with pytest.raises(ConfigError, match=r"^command line, a\.a\..*: nested more than 100 levels deep"):
+        load(overrides=[".".join("a" * 5000) + "=1"])
+
+
 # The command line
 
 
@@ -311,7 +345,7 @@ def test_an_override_with_an_empty_key_is_an_error(load, item):
 
 
 def test_an_override_that_is_no_yaml_is_an_error_that_names_the_key(load):
-    with pytest.raises(ConfigError, match=r"command line, model\.width:1: not valid YAML: expected ',' or '\]'"):
+    with pytest.raises(ConfigError, match=r"command line, model\.width:1: not valid YAML: .*expected ',' or '\]'"):
         load("model: {width: 1}", overrides=["model.width=[1"])
 
 

@@ -58,6 +58,9 @@ def test_what_cannot_be_read_is_an_error_that_names_it(source):
         (JsonSource, "[1]", r"^c: expected an object at the top, got \[1\]$"),
         (JsonSource, "[" * 100_000, r"^c: not valid JSON: it is nested too deeply$"),
         (TomlSource, "a = 1\na = 2\n", r"^c: not valid TOML: .*line 2"),
+        (JsonSource, '{"a": ' + "9" * 5000 + "}", r"^c: not valid JSON: Exceeds the limit"),
+        (TomlSource, "a = " + "9" * 5000, r"^c: not valid TOML: Exceeds the limit"),
+        (TomlSource, "a = " + "[" * 5000 + "]" * 5000, r"^c: not valid TOML: it is nested too deeply$"),
         (TomlSource, "a = \n", r"^c: not valid TOML: .*line 1"),
     ],
 )

@@ -6,6 +6,7 @@ Files merge deeply and later ones win; `with` on the command line comes last. Va
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,13 @@ def parse_yaml(text: str, name: str) -> Any:
         value = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        problem = ", ".join(each for each in (error.context, error.problem) if each)
+        problem = ", ".join(filter(None, [error.context, error.problem]))
         raise ConfigError(f"{name}{line}: not valid YAML: {problem}") from None
     except yaml.reader.ReaderError as error:
         line = f":{text.count(chr(10), 0, error.position) + 1}"
         raise ConfigError(f"{name}{line}: not valid YAML: the character {chr(error.character)!r}") from None
-    except (ValueError, OverflowError) as error:  # an escape such as "\\UFFFFFFFF", which is no character
-        raise ConfigError(f"{name}:{loader.line + 1}: not valid YAML: {error}") from None
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{name}:{loader.line + 1}: not valid YAML: an escape that is no character") from None
     except RecursionError:
         raise ConfigError(f"{name}: not valid YAML: it is nested too deeply, or contains itself") from None
     if isinstance(value, dict):
@@ -185,18 +186,15 @@ class Config(Mapping[str, Any]):
         Raises:
             MissingKeyError: no source had the key.
         """
-        _, path = self._find_present(key)
+        path = self._find_present(key)[1]
         while not (known := [each for each in self._origins if _is_within(each, path)]):
             path = path.rpartition(".")[0]
         return self._origins[known[0]]
 
     def origins(self) -> dict[str, str]:
         """The origin of every value, by dotted key."""
-        return {
-            known.removeprefix(_join(self._path, "")): origin
-            for known, origin in self._origins.items()
-            if _is_within(known, self._path)
-        }
+        inside = [known for known in self._origins if _is_within(known, self._path)]
+        return {known.removeprefix(_join(self._path, "")): self._origins[known] for known in inside}
 
     def to_dict(self) -> dict[str, Any]:
         """A plain copy; all of it counts as read."""
@@ -209,12 +207,8 @@ class Config(Mapping[str, Any]):
 
     def unread_overrides(self) -> list[str]:
         """The keys that the command line sets and of which nothing has been read."""
-        return [
-            key
-            for key, origin in self._origins.items()
-            if origin == _COMMAND_LINE
-            and not any(_is_within(key, read) or _is_within(read, key) for read in self._read)
-        ]
+        keys = [key for key, origin in self._origins.items() if origin == _COMMAND_LINE]
+        return [key for key in keys if not any(_is_within(key, each) or _is_within(each, key) for each in self._read)]
 
     def _find(self, key: object) -> tuple[Any, str]:
         if not isinstance(key, str):
@@ -222,27 +216,24 @@ class Config(Mapping[str, Any]):
         holder, path, names = _descend(self._values, key.split("."), self._path)
         return (_child(holder, names[0]) if len(names) == 1 else _MISSING), _join(path, names[0])
 
-    def _find_present(self, key: str) -> tuple[Any, str]:
-        value, path = self._find(key)
-        if value is _MISSING:
-            raise MissingKeyError(self._describe_missing(key))
-        return value, path
-
     def _give(self, value: Any, path: str) -> Any:
         if value == {} or not isinstance(value, dict):
             self._read.add(path)
         return Config(value, self._origins, self._read, path) if isinstance(value, dict) else _copy(value)
 
-    def _describe_missing(self, key: str) -> str:
+    def _find_present(self, key: str) -> tuple[Any, str]:
+        value, path = self._find(key)
+        if value is not _MISSING:
+            return value, path
         holder, path, _ = _descend(self._values, key.split("."), self._path)
         known = [leaf.removeprefix(_join(self._path, "")) for leaf in _paths(self._values, self._path)]
         message = f"no configuration source has {_join(self._path, key)!r}.{nearest(key, known)}"
         if isinstance(holder, list):
-            return f"{message} {path!r} is a list of {len(holder)}."
+            raise MissingKeyError(f"{message} {path!r} is a list of {len(holder)}.")
         if not isinstance(holder, dict):
-            return f"{message} {path!r} is {holder!r}, not a section."
+            raise MissingKeyError(f"{message} {path!r} is {holder!r}, not a section.")
         where = f"In {path!r} there are" if path else "There are"
-        return f"{message} {where} {', '.join(holder)}." if 0 < len(holder) <= 10 else message
+        raise MissingKeyError(f"{message} {where} {', '.join(holder)}." if 0 < len(holder) <= 10 else message)
 
 
 def _join(path: str, name: str) -> str:
@@ -254,11 +245,9 @@ def _is_within(path: str, section: str) -> bool:
 
 
 def _child(holder: Any, name: str) -> Any:
-    if isinstance(holder, dict):
-        return holder.get(name, _MISSING)
     if isinstance(holder, list):
-        return dict(zip(map(str, range(len(holder))), holder, strict=True)).get(name, _MISSING)
-    return _MISSING
+        holder = {str(index): item for index, item in enumerate(holder)}
+    return holder.get(name, _MISSING) if isinstance(holder, dict) else _MISSING
 
 
 def _descend(holder: Any, names: list[str], path: str) -> tuple[Any, str, list[str]]:
@@ -323,8 +312,7 @@ def load_config(
     _merge(config, {} if base is None else base, lambda _: "script", "Run(config=...)")
     for file in files:
         _merge_source(config, str(file), read_source)
-    arguments = list(command_line)
-    for item in arguments[arguments.index("with") + 1 :] if "with" in arguments else []:
+    for item in command_line[command_line.index("with") + 1 :] if "with" in command_line else []:
         if "=" in item:
             _override(config, item)
         else:
@@ -354,10 +342,9 @@ def split_source(source: str) -> tuple[str, str]:
 
 def _merge_source(config: Config, source: str, read_source: ReadSource) -> None:
     if split_source(source)[1] == source and not os.path.exists(source):  # noqa: PTH110
-        try:
+        names: list[str] = []
+        with suppress(OSError, ValueError):  # there is no such folder, or can be none
             names = [str(each) for each in Path(source).parent.iterdir() if each.is_file()]
-        except (OSError, ValueError):  # there is no such folder, or can be none
-            names = []
         raise ConfigError(f"expected a file or an override (key=value), got {source!r}.{nearest(source, names)}")
     values = read_source(source)
     lines: Mapping[str, int | str] = getattr(values, "lines", {})
@@ -405,8 +392,7 @@ def _override(config: Config, item: str) -> None:
     if not isinstance(holder, dict | list):
         raise ConfigError(f"{_COMMAND_LINE}: {key!r} cannot be set, since {path!r} is {holder!r}, not a section")
     if key not in config and not _is_within(key, "run"):  # options of a run are checked as such
-        known = list(_paths(config._values, ""))
-        warn(f"{_COMMAND_LINE}: no source has {key!r}, which is set now.{nearest(key, known)}")
+        warn(f"{_COMMAND_LINE}: no source has {key!r}, which is set now.{nearest(key, _paths(config._values, ''))}")
     for name in reversed(names[1:]):
         value = {name: value}
     _set(config, (holder, path), names[0], value, lambda _: _COMMAND_LINE)

@@ -16,14 +16,14 @@ class TomlSource:
     def config_read(self, source: str) -> Mapping[str, Any]:
         """The mapping of a file; dates and times are strings, as they are in YAML."""
         try:
-            values = tomllib.loads(Path(source).read_text(encoding="utf-8-sig"))
+            values: dict[str, Any] = _write_dates(tomllib.loads(Path(source).read_text(encoding="utf-8-sig")))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{source} cannot be read: {error}") from error
         except ValueError as error:  # malformed, or a number of thousands of digits
             raise ConfigError(f"{source}: not valid TOML: {error}") from error
         except RecursionError:
             raise ConfigError(f"{source}: not valid TOML: it is nested too deeply") from None
-        return {key: _write_dates(value) for key, value in values.items()}
+        return values
 
 
 def _write_dates(value: Any) -> Any:
