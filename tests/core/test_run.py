@@ -825,6 +825,72 @@ def test_a_run_goes_back_to_a_named_checkpoint_and_puts_later_ones_aside(make_ru
     assert [each["step"] for each in events(again, "metrics") if "train_epoch/loss" in each["metrics"]] == [8, 16]
 
 
+def test_a_run_with_objects_among_its_options_can_be_continued(make_run, net, loader, events):
+    first = make_run(validates=False)(net, loader, callbacks=[Ear()], **QUIET)
+    make_run(validates=False)(net, loader, callbacks=[Ear()], max_epochs=2, resume=str(first.folder), **QUIET)
+    assert events(first, "resume")[0]["changed"] == {"run.max_epochs": [None, 2]}
+
+
+def test_numbers_of_numpy_are_recorded_and_stored(make_run, net, loader):
+    run = make_run(validates=False, config={"rate": np.float64(0.5)})
+
+    @run.train_step
+    def step(batch, model):
+        return {"loss": model(batch[0]).pow(2).mean(), "single": np.float32(0.5), "count": np.int64(3)}
+
+    first = run(net, loader, max_steps=3, **QUIET)
+    assert first.metrics["train/single"] == 0.5 and first.metrics["train/count"] == 3.0
+    assert run(net, loader, max_steps=6, resume=str(first.folder), **QUIET).step == 6
+
+
+def test_nan_in_the_open_window_is_seen_before_a_checkpoint(make_run, net, loader):
+    run = make_run(validates=False)
+
+    @run.train_step
+    def step(batch, model, step):
+        return model(batch[0]).pow(2).mean() * (float("nan") if step > 3 else 1.0)
+
+    options = {"max_steps": 6, "checkpoint_every": "2 steps", "keep_last": 1, "keep_best": 0}
+    with (
+        pytest.warns(BlowtorchWarning, match="is not written"),
+        pytest.raises(CheckpointError, match="last checkpoint"),
+    ):
+        run(net, loader, **options, **QUIET)
+    assert [each.name for each in find_runs()[0].checkpoints] == ["step-00000002"]
+
+
+def test_checkpoints_that_are_all_damaged_are_put_aside(make_run, net, loader):
+    first = make_run(validates=False)(net, loader, max_epochs=3, **QUIET)
+    for path in (first.folder / "checkpoints").glob("step-*/model.pt"):
+        path.write_bytes(b"")
+    with pytest.warns(BlowtorchWarning, match="is damaged"):
+        again = make_run(validates=False)(net, loader, max_epochs=1, resume=str(first.folder), **QUIET)
+    assert [each.name for each in open_run(again.folder).checkpoints] == ["step-00000008"]
+    assert len(list((first.folder / "checkpoints").glob("aside-*"))) == 2
+
+
+def test_an_evaluation_inside_of_a_training_leaves_log_alone(make_run, net, loader):
+    run = make_run()
+
+    @run.train_step
+    def step(batch, model):
+        run.log({"seen": 1.0})
+        return model(batch[0]).pow(2).mean()
+
+    run.on("train_step_end")(lambda model: run.evaluate(model, loader))
+    assert run(net, loader, loader, max_steps=2, **QUIET).metrics["train/seen"] == 1.0
+    with pytest.raises(ScriptError, match="while nothing is being trained"):
+        run.log({"a": 1.0})
+
+
+def test_a_validation_that_fails_leaves_the_modes_of_the_model(make_run, net, loader):
+    run = make_run()
+    run.validate_step(lambda batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError, match="division"):
+        run(net, loader, loader, **QUIET)
+    assert net.training
+
+
 def test_the_best_pointer_goes_back_with_the_run(make_run, net, data):
     losses = iter([2.0, 3.0, 1.0, 4.0])
     batches = list(DataLoader(data, batch_size=8))

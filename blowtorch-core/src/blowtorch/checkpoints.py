@@ -79,7 +79,9 @@ class Checkpoints:
             CheckpointError: it could not be written; what was published before is untouched.
         """
         name = checkpoint_name(state.step)
-        spoiled = None if all(map(math.isfinite, state.metrics.values())) else find_not_finite(state.model)
+        open_sums = [value for value, _ in self.parts["window"].state_dict().values()]
+        is_sound = all(map(math.isfinite, [*state.metrics.values(), *open_sums]))
+        spoiled = None if is_sound else find_not_finite(state.model)
         if spoiled is not None:
             raise CheckpointError(
                 f"checkpoint {name} is not written: {spoiled!r} in the model is not finite, and a good checkpoint must "
@@ -169,17 +171,22 @@ class Checkpoints:
             )
         load_weights(state.model, weights, name)
         self._load_parts(training["parts"], name)
-        self._record.cut(training["record_length"])
-        for later in self._backend.call("checkpoint_list"):
-            if checkpoint_step(later) > state.step:
-                self._put_aside(later)
+        self.put_aside_after(state.step)
         self._point("latest", name)
-        (self._folder.checkpoints / "best").unlink(missing_ok=True)
         if state.best is not None and state.best.name in self._backend.call("checkpoint_list"):
             self._point("best", state.best.name)
+        self._record.cut(training["record_length"])  # last: a checkpoint taken later would not fit to it
         self._saved_at = (state.step, state.is_epoch_done)
         random: dict[str, Any] = training["random"]
         return random
+
+    def put_aside_after(self, step: int) -> None:
+        """Put aside what lies behind the step from which the run goes on, and the pointers with it."""
+        for name in self._backend.call("checkpoint_list"):
+            if checkpoint_step(name) > step:
+                self._put_aside(name)
+        for pointer in ("latest", "best"):
+            (self._folder.checkpoints / pointer).unlink(missing_ok=True)
 
     def _load_parts(self, saved: Mapping[str, Any], name: str) -> None:
         missing, left_over = sorted(self.parts.keys() - saved.keys()), sorted(saved.keys() - self.parts.keys())

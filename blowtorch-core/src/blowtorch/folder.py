@@ -306,7 +306,7 @@ def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a file, so that whoever reads it sees the old content or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(_dump(_plain(content), default_flow_style=False, width=120))
+        file.write(_dump(plain(content), default_flow_style=False, width=120))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -327,13 +327,18 @@ def _dump(value: Any, **style: Any) -> str:
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What YAML can hold; anything else becomes its description."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+        return [plain(item) for item in value]
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None)):  # a number of NumPy's or torch's
+        return value.item()
+    # An object that does not describe itself would show its address, which differs every time.
+    return f"a {type(value).__qualname__}" if getattr(type(value), "__repr__", None) is object.__repr__ else str(value)
 
 
 def find_differences(old: Any, new: Any, path: str) -> dict[str, tuple[Any, Any]]:
@@ -344,7 +349,7 @@ def find_differences(old: Any, new: Any, path: str) -> dict[str, tuple[Any, Any]
         for key in [*old, *(key for key in new if key not in old)]:
             found |= find_differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
         return found
-    return {} if old == _plain(new) else {path: (old, new)}
+    return {} if old == plain(new) else {path: (old, new)}
 
 
 @contextlib.contextmanager

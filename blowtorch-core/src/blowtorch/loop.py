@@ -297,19 +297,21 @@ def validate(validation: Validation, state: RunState) -> dict[str, float]:
     window = MeanWindow()
     function = validation.function
     # no_grad and not inference_mode: what a module caches here must still be usable in training.
-    with isolated_random(derive_seed(state.seed, state.step, validation.name)), torch.no_grad():
-        batches = validation.batches.start(state.step + 1)
-        if function.kind == "validate_epoch":
-            loader = EpochLoader(batches, validation.batches.num_batches)
-            returned = function.function(**function.given(data_loader=loader))
-            window.add(validation.returns.read({} if returned is None else returned, state.logged), weight=1)
-        else:
-            for batch in batches:
-                metrics = validation.returns.read(function.function(**function.given(batch=batch)), state.logged)
-                window.add(metrics, batch)
-        measured = window.means()
-    for module, mode in zip(modules, modes, strict=True):
-        module.training = mode
+    try:
+        with isolated_random(derive_seed(state.seed, state.step, validation.name)), torch.no_grad():
+            batches = validation.batches.start(state.step + 1)
+            if function.kind == "validate_epoch":
+                loader = EpochLoader(batches, validation.batches.num_batches)
+                returned = function.function(**function.given(data_loader=loader))
+                window.add(validation.returns.read({} if returned is None else returned, state.logged), weight=1)
+            else:
+                for batch in batches:
+                    metrics = validation.returns.read(function.function(**function.given(batch=batch)), state.logged)
+                    window.add(metrics, batch)
+            measured = window.means()
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
     return {f"{validation.name}/{name}": value for name, value in measured.items()}
 
 

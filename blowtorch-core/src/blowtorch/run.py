@@ -1,10 +1,11 @@
 """`Run`: what a training script touches. It reads configuration, collects the script's functions, and runs them."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -233,11 +234,10 @@ class Run:
         with (
             Session(self._script, self.config, resolved, self._plugins, data) as session,
             interruptible(session.state),
+            self._in_progress(session.state) as state,
         ):
-            self._state = state = session.state
             session.prepare()
             train(session.training, state)
-        self._state = None
         return RunResult(session.status, state.folder, state.epoch, state.step, session.metrics(), state.best)
 
     def evaluate(self, model: nn.Module, loader: Iterable[Any], **options: Any) -> dict[str, float]:
@@ -256,16 +256,21 @@ class Run:
         request = self._script.validations.get("val") or next(iter(self._script.validations.values()))
         assert request.function is not None
         device = choose_device(resolved.device)
-        self._state = state = detached_state(model.to(device), resolved, self.config, self.seed, device)
+        detached = detached_state(model.to(device), resolved, self.config, self.seed, device)
         batches = Batches(loader, self.seed, device, resolved.limit_validate_batches, request.name)
-        try:
+        with self._in_progress(detached) as state, contextlib.closing(batches):
             returns = Returns(request.function.name, state.warn)
             function = request.function.bind(state, is_validate=True)
-            metrics = validate(Validation(request.name, function, batches, returns, None, False), state)
+            return validate(Validation(request.name, function, batches, returns, None, False), state)
+
+    @contextlib.contextmanager
+    def _in_progress(self, state: RunState) -> Iterator[RunState]:
+        """Let `log` reach a state inside; an evaluation may take place inside of a training."""
+        outer, self._state = self._state, state
+        try:
+            yield state
         finally:
-            self._state = None
-            batches.close()
-        return metrics
+            self._state = outer
 
     def _configured_options(self) -> dict[str, Any]:
         section = self.config.get("run") or {}  # an empty section of a file is null

@@ -13,7 +13,7 @@ from blowtorch.clock import Interval, Trigger
 from blowtorch.config import Config
 from blowtorch.data import Batches
 from blowtorch.errors import BlowtorchError, ScriptError, warn
-from blowtorch.folder import RunFolder, find_differences, mask_secrets
+from blowtorch.folder import RunFolder, find_differences, mask_secrets, plain
 from blowtorch.hookspecs import RunInfo, Schedule
 from blowtorch.loop import Training, Validation
 from blowtorch.metrics import MeanWindow
@@ -221,6 +221,7 @@ class Session:
         if state.is_resumed:
             name = checkpoints.newest_good(state.warn, self._start.at_most)
             if name is None:
+                checkpoints.put_aside_after(-1)
                 self._record.cut(0)
             else:
                 self.training.random_state = checkpoints.restore(name, state)
@@ -242,7 +243,7 @@ class Session:
     def _write_settings(self) -> dict[str, tuple[Any, Any]]:
         """Write the configuration and the options; returns what differs from the process before: (old, new)."""
         config = self.folder.write_config(self.state.config)
-        options = mask_secrets(vars(self.state.options))
+        options = plain(mask_secrets(vars(self.state.options)))
         earlier = self.folder.read_info().get("options", options)
         self.folder.update_info(options=options)
         # Options are compared as they hold, wherever they were said; to ask for a run to be continued is no change.

@@ -134,13 +134,14 @@ class Returns:
             return {"loss": returned}
         is_plain = type(returned) is dict and not logged and "batch_size" not in returned
         metrics = returned if is_plain else self._merge(returned, logged)
-        for name, value in metrics.items():
+        for value in metrics.values():
             if isinstance(value, Tensor):
                 if value.ndim:
-                    metrics = self._average(metrics)
+                    metrics = self._tidy(metrics)
                     break
             elif type(value) is not float and type(value) is not int:
-                self._check_number(name, value)
+                metrics = self._tidy(metrics)
+                break
         if self._is_first:
             self._check_names(metrics)
         return metrics
@@ -164,24 +165,28 @@ class Returns:
             metrics["batch_size"] = size
         return metrics
 
-    def _average(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        averaged = dict(metrics)
+    def _tidy(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """A copy with a scalar for every tensor, and a plain number for every other value."""
+        tidy = dict(metrics)
         for name, value in metrics.items():
-            if isinstance(value, Tensor) and value.ndim:
-                if not self._has_warned:
-                    self._has_warned = True
-                    self._warn(
-                        f"{self._function} returned {name!r} with shape {tuple(value.shape)}; values that are no "
-                        f"scalars are averaged"
-                    )
-                averaged[name] = value.mean() if value.is_floating_point() else value.float().mean()
-        return averaged
+            if isinstance(value, Tensor):
+                tidy[name] = self._average(name, value) if value.ndim else value
+            elif isinstance(value, numbers.Real):
+                tidy[name] = value if name == "batch_size" else float(value)
+            else:
+                raise ScriptError(
+                    f"{self._function} returned {name!r} as {_described(value)}; a metric is a tensor or a number"
+                )
+        return tidy
 
-    def _check_number(self, name: str, value: Any) -> None:
-        if not isinstance(value, numbers.Real):
-            raise ScriptError(
-                f"{self._function} returned {name!r} as {_described(value)}; a metric is a tensor or a number"
+    def _average(self, name: str, value: Tensor) -> Tensor:
+        if not self._has_warned:
+            self._has_warned = True
+            self._warn(
+                f"{self._function} returned {name!r} with shape {tuple(value.shape)}; values that are no scalars are "
+                f"averaged"
             )
+        return value.mean() if value.is_floating_point() else value.float().mean()
 
     def _check_names(self, metrics: Mapping[str, Any]) -> None:
         for name, value in metrics.items():
