@@ -803,6 +803,63 @@ def test_what_differs_from_the_process_before_is_said_and_recorded(make_run, net
     assert "run.max_epochs was 1 and is 2" in (first.folder / "console.log").read_text()
 
 
+def test_a_run_stopped_in_the_last_step_of_an_epoch_still_does_what_was_due(make_run, data, events):
+    """The validation by steps falls on that step, and a plateau scheduler is stepped by it."""
+
+    def train(stop_at=None, **options):
+        run = make_run(random_seed=5)
+        net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        run.on("epoch_start")(lambda: torch.rand(3))
+
+        @run.configure_optimizers
+        def configure_optimizers(model):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5)
+
+        @run.on("train_step_end")
+        def stop(state):
+            if state.step == stop_at:
+                state.interruption = "the test"
+
+        loader = DataLoader(data, batch_size=8, shuffle=True)
+        options = {"max_epochs": 4, "validate_every": "4 steps", "validate_at_start": True, **options, **QUIET}
+        return run(net, loader, loader, **options), weights(net)
+
+    straight, expected = train(save_path="straight")
+    lines = [{**event, "time": 0} for event in events(straight, "metrics")]
+    for stop_at in (8, 16):
+        options = {"save_path": f"stop-{stop_at}", "resume": "auto"}
+        train(stop_at, **options)
+        resumed, trained = train(**options)
+        assert_same(trained, expected)
+        assert [{**event, "time": 0} for event in events(resumed, "metrics")] == lines
+
+
+def test_a_run_that_ends_badly_is_not_shown_as_running(make_run, net, loader):
+    class Clumsy:
+        @hookimpl
+        def run_end(self):
+            raise ValueError("at the very end")
+
+    with pytest.raises(ExtensionError, match="at the very end"):
+        make_run(validates=False)(net, loader, callbacks=[Clumsy()], **QUIET)
+    assert [view.status for view in find_runs()] == ["failed"]
+
+
+def test_schedulers_per_step_follow_a_function_that_drives_the_epoch(net, loader):
+    run = Run(random_seed=0, command_line=[])
+
+    @run.train_epoch
+    def train_epoch(data_loader, optimizers):
+        for _ in data_loader:
+            optimizers["optimizer"].step()
+
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    run.configure_optimizers(lambda model: optimizer)
+    run(net, loader, scheduler="linear", **QUIET)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+
+
 def test_resume_auto_begins_anew_after_a_finished_run(make_run, net, loader):
     first = make_run(validates=False)(net, loader, resume="auto", **QUIET)
     second = make_run(validates=False)(net, loader, resume="auto", **QUIET)

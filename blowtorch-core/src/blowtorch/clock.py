@@ -5,8 +5,9 @@ the next one is due.
 """
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from blowtorch.errors import OptionError, nearest
 
@@ -95,18 +96,18 @@ class Trigger:
 
     def __init__(self, interval: Interval) -> None:
         self.interval = interval
-        self._count = 0
+        self.count = 0
 
     def start(self, time: Time) -> None:
         """Take everything up to `time` as done."""
-        self._count = self.interval.count(time)
+        self.count = self.interval.count(time)
 
     def is_due(self, time: Time) -> bool:
         """Whether another multiple has passed since this was last true; asking takes note."""
         count = self.interval.count(time)
-        if count == self._count:
+        if count == self.count:
             return False
-        self._count = count
+        self.count = count
         return True
 
     def next_step(self, step: int) -> int:
@@ -117,3 +118,29 @@ class Trigger:
         if self.interval.unit == "epochs":  # asked at the end of each epoch anyway
             return NEVER
         return step + 1
+
+
+class Triggers:
+    """The triggers of a run by name, so that a checkpoint knows what was done and what was still due.
+
+    Args:
+        triggers: by name.
+        time: reads the clock.
+    """
+
+    def __init__(self, triggers: Mapping[str, Trigger], time: Callable[[], Time]) -> None:
+        self._triggers = triggers
+        self._time = time
+
+    def state_dict(self) -> dict[str, list[str | int]]:
+        """Interval and count of each."""
+        return {name: [str(trigger.interval), trigger.count] for name, trigger in self._triggers.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[Any]]) -> None:
+        """Take the counts back; one that is new, or has another interval now, counts from where the clock stands."""
+        for name, trigger in self._triggers.items():
+            interval, count = state.get(name, (None, 0))
+            if interval == str(trigger.interval):
+                trigger.count = count
+            else:
+                trigger.start(self._time())

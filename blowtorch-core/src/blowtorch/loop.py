@@ -74,17 +74,15 @@ class Training:
 
 def train(training: Training, state: RunState) -> None:
     """Train until a limit is reached or something wants the run to stop; a checkpoint stands at the end."""
-    for trigger in training.triggers:
-        trigger.start(state.time())
-    training.schedules.start(state)
     notify(training, state, "run_start")
     for line in training.changes:
         state.say(line)
-    if state.step == 0:
+    if state.step == 0 and training.random_state is None:  # else a run stopped at step 0 goes on
         validate_due(training, state, [each for each in training.validations if each.is_at_start])
     run_epoch = train_epoch if training.function.kind == "train_step" else drive_epoch
     while should_go_on(state):
         if state.is_epoch_done:
+            restore_streams(training)  # what takes part in the beginning of an epoch may draw from them
             state.begin_epoch()
         notify(training, state, "epoch_start")
         is_whole = run_epoch(training, state)
@@ -127,12 +125,17 @@ def should_go_on(state: RunState) -> bool:
     return state.epoch < state.max_epochs or (state.epoch == state.max_epochs and not state.is_epoch_done)
 
 
-def start_batches(training: Training, state: RunState) -> Iterator[Any]:
-    """The batches of the epoch from where it stands; a run that is continued gets its random streams back here."""
-    batches = training.batches.start(state.epoch, state.batch)
+def restore_streams(training: Training) -> None:
+    """Put the random streams of a checkpoint back, if the run continues from one and has not yet done so."""
     if training.random_state is not None:
         restore_random_state(training.random_state)
         training.random_state = None
+
+
+def start_batches(training: Training, state: RunState) -> Iterator[Any]:
+    """The batches of the epoch from where it stands; skipping those before it may have drawn from random streams."""
+    batches = training.batches.start(state.epoch, state.batch)
+    restore_streams(training)
     plan_next_event(training, state)
     return batches
 
@@ -210,6 +213,8 @@ def counted(training: Training, state: RunState, batches: Iterator[Any]) -> Iter
         state.samples += samples
         if state.logged:
             training.window.add(training.returns.read(None, state.logged), weight=samples)
+        if training.schedules.wants_steps:
+            training.schedules.after_step(state)
         for notify_step_end in training.callbacks.step_end:
             notify_step_end(state, batch, {})
         if state.step >= state.next_event:

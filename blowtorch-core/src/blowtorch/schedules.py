@@ -22,7 +22,7 @@ class Schedules:
 
     def __init__(self, optimizers: Mapping[str, torch.optim.Optimizer], schedules: Mapping[str, Schedule]) -> None:
         self._schedules = schedules
-        self._triggers = {name: Trigger(schedule.every) for name, schedule in schedules.items()}
+        self.triggers = {name: Trigger(schedule.every) for name, schedule in schedules.items()}
         self._each_step = [
             name for name, schedule in schedules.items() if schedule.metric is None and schedule.every.unit != "epochs"
         ]
@@ -36,11 +36,6 @@ class Schedules:
             self._groups = {"lr": next(iter(self._groups.values()))}
         self.rates = self.read_rates()
 
-    def start(self, state: RunState) -> None:
-        """Count from where the run stands."""
-        for trigger in self._triggers.values():
-            trigger.start(state.time())
-
     def read_rates(self) -> dict[str, float]:
         """The learning rates now, by the names under which they are recorded."""
         return {name: float(optimizer.param_groups[index]["lr"]) for name, (optimizer, index) in self._groups.items()}
@@ -50,14 +45,14 @@ class Schedules:
         self.rates = self.read_rates()
         time = state.time()
         for name in self._each_step:
-            if self._triggers[name].is_due(time):
+            if self.triggers[name].is_due(time):
                 self._schedules[name].scheduler.step()
 
     def after_validation(self, state: RunState, measured: Mapping[str, float]) -> None:
         """Step those whose metric was measured."""
         for name, schedule in self._schedules.items():
             metric = schedule.metric
-            if metric is not None and metric in measured and self._triggers[name].is_due(state.time()):
+            if metric is not None and metric in measured and self.triggers[name].is_due(state.time()):
                 schedule.scheduler.step(measured[metric])
 
     def check_metrics(self, state: RunState, validations: Sequence[str]) -> None:
@@ -75,7 +70,7 @@ class Schedules:
         """Step those that follow epochs."""
         for name, schedule in self._schedules.items():
             is_by_epoch = schedule.metric is None and schedule.every.unit == "epochs"
-            if is_by_epoch and self._triggers[name].is_due(state.time()):
+            if is_by_epoch and self.triggers[name].is_due(state.time()):
                 schedule.scheduler.step()
 
     def parts(self) -> dict[str, Any]:

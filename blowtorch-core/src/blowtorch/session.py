@@ -9,7 +9,7 @@ from typing import Any
 
 from blowtorch.callbacks import Callbacks
 from blowtorch.checkpoints import Checkpoints
-from blowtorch.clock import Interval, Trigger
+from blowtorch.clock import Interval, Trigger, Triggers
 from blowtorch.config import Config
 from blowtorch.data import Batches
 from blowtorch.errors import BlowtorchError, ScriptError, warn
@@ -94,12 +94,20 @@ class Session:
             self.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
             self._conclude(error)
-            if self._has_begun or not self.state.is_resumed:  # else the run that could not be continued stays as it was
-                self.folder.end_session(self.status)
-        except (OSError, BlowtorchError) as problem:
+        except Exception as problem:
+            self.status = "failed" if error is None else self.status
             if error is None:
                 raise
             warn(f"how the run ended could not be recorded: {problem}")  # what ended it is what the user must see
+        finally:
+            self._end_session()
+
+    def _end_session(self) -> None:
+        try:
+            if self._has_begun or not self.state.is_resumed:  # else the run that could not be continued stays as it was
+                self.folder.end_session(self.status)
+        except (OSError, BlowtorchError) as problem:
+            warn(f"the status {self.status} of the run could not be recorded: {problem}")
         finally:
             self.folder.release()
 
@@ -171,8 +179,16 @@ class Session:
         }
         callbacks = Callbacks(self._callbacks, moments)
         window, epoch_window = MeanWindow(), MeanWindow()
+        validations = self._build_validations()
+        record_trigger, checkpoint_trigger = _trigger(options.log_every), _trigger(options.checkpoint_every)
+        assert record_trigger is not None
+        named = {"record": record_trigger, "checkpoint": checkpoint_trigger}
+        named |= {f"validations/{each.name}": each.trigger for each in validations}
+        named |= {f"schedulers/{name}": trigger for name, trigger in schedules.triggers.items()}
+        triggers = {name: trigger for name, trigger in named.items() if trigger is not None}
         parts = {
             "state": state,
+            "triggers": Triggers(triggers, state.time),
             "window": window,
             "epoch_window": epoch_window,
             **{f"optimizers/{name}": optimizer for name, optimizer in state.optimizers.items()},
@@ -186,14 +202,14 @@ class Session:
             returns=returns,
             loss=Loss(function, options.optimize_metric),
             schedules=schedules,
-            validations=self._build_validations(),
+            validations=validations,
             callbacks=callbacks,
             record=self._record,
             checkpoints=Checkpoints(self.folder, self._backend, state.info, self._record, parts),
             window=window,
             epoch_window=epoch_window,
-            record_trigger=Trigger(Interval.parse(options.log_every)),
-            checkpoint_trigger=_trigger(options.checkpoint_every),
+            record_trigger=record_trigger,
+            checkpoint_trigger=checkpoint_trigger,
         )
 
     def _build_validations(self) -> list[Validation]:
