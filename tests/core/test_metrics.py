@@ -78,10 +78,3 @@ def test_windows_merge_by_their_weights():
 
 def test_a_mean_without_weight_is_not_a_number():
     assert math.isnan(means({"loss": (0.0, 0.0)})["loss"])
-
-
-def test_a_batch_weighs_what_it_says_or_what_the_step_returned():
-    window = MeanWindow()
-    assert window.add({"loss": 1.0}, [torch.ones(3, 2), torch.ones(3)]) == 3
-    assert window.add({"loss": 5.0, "batch_size": 1}, [torch.ones(3, 2)]) == 1
-    assert window.means() == {"loss": 2.0}

@@ -112,12 +112,10 @@ class Trigger:
 
     def next_step(self, step: int) -> int:
         """The first step after `step` at which it is worth asking."""
-        if self.interval.unit == "steps":
-            amount = int(self.interval.amount)
-            return (step // amount + 1) * amount
-        if self.interval.unit == "epochs":  # asked at the end of each epoch anyway
-            return NEVER
-        return step + 1
+        interval = self.interval
+        if interval.unit == "steps":
+            return int((step // interval.amount + 1) * interval.amount)
+        return NEVER if interval.unit == "epochs" else step + 1
 
 
 class Triggers:

@@ -60,7 +60,6 @@ class Training:
     callbacks: Callbacks
     record: Record
     checkpoints: Checkpoints
-    window: MeanWindow
     epoch_window: MeanWindow
     record_trigger: Trigger
     checkpoint_trigger: Trigger | None
@@ -69,7 +68,9 @@ class Training:
 
     def __post_init__(self) -> None:
         found = [self.record_trigger, self.checkpoint_trigger, *(each.trigger for each in self.validations)]
-        self.triggers = [trigger for trigger in found if trigger is not None]  # everything that may be due after a step
+        self.triggers = [  # everything that may be due after a step; at the end of an epoch all are asked anyway
+            trigger for trigger in found if trigger is not None and trigger.interval.unit != "epochs"
+        ]
 
 
 def train(training: Training, state: RunState) -> None:
@@ -78,7 +79,8 @@ def train(training: Training, state: RunState) -> None:
     for line in training.changes:
         state.say(line)
     if state.step == 0 and training.random_state is None:  # else a run stopped at step 0 goes on
-        validate_due(training, state, [each for each in training.validations if each.is_at_start])
+        measured = validate_all(training, state, [each for each in training.validations if each.is_at_start])
+        decide_and_save(training, state, measured)
     run_epoch = train_epoch if training.function.kind == "train_step" else drive_epoch
     while should_go_on(state):
         if state.is_epoch_done:
@@ -143,8 +145,8 @@ def start_batches(training: Training, state: RunState) -> Iterator[Any]:
 def train_epoch(training: Training, state: RunState) -> bool:
     """Train from where the epoch stands; say whether its end was reached."""
     batches = start_batches(training, state)
-    function, schedules, window = training.function, training.schedules, training.window
-    step, arguments, read = function.function, function.arguments, training.returns.read
+    function, schedules, take = training.function, training.schedules, training.returns.take
+    step, arguments = function.function, function.arguments
     optimizers = [] if "optimizers" in function.asks_for else list(state.optimizers.values())
     step_end, last_step, loss, logged = training.callbacks.step_end, state.options.max_steps, None, state.logged
     wants_counts, wants_schedules = function.wants_counts, schedules.wants_steps
@@ -154,13 +156,12 @@ def train_epoch(training: Training, state: RunState) -> bool:
         arguments["batch"] = batch
         if wants_counts:
             function.count()
-        metrics = read(step(**arguments), logged)
+        metrics, samples = take(step(**arguments), logged, batch)
         if optimizers:  # else the step has driven itself
             loss = loss or training.loss.choose(metrics)
             metrics[loss].backward()
             for optimizer in optimizers:
                 optimizer.step()
-        samples = window.add(metrics, batch)
         state.step += 1
         state.batch += 1
         state.samples += samples
@@ -169,7 +170,7 @@ def train_epoch(training: Training, state: RunState) -> bool:
         for notify_step_end in step_end:
             notify_step_end(state, batch, metrics)
         if logged:
-            window.add(read(None, logged), weight=samples)
+            training.returns.add(None, logged, samples)
         if state.step >= state.next_event:
             after_step(training, state)
         if state.interruption is not None or state.stop_reason is not None:
@@ -183,7 +184,7 @@ def drive_epoch(training: Training, state: RunState) -> bool:
     """Let the user's function train the whole epoch; it is never cut short."""
     loader = EpochLoader(counted(training, state, start_batches(training, state)), training.batches.num_batches)
     returned = training.function.function(**training.function.given(data_loader=loader))
-    training.window.add(training.returns.read({} if returned is None else returned, state.logged), weight=1)
+    training.returns.add({} if returned is None else returned, state.logged, 1)
     return True
 
 
@@ -212,7 +213,7 @@ def counted(training: Training, state: RunState, batches: Iterator[Any]) -> Iter
         state.batch += 1
         state.samples += samples
         if state.logged:
-            training.window.add(training.returns.read(None, state.logged), weight=samples)
+            training.returns.add(None, state.logged, samples)
         if training.schedules.wants_steps:
             training.schedules.after_step(state)
         for notify_step_end in training.callbacks.step_end:
@@ -228,8 +229,7 @@ def after_step(training: Training, state: RunState) -> None:
     if training.record_trigger.is_due(state.time()):
         record_training(training, state)
     if state.batch != training.batches.num_batches:
-        measured = validate_due(training, state, due_validations(training, state))
-        decide_and_save(training, state, measured)
+        decide_and_save(training, state, validate_due(training, state))
     plan_next_event(training, state)
 
 
@@ -237,7 +237,7 @@ def finish_epoch(training: Training, state: RunState) -> None:
     """Do what is due at the end of an epoch."""
     epoch_means = record_training(training, state, closes_epoch=True)
     state.is_epoch_done = True
-    measured = validate_due(training, state, due_validations(training, state))
+    measured = validate_due(training, state)
     notify(training, state, "epoch_end", metrics=epoch_means)
     training.schedules.check_metrics(state, [each.name for each in training.validations])
     training.schedules.after_epoch(state)
@@ -247,12 +247,12 @@ def finish_epoch(training: Training, state: RunState) -> None:
 
 def plan_next_event(training: Training, state: RunState) -> None:
     """Work out the next step after which anything can be due, so that the others need not ask."""
-    state.next_event = min((trigger.next_step(state.step) for trigger in training.triggers), default=NEVER)
+    state.next_event = min([trigger.next_step(state.step) for trigger in training.triggers], default=NEVER)
 
 
 def record_training(training: Training, state: RunState, closes_epoch: bool = False) -> dict[str, float]:
     """Record the open window, and at the end of an epoch its means too, which are returned."""
-    totals = training.window.close()
+    totals = training.returns.window.close()
     training.epoch_window.merge(totals)
     metrics = {f"train/{name}": value for name, value in means(totals).items()}
     if metrics:
@@ -273,13 +273,16 @@ def record_metrics(record: Record, state: RunState, metrics: Mapping[str, float]
     record.append("metrics", is_urgent, step=state.step, epoch=state.epoch, time=time.time(), metrics=dict(metrics))
 
 
-def due_validations(training: Training, state: RunState) -> list[Validation]:
-    """The validations that are due now."""
+def validate_due(training: Training, state: RunState) -> dict[str, float]:
+    """Do the validations that are due now; returns what was measured."""
+    if not training.validations:
+        return {}
     now = state.time()
-    return [each for each in training.validations if each.trigger is not None and each.trigger.is_due(now)]
+    due = [each for each in training.validations if each.trigger is not None and each.trigger.is_due(now)]
+    return validate_all(training, state, due)
 
 
-def validate_due(training: Training, state: RunState, validations: list[Validation]) -> dict[str, float]:
+def validate_all(training: Training, state: RunState, validations: list[Validation]) -> dict[str, float]:
     """Validate, record, and let callbacks and schedulers know; returns what was measured."""
     measured: dict[str, float] = {}
     for validation in validations:
@@ -299,8 +302,7 @@ def validate(validation: Validation, state: RunState) -> dict[str, float]:
     modules = list(state.model.modules())
     modes = [module.training for module in modules]
     state.model.eval()
-    window = MeanWindow()
-    function = validation.function
+    function, returns, logged = validation.function, validation.returns, state.logged
     # no_grad and not inference_mode: what a module caches here must still be usable in training.
     try:
         with isolated_random(derive_seed(state.seed, state.step, validation.name)), torch.no_grad():
@@ -308,12 +310,11 @@ def validate(validation: Validation, state: RunState) -> dict[str, float]:
             if function.kind == "validate_epoch":
                 loader = EpochLoader(batches, validation.batches.num_batches)
                 returned = function.function(**function.given(data_loader=loader))
-                window.add(validation.returns.read({} if returned is None else returned, state.logged), weight=1)
+                returns.add({} if returned is None else returned, logged, 1)
             else:
                 for batch in batches:
-                    metrics = validation.returns.read(function.function(**function.given(batch=batch)), state.logged)
-                    window.add(metrics, batch)
-            measured = window.means()
+                    returns.take(function.function(**function.given(batch=batch)), logged, batch)
+            measured = means(returns.window.close())
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode

@@ -14,6 +14,7 @@ from torch import Tensor
 
 Totals = dict[str, tuple[float, float]]  # name → sum of weight × value, sum of weights
 
+NOTHING = (0.0, 0.0)  # the total of nothing
 _CHUNK = 1024  # so many values are kept as tensors of their own before they are packed into one
 
 
@@ -21,45 +22,26 @@ class MeanWindow:
     """Means of named scalars, weighted by batch size, since the window was opened."""
 
     def __init__(self) -> None:
-        self._totals: Totals = {}
+        self.totals: Totals = {}  # of the values that have been read
         self._waiting: list[tuple[str, float, Tensor]] = []
         self._packed: list[tuple[list[tuple[str, float]], Tensor]] = []
 
-    def add(self, metrics: dict[str, Any], batch: Any = None, weight: int | None = None) -> int:
-        """Add one batch.
-
-        Args:
-            metrics: name → scalar tensor, which is not waited for, or number; a `batch_size` among them is taken out.
-            batch: what they were computed from.
-            weight: their weight, where no batch tells it.
-
-        Returns:
-            The weight: `batch_size` if it was returned, else the size of the batch.
-        """
-        if "batch_size" in metrics:
-            weight = metrics.pop("batch_size")
-        elif weight is None:
-            first = batch[0] if (type(batch) is tuple or type(batch) is list) and batch else batch
-            # The common case is decided here: this runs on every step, where each call counts.
-            weight = first.size(0) if type(first) is Tensor and first.ndim else count_samples(batch)
-        totals = self._totals
+    def add(self, metrics: Mapping[str, Any], weight: float) -> None:
+        """Add the metrics of one batch: name → scalar tensor, which is not waited for, or number."""
+        totals = self.totals
         for name, value in metrics.items():
             if isinstance(value, Tensor):
                 if not value.is_cpu:
                     self._wait_for(name, weight, value)
                     continue
                 value = value.item()
-            if name in totals:
-                total = totals[name]
-                totals[name] = (total[0] + value * weight, total[1] + weight)
-            else:
-                totals[name] = (value * weight, weight)
-        return weight
+            total = totals.get(name, NOTHING)
+            totals[name] = (total[0] + value * weight, total[1] + weight)
 
     def close(self) -> Totals:
         """The totals of the window, which is then empty; waits for the device if values are there."""
         totals = self._read()
-        self._totals = {}
+        self.totals = {}
         return totals
 
     def means(self) -> dict[str, float]:
@@ -69,8 +51,8 @@ class MeanWindow:
     def merge(self, totals: Totals) -> None:
         """Add the totals of another window."""
         for name, (value, weight) in totals.items():
-            mine = self._totals.get(name, (0.0, 0.0))
-            self._totals[name] = (mine[0] + value, mine[1] + weight)
+            mine = self.totals.get(name, NOTHING)
+            self.totals[name] = (mine[0] + value, mine[1] + weight)
 
     def state_dict(self) -> dict[str, list[float]]:
         """The open window in plain values."""
@@ -78,7 +60,7 @@ class MeanWindow:
 
     def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
         """Open the window where it was."""
-        self._totals = {name: (value, weight) for name, (value, weight) in state.items()}
+        self.totals = {name: (value, weight) for name, (value, weight) in state.items()}
         self._waiting, self._packed = [], []
 
     def _wait_for(self, name: str, weight: float, value: Tensor) -> None:
@@ -100,9 +82,9 @@ class MeanWindow:
             values = torch.cat([tensor for _, tensor in self._packed]).tolist()
             self._packed = []
             for (name, weight), value in zip(keys, values, strict=True):
-                total = self._totals.get(name, (0.0, 0.0))
-                self._totals[name] = (total[0] + value * weight, total[1] + weight)
-        return self._totals
+                total = self.totals.get(name, NOTHING)
+                self.totals[name] = (total[0] + value * weight, total[1] + weight)
+        return self.totals
 
 
 def means(totals: Totals) -> dict[str, float]:

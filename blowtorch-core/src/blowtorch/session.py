@@ -131,7 +131,7 @@ class Session:
 
     def metrics(self) -> dict[str, float]:
         """The last value of every metric; of one never recorded, its mean in the window that is still open."""
-        window = {f"train/{name}": value for name, value in self.training.window.means().items()}
+        window = {f"train/{name}": value for name, value in self.training.returns.window.means().items()}
         return window | self.state.metrics
 
     def _write_console_log(self, text: str) -> None:
@@ -178,7 +178,7 @@ class Session:
             moment: [each.bind(state) for each in functions] for moment, functions in self._script.moments.items()
         }
         callbacks = Callbacks(self._callbacks, moments)
-        window, epoch_window = MeanWindow(), MeanWindow()
+        epoch_window = MeanWindow()
         validations = self._build_validations()
         record_trigger, checkpoint_trigger = _trigger(options.log_every), _trigger(options.checkpoint_every)
         assert record_trigger is not None
@@ -189,7 +189,7 @@ class Session:
         parts = {
             "state": state,
             "triggers": Triggers(triggers, state.time),
-            "window": window,
+            "window": returns.window,
             "epoch_window": epoch_window,
             **{f"optimizers/{name}": optimizer for name, optimizer in state.optimizers.items()},
             **schedules.parts(),
@@ -206,7 +206,6 @@ class Session:
             callbacks=callbacks,
             record=self._record,
             checkpoints=Checkpoints(self.folder, self._backend, state.info, self._record, parts),
-            window=window,
             epoch_window=epoch_window,
             record_trigger=record_trigger,
             checkpoint_trigger=checkpoint_trigger,

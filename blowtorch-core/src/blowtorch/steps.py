@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from blowtorch.errors import ScriptError, nearest
+from blowtorch.metrics import MeanWindow, count_samples
 from blowtorch.state import RunState
 
 _ALWAYS = ("model", "device", "config", "state", "epoch", "step", "log", "is_validate")
@@ -113,16 +114,74 @@ def _asked_names(function: Callable[..., Any], kind: str, valid: tuple[str, ...]
 
 
 class Returns:
-    """Reads what steps return: names, a scalar for each, and the size of the batch.
+    """Reads what steps return: names, a scalar for each, and the size of the batch; and keeps their means.
 
     One of these belongs to one function, whose first return is looked at closely.
+
+    Attributes:
+        window: the means of what was taken since it was last closed.
     """
 
     def __init__(self, function: str, warn: Callable[[str], None]) -> None:
+        self.window = MeanWindow()
         self._function = function
         self._warn = warn
+        self._plain: set[str] = set()  # the metrics that were scalars on the CPU when they were last looked at
         self._is_first = True
         self._has_warned = False
+
+    def take(self, returned: Any, logged: dict[str, Any], batch: Any) -> tuple[dict[str, Any], int]:
+        """Read what a step returned and logged, and add it to the window, weighted by the size of the batch.
+
+        What was found to be scalars on the CPU is read right here: this runs on every step, where each call counts,
+        and each look at a tensor too.
+
+        Returns:
+            The metrics as `read` gives them, without `batch_size`; and the number of samples.
+
+        Raises:
+            ScriptError: it is nothing of that kind.
+        """
+        plain, totals = self._plain, self.window.totals
+        if type(returned) is Tensor and not logged and "loss" in plain:
+            metrics = {"loss": returned}
+        elif type(returned) is dict and not logged and returned.keys() <= plain:
+            metrics = returned
+        else:
+            return self._take_anything(returned, logged, batch)
+        first = batch[0] if (type(batch) is tuple or type(batch) is list) and batch else batch
+        try:
+            samples = first.size(0) if type(first) is Tensor else count_samples(batch)
+        except IndexError:  # it has no dimension, which to ask for on every step would cost more
+            samples = 1
+        for name, value in metrics.items():
+            try:
+                number = value if type(value) is float else value.item()
+            except (AttributeError, RuntimeError, ValueError):  # no longer what it was found to be
+                return self._take_anything(returned, logged, batch, begin=name)
+            if name in totals:
+                total = totals[name]
+                totals[name] = (total[0] + number * samples, total[1] + samples)
+            else:
+                totals[name] = (number * samples, samples)
+        return metrics, samples
+
+    def _take_anything(
+        self, returned: Any, logged: dict[str, Any], batch: Any, begin: str | None = None
+    ) -> tuple[dict[str, Any], int]:
+        """Like `take`, for anything; metrics before the one called `begin` are in the window already."""
+        metrics = self.read(returned, logged)
+        samples = metrics.pop("batch_size") if "batch_size" in metrics else count_samples(batch)
+        is_scalar = not self._has_warned  # else averaging is the rule
+        self._plain = {name for name, value in metrics.items() if is_scalar and _is_plain(value)}
+        names = list(metrics)
+        self.window.add({name: metrics[name] for name in names[names.index(begin) if begin else 0 :]}, samples)
+        return metrics, samples
+
+    def add(self, returned: Any, logged: dict[str, Any], weight: int) -> None:
+        """Read what belongs to no single batch, and add it to the window."""
+        metrics = self.read(returned, logged)
+        self.window.add(metrics, metrics.pop("batch_size", weight))
 
     def read(self, returned: Any, logged: dict[str, Any]) -> dict[str, Any]:
         """Name → scalar tensor or number, of what a step returned and logged; a lone tensor is called `loss`.
@@ -130,8 +189,6 @@ class Returns:
         Raises:
             ScriptError: it is nothing of that kind.
         """
-        if type(returned) is Tensor and not returned.ndim and not logged:  # the common cases come first
-            return {"loss": returned}
         is_plain = type(returned) is dict and not logged and "batch_size" not in returned
         metrics = returned if is_plain else self._merge(returned, logged)
         for value in metrics.values():
@@ -236,6 +293,10 @@ class Loss:
                 f"model's parameters, not detached and not a number"
             )
         return wanted
+
+
+def _is_plain(value: Any) -> bool:
+    return value.is_cpu if isinstance(value, Tensor) else type(value) is float
 
 
 def _described(value: Any) -> str:
