@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from blowtorch import (
     BlowtorchWarning,
     CheckpointError,
+    ConfigError,
     ExtensionError,
     OptionError,
     Run,
@@ -145,6 +146,7 @@ def test_moments_come_in_order(make_run, net, loader):
     assert ear.heard == [
         ("run_start", 0),
         ("validation_end", 0, "val", ["val/loss"]),
+        ("checkpoint_saved", "step-00000000", True),
         ("epoch_start", 1),
         ("train_step_end", 1, ["loss"]),
         ("train_step_end", 2, ["loss"]),
@@ -667,6 +669,97 @@ def test_a_full_disk_does_not_hide_the_users_own_error(make_run, net, loader, mo
 
     with pytest.warns(BlowtorchWarning, match="No space left"), pytest.raises(ValueError, match="my own mistake"):
         run(net, loader, **QUIET)
+
+
+def run_by_epoch(train_epoch):
+    run = Run(random_seed=0, command_line=[])
+    run.train_epoch(train_epoch)
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    return run
+
+
+def test_a_train_epoch_function_that_breaks_off_has_done_the_batch_that_it_was_given(net, loader):
+    def train_epoch(data_loader):
+        for _ in data_loader:
+            break
+
+    assert run_by_epoch(train_epoch)(net, loader, max_steps=3, **QUIET).step == 3
+
+
+def test_a_train_epoch_function_without_batches_is_an_error_where_it_would_never_end(net, loader):
+    run = run_by_epoch(lambda data_loader: None)
+    with pytest.raises(ScriptError, match="took no batch of its data_loader, so max_steps is never reached"):
+        run(net, loader, max_steps=3, **QUIET)
+    assert run(net, loader, max_epochs=2, **QUIET).epoch == 2
+
+
+def test_a_train_epoch_function_has_no_metric_to_optimize(net, loader, tmp_path):
+    with pytest.raises(ScriptError, match="optimize_metric is for a train step; <lambda> drives the whole epoch"):
+        run_by_epoch(lambda data_loader: None)(net, loader, optimize_metric="loss", **QUIET)
+    assert not (tmp_path / "train_logs").exists()
+
+
+def test_a_step_that_no_longer_returns_the_loss_says_so(net, loader):
+    run = Run(random_seed=0, command_line=[])
+    names = iter(["loss", "energy", "energy"])
+
+    @run.train_step
+    def step(batch, model):
+        value = model(batch[0]).mean()
+        return {next(names): value, "other": value}
+
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ScriptError, match="step returned 'energy', 'other', of which 'energy', 'other' carry"):
+        run(net, loader, **QUIET)
+
+
+def test_a_scheduler_may_follow_a_mean_of_the_epoch(make_run, net, loader):
+    plateau = {"plateau": {"metric": "train_epoch/loss", "patience": 0, "smaller_is_better": False}}
+    result = make_run(validates=False)(net, loader, scheduler=plateau, max_epochs=3, **QUIET)
+    assert result.metrics["lr"] < 0.1
+
+
+@pytest.mark.parametrize("smaller_is_better", [True, False])
+def test_of_equally_good_checkpoints_one_is_kept(net, loader, smaller_is_better):
+    run = run_by_epoch(lambda data_loader: list(data_loader) and {})
+    run.validate_step(lambda batch: {"loss": 1.0})
+    options = {"smaller_is_better": smaller_is_better, "keep_last": 1, "max_epochs": 4, "validate_at_start": True}
+    result = run(net, loader, loader, **options, **QUIET)
+    assert [each.name for each in open_run(result.folder).checkpoints] == ["step-00000000", "step-00000032"]
+    assert result.best is not None and result.best.step == 0
+
+
+def test_without_a_best_checkpoint_to_keep_none_is_named(make_run, net, loader):
+    result = make_run()(net, loader, loader, keep_best=0, keep_last=1, max_epochs=2, **QUIET)
+    assert result.best is None
+
+
+def test_the_best_by_another_metric_is_forgotten(make_run, net, loader):
+    first = make_run()(net, loader, loader, max_epochs=1, run_name="a", **QUIET)
+    again = make_run()(net, loader, loader, max_epochs=1, resume=str(first.folder), checkpoint_metric="val/x", **QUIET)
+    assert first.best is not None and again.best is None
+
+
+def test_a_metric_of_few_steps_decides_on_no_checkpoint(make_run, net, loader):
+    result = make_run()(net, loader, loader, checkpoint_metric="train/loss", **QUIET)
+    assert result.best is None
+    assert (
+        "no checkpoint is the best one: checkpoint_metric is 'train/loss'"
+        in (result.folder / "console.log").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"config_files": 3}, "config_files is the path of a file, or a list of paths, got 3"),
+        ({"config_files": ["a.yaml", None]}, "config_files is the path of a file"),
+        ({"command_line": "with a=1"}, "command_line is a list of words like sys.argv, got the string 'with a=1'"),
+    ],
+)
+def test_arguments_of_a_run_of_a_wrong_type_are_refused(keywords, message):
+    with pytest.raises(ConfigError, match=message):
+        Run(**keywords)
 
 
 def test_an_epoch_loader_has_a_length(net, loader):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from blowtorch import CheckpointError, RunFolderError, find_runs, open_run
+from blowtorch import BlowtorchWarning, CheckpointError, RunFolderError, find_runs, open_run
 from blowtorch.folder import RunFolder
 from blowtorch.manifest import write_manifest
 from blowtorch.view import find_newest
@@ -129,6 +129,15 @@ def test_runs_are_found_newest_first_and_other_things_left_out():
 
 def test_where_there_is_no_folder_there_are_no_runs():
     assert find_runs("missing") == []
+
+
+@pytest.mark.parametrize("text", ["", "status: [", "status: finished\n"])
+def test_a_damaged_run_is_left_out_of_the_list_with_a_warning(trained, text):
+    damaged = trained.folder.parent / "26-01-01_00-00-00_bad-9"
+    damaged.mkdir()
+    (damaged / "run.yaml").write_text(text)
+    with pytest.warns(BlowtorchWarning, match=r"bad-9.*run\.yaml.*; the run is left out"):
+        assert [run.name for run in find_runs()] == [open_run(trained.folder).name]
 
 
 def test_the_newest_run_of_a_name_or_of_a_script_is_found():

@@ -180,3 +180,8 @@ def test_a_run_names_it_and_every_metric_arrives(tmp_path):
 def test_importing_it_imports_no_heavy_library(library):
     code = f"import sys, blowtorch_wandb; sys.exit({library!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_mode_that_does_not_exist_is_refused_when_it_is_named():
+    with pytest.raises(ValueError, match="mode: expected 'online', 'offline' or 'disabled', got 'of'"):
+        WandbLogger(mode="of")

@@ -132,7 +132,8 @@ class Checkpoints:
         names = list(self._backend.call("checkpoint_list"))
         keep = set(names[-options.keep_last :])
         if options.keep_best:
-            ranked = sorted(self._measured(names, options.checkpoint_metric), reverse=not options.smaller_is_better)
+            sign = 1 if options.smaller_is_better else -1
+            ranked = sorted((sign * value, name) for value, name in self._measured(names, options.checkpoint_metric))
             keep |= {name for _, name in ranked[: options.keep_best]}
             if state.best is not None:
                 keep.add(state.best.name)

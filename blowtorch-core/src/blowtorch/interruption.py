@@ -21,7 +21,7 @@ def interruptible(state: RunState) -> Iterator[None]:
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and state.interruption is not None:
+        if number == signal.SIGINT and state.interruption == "Ctrl-C":
             raise KeyboardInterrupt
         state.interruption = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 

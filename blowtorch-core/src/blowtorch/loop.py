@@ -16,7 +16,7 @@ At one step things always happen in this order: train, record, validate, decide,
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from blowtorch.callbacks import Callbacks
 from blowtorch.checkpoints import Checkpoints
 from blowtorch.clock import NEVER, Trigger
 from blowtorch.data import Batches
-from blowtorch.errors import BlowtorchError, CheckpointError, nearest
+from blowtorch.errors import BlowtorchError, CheckpointError, ScriptError, nearest
 from blowtorch.metrics import MeanWindow, count_samples, means
 from blowtorch.record import Record
 from blowtorch.reproducibility import derive_seed, isolated_random, restore_random_state
@@ -148,7 +148,7 @@ def train_epoch(training: Training, state: RunState) -> bool:
     function, schedules, take = training.function, training.schedules, training.returns.take
     step, arguments = function.function, function.arguments
     optimizers = [] if "optimizers" in function.asks_for else list(state.optimizers.values())
-    step_end, last_step, loss, logged = training.callbacks.step_end, state.options.max_steps, None, state.logged
+    step_end, last_step, loss, logged = training.callbacks.step_end, state.options.max_steps, "", state.logged
     wants_counts, wants_schedules = function.wants_counts, schedules.wants_steps
     for batch in batches:
         for optimizer in optimizers:
@@ -158,7 +158,8 @@ def train_epoch(training: Training, state: RunState) -> bool:
             function.count()
         metrics, samples = take(step(**arguments), logged, batch)
         if optimizers:  # else the step has driven itself
-            loss = loss or training.loss.choose(metrics)
+            if loss not in metrics:
+                loss = training.loss.choose(metrics)
             metrics[loss].backward()
             for optimizer in optimizers:
                 optimizer.step()
@@ -173,30 +174,52 @@ def train_epoch(training: Training, state: RunState) -> bool:
             training.returns.add(None, logged, samples)
         if state.step >= state.next_event:
             after_step(training, state)
-        if state.interruption is not None or state.stop_reason is not None:
-            return False
-        if state.step == last_step and state.batch != training.batches.num_batches:
+        is_last = state.step == last_step and state.batch != training.batches.num_batches
+        if is_last or state.interruption is not None or state.stop_reason is not None:
             return False
     return True
 
 
 def drive_epoch(training: Training, state: RunState) -> bool:
     """Let the user's function train the whole epoch; it is never cut short."""
-    loader = EpochLoader(counted(training, state, start_batches(training, state)), training.batches.num_batches)
+    batches, num_batches = start_batches(training, state), training.batches.num_batches
+    loader = EpochLoader(batches, num_batches, lambda batch: count_batch(training, state, batch))
     returned = training.function.function(**training.function.given(data_loader=loader))
+    loader.finish_batch()
+    if state.batch == 0 and state.max_epochs is None:
+        raise ScriptError(
+            f"{training.function.name} took no batch of its data_loader, so max_steps is never reached; iterate it, or "
+            f"set max_epochs"
+        )
     training.returns.add({} if returned is None else returned, state.logged, 1)
     return True
 
 
 class EpochLoader:
-    """The `data_loader` of a function that drives an epoch: iterable once, with a length where that is known."""
+    """The `data_loader` of a function that drives an epoch: iterable once, with a length where that is known.
 
-    def __init__(self, batches: Iterator[Any], num_batches: int | None) -> None:
+    `done` is called with each batch once the next is asked for, and with the last one by `finish_batch`.
+    """
+
+    def __init__(
+        self, batches: Iterator[Any], num_batches: int | None, done: Callable[[Any], None] = lambda batch: None
+    ) -> None:
         self._batches = batches
         self._num_batches = num_batches
+        self._done = done
+        self._given: list[Any] = []  # the batch that the function works on
 
     def __iter__(self) -> Iterator[Any]:
-        return self._batches
+        for batch in self._batches:
+            self.finish_batch()  # a function may begin to iterate again where it broke off
+            self._given.append(batch)
+            yield batch
+            self.finish_batch()
+
+    def finish_batch(self) -> None:
+        """The function is done with the batch that it was given last."""
+        if self._given:
+            self._done(self._given.pop())
 
     def __len__(self) -> int:
         if self._num_batches is None:
@@ -204,24 +227,22 @@ class EpochLoader:
         return self._num_batches
 
 
-def counted(training: Training, state: RunState, batches: Iterator[Any]) -> Iterator[Any]:
-    """The batches for a function that drives a whole epoch; each counts as a step once the next is asked for."""
-    for batch in batches:
-        yield batch
-        samples = count_samples(batch)
-        state.step += 1
-        state.batch += 1
-        state.samples += samples
-        if state.logged:
-            training.returns.add(None, state.logged, samples)
-        if training.schedules.wants_steps:
-            training.schedules.after_step(state)
-        for notify_step_end in training.callbacks.step_end:
-            notify_step_end(state, batch, {})
-        if state.step >= state.next_event:
-            if training.record_trigger.is_due(state.time()):
-                record_training(training, state)
-            plan_next_event(training, state)
+def count_batch(training: Training, state: RunState, batch: Any) -> None:
+    """What happens after each batch of a function that drives a whole epoch; each counts as a step."""
+    samples = count_samples(batch)
+    state.step += 1
+    state.batch += 1
+    state.samples += samples
+    if state.logged:
+        training.returns.add(None, state.logged, samples)
+    if training.schedules.wants_steps:
+        training.schedules.after_step(state)
+    for notify_step_end in training.callbacks.step_end:
+        notify_step_end(state, batch, {})
+    if state.step >= state.next_event:
+        if training.record_trigger.is_due(state.time()):
+            record_training(training, state)
+        plan_next_event(training, state)
 
 
 def after_step(training: Training, state: RunState) -> None:
@@ -239,6 +260,7 @@ def finish_epoch(training: Training, state: RunState) -> None:
     state.is_epoch_done = True
     measured = validate_due(training, state)
     notify(training, state, "epoch_end", metrics=epoch_means)
+    training.schedules.after_metrics(state, epoch_means)
     training.schedules.check_metrics(state, [each.name for each in training.validations])
     training.schedules.after_epoch(state)
     report_missing_metric(state, measured)
@@ -289,7 +311,7 @@ def validate_all(training: Training, state: RunState, validations: list[Validati
         metrics = validate(validation, state)
         record_metrics(training.record, state, metrics)
         notify(training, state, "validation_end", name=validation.name, metrics=metrics)
-        training.schedules.after_validation(state, metrics)
+        training.schedules.after_metrics(state, metrics)
         measured |= metrics
     return measured
 
@@ -333,7 +355,8 @@ def decide_and_save(training: Training, state: RunState, measured: Mapping[str, 
 def report_missing_metric(state: RunState, measured: Mapping[str, float]) -> None:
     """Say, once, that the validations do not measure what decides on the best checkpoint."""
     option = state.options.checkpoint_metric
-    if measured and option not in state.metrics and state.options.keep_best and "metric" not in state.reported:
+    is_measured = option in state.metrics and not option.startswith("train/")  # which is of a few steps only
+    if measured and not is_measured and state.options.keep_best and "metric" not in state.reported:
         state.reported.add("metric")
         state.say(
             f"no checkpoint is the best one: checkpoint_metric is {option!r}, and validations measure "
@@ -344,7 +367,7 @@ def report_missing_metric(state: RunState, measured: Mapping[str, float]) -> Non
 def is_new_best(state: RunState, measured: Mapping[str, float]) -> bool:
     """Whether `checkpoint_metric` was measured and is better than ever."""
     value = measured.get(state.options.checkpoint_metric)
-    if value is None or math.isnan(value):
+    if value is None or math.isnan(value) or not state.options.keep_best:
         return False
     best = None if state.best is None else state.best.metric
     if best is None:

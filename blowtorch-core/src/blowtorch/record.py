@@ -36,6 +36,7 @@ class Record:
         self._beat = beat
         self._file: BinaryIO = path.open("ab", buffering=0)
         self._held: list[dict[str, Any]] = []  # encoded together, which costs a fraction of one at a time
+        self._unwritten = b""  # what a full disk has refused
         self._written_at = 0.0
         self._length = whole_lines(path)
         self._file.truncate(self._length)
@@ -59,23 +60,25 @@ class Record:
         """Write what is held; say whether the file now has everything. A full disk is tried again next time."""
         self._written_at = time.monotonic()
         self._beat()
-        if not self._held:
+        data = self._unwritten + b"".join(map(encode, self._held))
+        self._held.clear()
+        if not data:
             return True
-        data = b"".join(map(encode, self._held))
         try:
             written = self._file.write(data)
             if written != len(data):
                 raise OSError(f"{written} of {len(data)} bytes were written")
         except OSError as error:
             self._file.truncate(self._length)
-            if len(self._held) > _HELD_EVENTS:
+            self._unwritten = data
+            if (held := data.count(b"\n")) > _HELD_EVENTS:
                 raise RunFolderError(
-                    f"{self.path} could not be written for {len(self._held)} events ({error}); make room on the disk "
+                    f"{self.path} could not be written for {held} events ({error}); make room on the disk "
                     f"and continue the run with run.resume={self.path.parent}"
                 ) from error
             return False
         self._length += len(data)
-        self._held.clear()
+        self._unwritten = b""
         return True
 
     def sync(self) -> int:

@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 from blowtorch.callbacks import MOMENTS, check_moment
 from blowtorch.config import Config, load_config, split_source
 from blowtorch.data import Batches
-from blowtorch.errors import BlowtorchWarning, OptionError, ScriptError
+from blowtorch.errors import BlowtorchWarning, ConfigError, OptionError, ScriptError
 from blowtorch.hookspecs import Checkpoint
 from blowtorch.interruption import interruptible
 from blowtorch.loop import Validation, train, validate
@@ -81,11 +81,15 @@ class Run:
         deterministic: bool = False,
         command_line: Sequence[str] | None = None,
     ) -> None:
+        if isinstance(command_line, str):
+            raise ConfigError(f"command_line is a list of words like sys.argv, got the string {command_line!r}")
+        files = [config_files] if isinstance(config_files, str | Path) else config_files
+        if not isinstance(files, Sequence) or not all(isinstance(file, str | Path) for file in files):
+            raise ConfigError(f"config_files is the path of a file, or a list of paths, got {config_files!r}")
         self._is_in_worker = is_loader_worker()
         self._plugins = Plugins()
         self._script = Script(command_line=list(sys.argv if command_line is None else command_line))
         self._state: RunState | None = None
-        files = [config_files] if isinstance(config_files, str | Path) else list(config_files)
         with warnings.catch_warnings():
             if self._is_in_worker:
                 warnings.simplefilter("ignore", BlowtorchWarning)

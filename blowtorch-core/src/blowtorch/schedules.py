@@ -48,7 +48,7 @@ class Schedules:
             if self.triggers[name].is_due(time):
                 self._schedules[name].scheduler.step()
 
-    def after_validation(self, state: RunState, measured: Mapping[str, float]) -> None:
+    def after_metrics(self, state: RunState, measured: Mapping[str, float]) -> None:
         """Step those whose metric was measured."""
         for name, schedule in self._schedules.items():
             metric = schedule.metric
@@ -57,12 +57,12 @@ class Schedules:
 
     def check_metrics(self, state: RunState, validations: Sequence[str]) -> None:
         """Raise a `ScriptError` for a schedule whose metric was not measured though every validation has been done."""
-        measured = [name for name in state.metrics if name.rpartition("/")[0] in validations]
+        measured = [name for name in state.metrics if name.rpartition("/")[0] in (*validations, "train_epoch")]
         if all(any(name.startswith(f"{each}/") for name in measured) for each in validations):
             for schedule in self._schedules.values():
-                if schedule.metric is not None and schedule.metric not in state.metrics:
+                if schedule.metric is not None and schedule.metric not in measured:
                     raise ScriptError(
-                        f"a scheduler waits for {schedule.metric!r}, which no validation measures."
+                        f"a scheduler waits for {schedule.metric!r}, which neither a validation nor an epoch measures."
                         f"{nearest(schedule.metric, measured)} There are {', '.join(measured) or 'none'}"
                     )
 

@@ -66,8 +66,8 @@ class Script:
                 return str(Path(started).absolute())
         return ""
 
-    def check(self, model: Any) -> None:
-        """Raise a `ScriptError` if something is missing without which nothing can be trained."""
+    def check(self, model: Any, optimize_metric: str | None) -> None:
+        """Raise a `ScriptError` if something is missing without which nothing can be trained, or cannot be heeded."""
         world_size = os.environ.get("WORLD_SIZE", "1")
         if world_size not in ("", "1"):
             raise ScriptError(f"WORLD_SIZE is {world_size!r}, and this version trains in one process only; unset it")
@@ -75,6 +75,10 @@ class Script:
             raise ScriptError(f"run(model, ...) expects a torch.nn.Module, got {model!r:.100}")
         if self.train is None:
             raise ScriptError("there is no train step; decorate a function with @run.train_step or @run.train_epoch")
+        if optimize_metric is not None and self.train.kind != "train_step":
+            raise ScriptError(
+                f"the option optimize_metric is for a train step; {self.train.name} drives the whole epoch itself"
+            )
         if self.configure_optimizers is None:
             raise ScriptError("there is no optimizer; decorate a function that makes it with @run.configure_optimizers")
 

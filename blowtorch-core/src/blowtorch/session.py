@@ -12,7 +12,7 @@ from blowtorch.checkpoints import Checkpoints
 from blowtorch.clock import Interval, Trigger, Triggers
 from blowtorch.config import Config
 from blowtorch.data import Batches
-from blowtorch.errors import BlowtorchError, ScriptError, warn
+from blowtorch.errors import BlowtorchError, RunFolderError, ScriptError, warn
 from blowtorch.folder import RunFolder, find_differences, mask_secrets, plain
 from blowtorch.hookspecs import RunInfo, Schedule
 from blowtorch.loop import Training, Validation
@@ -50,7 +50,7 @@ class Session:
         self, script: Script, config: Config, options: RunOptions, plugins: Plugins, data: tuple[Any, Any, Any]
     ) -> None:
         model, train_loader, validate_loader = data
-        script.check(model)
+        script.check(model, options.optimize_metric)
         self.status = "running"
         self._script = script
         self._requests = script.choose_validations(validate_loader)
@@ -80,7 +80,11 @@ class Session:
         self.state.is_resumed = is_resumed
         self._feeds: list[LoggerFeed] = []
         self._has_begun = False
-        self._record = Record(self.folder.record, self.folder.beat)
+        try:
+            self._record = Record(self.folder.record, self.folder.beat)
+        except OSError as error:
+            self.folder.release()
+            raise RunFolderError(f"the record of the run cannot be opened: {error}") from error
 
     def __enter__(self) -> "Session":
         return self

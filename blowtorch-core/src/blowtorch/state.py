@@ -133,6 +133,7 @@ class RunState:
             "metrics": dict(self.metrics),
             "measured_at": dict(self.measured_at),
             "best": None if self.best is None else [self.best.name, self.best.step, self.best.metric],
+            "best_by": [self.options.checkpoint_metric, self.options.smaller_is_better],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -141,6 +142,7 @@ class RunState:
         self.is_epoch_done, self.samples = state["is_epoch_done"], state["samples"]
         self._earlier_seconds, self._started = state["seconds"], time.monotonic()
         self.metrics, self.measured_at = dict(state["metrics"]), dict(state["measured_at"])
-        if state["best"] is not None:
+        is_comparable = state["best_by"] == [self.options.checkpoint_metric, self.options.smaller_is_better]
+        if state["best"] is not None and is_comparable:
             name, step, metric = state["best"]
             self.best = Checkpoint(name, step, metric, self.folder / "checkpoints" / name)

@@ -144,7 +144,7 @@ class Returns:
         """
         plain, totals = self._plain, self.window.totals
         if type(returned) is Tensor and not logged and "loss" in plain:
-            metrics = {"loss": returned}
+            metrics: dict[str, Any] = {"loss": returned}
         elif type(returned) is dict and not logged and returned.keys() <= plain:
             metrics = returned
         else:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blowtorch.config import Config, load_config
-from blowtorch.errors import CheckpointError, RunFolderError, nearest
+from blowtorch.errors import CheckpointError, RunFolderError, nearest, warn
 from blowtorch.folder import folder_number, is_owned, read_yaml, safe_name
 from blowtorch.hookspecs import Checkpoint
 from blowtorch.manifest import read_manifest, verify
@@ -168,10 +168,21 @@ def open_run(path: str | Path) -> RunView:
 
 
 def find_runs(save_path: str | Path = "train_logs") -> list[RunView]:
-    """The runs in a folder, newest first."""
+    """The runs in a folder, newest first; a damaged one is left out with a warning."""
     root = Path(save_path)
     found = [path for path in root.iterdir() if (path / "run.yaml").is_file()] if root.is_dir() else []
-    return [RunView(path) for path in sorted(found, key=_age, reverse=True)]
+    runs = []
+    for path in sorted(found, key=_age, reverse=True):
+        try:
+            view = RunView(path)
+        except RunFolderError as error:
+            warn(f"{error}; the run is left out")
+            continue
+        if missing := {"id", "name", "number", "status"} - view.info.keys():
+            warn(f"{path / 'run.yaml'} is damaged, it has no {', '.join(sorted(missing))}; the run is left out")
+            continue
+        runs.append(view)
+    return runs
 
 
 def find_newest(save_path: str | Path, run_name: str | None, script: str) -> RunView | None:

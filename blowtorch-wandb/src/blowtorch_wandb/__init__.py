@@ -27,6 +27,9 @@ class WandbLogger:
         group: shown together with other runs of that group.
         tags: labels of the run.
         notes: a longer description.
+
+    Raises:
+        ValueError: there is no such mode.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class WandbLogger:
         tags: Sequence[str] = (),
         notes: str | None = None,
     ) -> None:
+        if mode not in (None, "online", "offline", "disabled"):
+            raise ValueError(f"mode: expected 'online', 'offline' or 'disabled', got {mode!r}")
         self.project = project
         self.entity = entity
         self.mode = mode
