@@ -73,7 +73,7 @@ class Checkpoints:
                 raise CheckpointError(f"{problem}; only tensors, numbers, strings, lists and mappings can be stored")
 
     def save(self, state: RunState, is_best: bool) -> Checkpoint:
-        """Write and publish a checkpoint of this moment, move the pointers, delete what need not be kept.
+        """Write and publish a checkpoint of this moment, and move the pointers.
 
         Raises:
             CheckpointError: it could not be written; what was published before is untouched.

@@ -70,7 +70,7 @@ class Schedule:
         scheduler: anything with `step`, `state_dict` and `load_state_dict`.
         every: an interval of the clock, such as `"1 steps"` or `"1 epoch"`.
         metric: the metric that is handed to `scheduler.step`, for schedulers that want one; it is then stepped
-            after the validation in which the metric was measured, and `every` counts only those.
+            after a validation or an epoch in which the metric was measured, where another `every` has passed by then.
 
     Raises:
         OptionError: `every` is not an interval.
@@ -147,8 +147,8 @@ class LoggerSpec:
 
         Args:
             metrics: name to value, such as `{"train/loss": 0.42}`; values may be NaN or infinite.
-            step: optimizer steps done; the first is 1.
-            epoch: the epoch under way; the first is 1.
+            step: optimizer steps done; 0 for what is measured before the first.
+            epoch: the epoch under way, the first being 1; 0 before it begins.
             time: seconds since 1970 when they were recorded.
         """
 
