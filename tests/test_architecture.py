@@ -35,6 +35,7 @@ LAYERS = [
     "checkpoints",
     "record",
     "metrics",
+    "media",
     "state",
     "reproducibility",
     "view",

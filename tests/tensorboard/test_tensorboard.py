@@ -1,13 +1,16 @@
 import copy
+import io
 import math
 import subprocess
 import sys
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as TensorAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util import tensor_util
 
 from blowtorch import Run, RunInfo
 from blowtorch.plugins import Plugins
@@ -20,6 +23,30 @@ CONFIG = {"model": {"width": 3, "sizes": [1, 2], "norm": None}, "rate": 0.1}
 def info(tmp_path):
     def make(resumed=False):
         return RunInfo("abc", "brave-otter-3", tmp_path, tmp_path / "tensorboard", CONFIG, resumed)
+
+    return make
+
+
+@pytest.fixture
+def make_media_run(tmp_path, monkeypatch):
+    def make():
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "notes.txt").write_text("kept")
+        run = Run(random_seed=0, command_line=["train.py"])
+        run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+
+        @run.train_step
+        def step(batch, model):
+            return model(batch).mean()
+
+        @run.on("epoch_end")
+        def show():
+            run.log_image("samples", torch.ones(3, 2, 3))
+            run.log_histogram("weights", [0.0, 1.0, 1.0], bins=2)
+            run.log_text("words", "a *b*\nc")
+            run.log_file("notes", tmp_path / "notes.txt")
+
+        return run(torch.nn.Linear(2, 1), [torch.ones(4, 2)], loggers="tensorboard", progress=False).folder
 
     return make
 
@@ -153,3 +180,19 @@ def test_a_run_that_is_stopped_and_continued_is_one_curve(tmp_path, monkeypatch)
 def test_importing_it_imports_no_heavy_library(library):
     code = f"import sys, blowtorch_tensorboard; sys.exit({library!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_images_histograms_texts_and_files_are_shown(make_media_run):
+    """Read back with TensorBoard's own reader, and the picture with the library that it uses for pictures."""
+    folder = make_media_run()
+    events = str(folder / "loggers" / "tensorboard")
+    [image] = EventAccumulator(events).Reload().Images("samples")
+    found = TensorAccumulator(events, size_guidance={"tensors": 0}).Reload()
+    assert (image.width, image.height, image.step) == (3, 2, 1)
+    picture = Image.open(io.BytesIO(image.encoded_image_string))
+    assert picture.size == (3, 2) and picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    rows = tensor_util.make_ndarray(found.Tensors("weights")[0].tensor_proto)
+    assert rows.tolist() == [[0.0, 0.5, 1.0], [0.5, 1.0, 2.0]]
+    texts = {tag: found.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in ("words", "notes")}
+    assert texts["words"] == "    a *b*\n    c"
+    assert texts["notes"].strip() == str(folder / "media" / "notes" / "step-00000001.txt")

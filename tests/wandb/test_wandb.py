@@ -6,10 +6,12 @@ import sys
 import time
 from collections import defaultdict
 
+import numpy as np
 import pytest
 import torch
 
 from blowtorch import Run, RunInfo
+from blowtorch.media import encode_png
 from blowtorch.plugins import Plugins
 from blowtorch_wandb import WandbLogger, has_account
 
@@ -185,3 +187,24 @@ def test_importing_it_imports_no_heavy_library(library):
 def test_a_mode_that_does_not_exist_is_refused_when_it_is_named():
     with pytest.raises(ValueError, match="mode: expected 'online', 'offline' or 'disabled', got 'of'"):
         WandbLogger(mode="of")
+
+
+def test_images_histograms_texts_and_files_are_kept(info, tmp_path):
+    media = tmp_path / "media" / "notes"
+    media.mkdir(parents=True)
+    path = media / "step-00000003.png"
+    path.write_bytes(encode_png(np.zeros((2, 3, 1), np.uint8)))
+    logger = WandbLogger(mode="offline")
+    logger.log_start(info())
+    logger.log_image("samples", path, 3)
+    logger.log_histogram("weights", [1, 2], [0.0, 0.5, 1.0], 3)
+    logger.log_text("words", "a <b>\nc", 3)
+    logger.log_file("notes", path, 3)
+    logger.log_finish("finished", {})
+    image, histogram, text = rows(read(info().logger_folder))
+    assert {each["step"] for each in (image, histogram, text)} == {3}
+    assert image["samples/_type"] == "image-file" and (image["samples/width"], image["samples/height"]) == (3, 2)
+    assert histogram["weights/values"] == [1, 2] and histogram["weights/bins"] == [0.0, 0.5, 1.0]
+    [page] = info().logger_folder.rglob("media/html/*.html")
+    assert page.read_text() == "<pre>a &lt;b&gt;\nc</pre>"
+    assert list(info().logger_folder.rglob("files/notes/step-00000003.png"))

@@ -153,6 +153,47 @@ class LoggerSpec:
         """
 
     @hookspec
+    def log_image(self, name: str, path: Path, step: int) -> None:
+        """An image was logged.
+
+        Args:
+            name: what it was called, such as `samples`.
+            path: a PNG file in the run folder, which stays there.
+            step: optimizer steps done.
+        """
+
+    @hookspec
+    def log_histogram(self, name: str, counts: Sequence[int], edges: Sequence[float], step: int) -> None:
+        """A histogram was logged.
+
+        Args:
+            name: what it was called, such as `weights/first`.
+            counts: how many values lie in each bin.
+            edges: where the bins begin, and where the last one ends: one more than there are counts.
+            step: optimizer steps done.
+        """
+
+    @hookspec
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """A text was logged.
+
+        Args:
+            name: what it was called, such as `samples`.
+            text: the text, as it was given.
+            step: optimizer steps done.
+        """
+
+    @hookspec
+    def log_file(self, name: str, path: Path, step: int) -> None:
+        """A file was logged.
+
+        Args:
+            name: what it was called, such as `predictions`.
+            path: a copy in the run folder, which stays there.
+            step: optimizer steps done.
+        """
+
+    @hookspec
     def log_flush(self) -> None:
         """Everything recorded so far has been handed over; a good moment to write it out."""
 

@@ -24,6 +24,12 @@ _HELD_EVENTS = 100_000  # so many are kept in memory while the disk is full
 
 _WAKE_SECONDS = 0.5  # every wake-up of a thread is a fight for the interpreter lock
 _LONGEST_PAUSE = 60.0
+_MEDIA = {  # what the hooks for these events are called with
+    "image": ("name", "path", "step"),
+    "histogram": ("name", "counts", "edges", "step"),
+    "text": ("name", "text", "step"),
+    "file": ("name", "path", "step"),
+}
 _TRIES = 5  # an event that failed so often is skipped if the next one goes through
 
 
@@ -265,6 +271,12 @@ class LoggerFeed:
                 epoch=event["epoch"],
                 time=event["time"],
             )
+            self._step = event["step"]
+        elif event["event"] in _MEDIA:
+            arguments = {name: event[name] for name in _MEDIA[event["event"]]}
+            if "path" in arguments:
+                arguments["path"] = self._info.folder / arguments["path"]
+            self.plugin.call(f"log_{event['event']}", **arguments)
             self._step = event["step"]
         elif event["event"] == "finish":
             self.plugin.call("log_finish", status=event["status"], summary=event["summary"])

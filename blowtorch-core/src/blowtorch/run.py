@@ -20,6 +20,7 @@ from blowtorch.errors import BlowtorchWarning, ConfigError, OptionError, ScriptE
 from blowtorch.hookspecs import Checkpoint
 from blowtorch.interruption import interruptible
 from blowtorch.loop import Validation, train, validate
+from blowtorch.media import log_file, log_histogram, log_image, log_text
 from blowtorch.options import resolve_options
 from blowtorch.plugins import Plugins
 from blowtorch.reproducibility import draw_seed, make_deterministic, seed_everything
@@ -224,6 +225,45 @@ class Run:
             raise ScriptError("run.log was called while nothing is being trained, validated or evaluated")
         self._state.log(metrics)
 
+    def log_image(self, name: str, image: Any) -> None:
+        """Record an image as of now; it is kept as PNG in the folder `media` of the run, and loggers are given it.
+
+        Like the other three of its kind, it may be called from anywhere while a run is under way; outside of one, in
+        `evaluate`, there is no folder to keep it in and nothing is done.
+
+        Args:
+            name: what it is called; logged again at the same step, it is another one.
+            image: a tensor of shape (height, width) or (channels, height, width), an array or a picture of shape
+                (height, width) or (height, width, channels), or a figure of matplotlib. Integers are 0 to 255,
+                floats 0 to 1.
+
+        Raises:
+            ScriptError: it is no image, or no run is under way.
+        """
+        self._log_media(log_image, "log_image", name, image)
+
+    def log_histogram(self, name: str, values: Any, bins: int = 64) -> None:
+        """Record how numbers are distributed as of now; those that are not finite are left out.
+
+        Args:
+            name: what it is called.
+            values: a tensor, an array or numbers, of any shape.
+            bins: so many of equal width, from the smallest number to the largest.
+        """
+        self._log_media(log_histogram, "log_histogram", name, values, bins)
+
+    def log_text(self, name: str, text: str) -> None:
+        """Record a text as of now."""
+        self._log_media(log_text, "log_text", name, text)
+
+    def log_file(self, name: str, path: str | Path) -> None:
+        """Record a copy of a file as of now; it is kept in the folder `media` of the run.
+
+        Raises:
+            ScriptError: there is no such file, or no run is under way.
+        """
+        self._log_media(log_file, "log_file", name, path)
+
     def __call__(
         self, model: nn.Module, train_loader: Any = None, validate_loader: Any = None, **options: Any
     ) -> RunResult:
@@ -266,6 +306,12 @@ class Run:
             returns = Returns(request.function.name, state.warn)
             function = request.function.bind(state, is_validate=True)
             return validate(Validation(request.name, function, batches, returns, None, False), state)
+
+    def _log_media(self, log: Callable[..., None], method: str, *arguments: Any) -> None:
+        if self._state is None:
+            raise ScriptError(f"run.{method} was called while nothing is being trained, validated or evaluated")
+        if self._state.info.id:  # an evaluation belongs to no run
+            log(self._state, *arguments)
 
     @contextlib.contextmanager
     def _in_progress(self, state: RunState) -> Iterator[RunState]:

@@ -118,7 +118,7 @@ class Session:
     def prepare(self) -> None:
         """Build what the loop needs, and go to where the run begins."""
         state, script = self.state, self._script
-        state.attach(self._write_console_log, self._record_warning)
+        state.attach(self._write_console_log, self._record.append)
         state.model.train()
         if state.options.initialize_from is not None and not state.is_resumed:
             load_initial_weights(state.model, state.options.initialize_from)
@@ -144,9 +144,6 @@ class Session:
                 file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
         except OSError:  # a full disk is the record's to report
             pass
-
-    def _record_warning(self, text: str) -> None:
-        self._record.append("warning", step=self.state.step, epoch=self.state.epoch, time=time.time(), text=text)
 
     def _build_optimizers(self) -> Schedules:
         state, configure = self.state, self._script.configure_optimizers

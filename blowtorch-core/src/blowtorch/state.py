@@ -76,7 +76,8 @@ class RunState:
     _earlier_seconds: float = 0.0
     _started: float = field(default_factory=time.monotonic)
     _write_console_log: Callable[[str], None] = lambda _: None
-    _record_warning: Callable[[str], None] = lambda _: None
+    _append: Callable[..., None] = lambda event, **values: None
+    _media: tuple[int, list[str]] = (0, [])
 
     @property
     def seconds(self) -> float:
@@ -90,9 +91,9 @@ class RunState:
             return 1
         return self.options.max_epochs
 
-    def attach(self, write_console_log: Callable[[str], None], record_warning: Callable[[str], None]) -> None:
-        """Take the places where lines and warnings are kept."""
-        self._write_console_log, self._record_warning = write_console_log, record_warning
+    def attach(self, write_console_log: Callable[[str], None], append: Callable[..., None]) -> None:
+        """Take the places where lines and events are kept."""
+        self._write_console_log, self._append = write_console_log, append
 
     def time(self) -> Time:
         """The reading of the clock."""
@@ -109,6 +110,17 @@ class RunState:
         """Record more from within a step; averaged and named like what the step returns."""
         self.logged.update(metrics)
 
+    def record(self, event: str, **values: Any) -> None:
+        """Put an event of this moment into the record."""
+        self._append(event, step=self.step, epoch=self.epoch, time=time.time(), **values)
+
+    def count_media(self, name: str) -> int:
+        """How many files of a name there have been since the last step."""
+        if self._media[0] != self.step:
+            self._media = (self.step, [])
+        self._media[1].append(name)
+        return self._media[1].count(name) - 1
+
     def say(self, text: str) -> None:
         """Put a line on the console and into `console.log`."""
         self._write_console_log(text)
@@ -117,7 +129,7 @@ class RunState:
 
     def warn(self, text: str) -> None:
         """Warn the user; the warning is kept in the record and in `console.log` too."""
-        self._record_warning(text)
+        self.record("warning", text=text)
         self._write_console_log(f"warning: {text}")
         warn(text)
 

@@ -1,8 +1,10 @@
 """Writes blowtorch runs for TensorBoard, with the `tensorboard` library alone; it is imported when a run starts."""
 
 import json
+import struct
 import time as clock
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blowtorch import RunInfo, hookimpl
@@ -41,7 +43,7 @@ class TensorBoardLogger:
             self._add(session_start(run), 0)
         if not run.resumed:
             text = json.dumps(run.config, indent=2, default=str)
-            self._add(text_summary("config", "\n".join(f"    {line}" for line in text.splitlines())), 0)
+            self._add(text_summary("config", indented(text)), 0)
 
     @hookimpl
     def log_rewind(self, step: int) -> None:
@@ -57,6 +59,31 @@ class TensorBoardLogger:
 
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._add(Summary(value=values), step, time)
+
+    @hookimpl
+    def log_image(self, name: str, path: Path, step: int) -> None:
+        """An image in the IMAGES tab."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        data = path.read_bytes()
+        width, height = struct.unpack(">II", data[16:24])  # where every PNG file tells its size
+        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=data)
+        self._add(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+    @hookimpl
+    def log_histogram(self, name: str, counts: Sequence[int], edges: Sequence[float], step: int) -> None:
+        """A histogram in the HISTOGRAMS and DISTRIBUTIONS tabs."""
+        self._add(histogram_summary(name, counts, edges), step)
+
+    @hookimpl
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """A text in the TEXT tab, line by line as it is."""
+        self._add(text_summary(name, indented(text)), step)
+
+    @hookimpl
+    def log_file(self, name: str, path: Path, step: int) -> None:
+        """TensorBoard shows no files, so this says where the file is."""
+        self._add(text_summary(name, indented(str(path))), step)
 
     @hookimpl
     def log_flush(self) -> None:
@@ -98,6 +125,30 @@ def text_summary(name: str, markdown: str) -> "Summary":
 
     metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
     tensor = TensorProto(dtype=DT_STRING, string_val=[markdown.encode()])
+    return Summary(value=[Summary.Value(tag=name, metadata=metadata, tensor=tensor)])
+
+
+def indented(text: str) -> str:
+    """A text that Markdown leaves as it is.
+
+    >>> indented("a: 1\\nb: *")
+    '    a: 1\\n    b: *'
+    """
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def histogram_summary(name: str, counts: Sequence[int], edges: Sequence[float]) -> "Summary":
+    """A histogram: a row of left edge, right edge and count for each bin, as TensorBoard's plugin stores it."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.compat.proto.types_pb2 import DT_DOUBLE
+    from tensorboard.plugins.histogram.metadata import create_summary_metadata
+
+    rows = [number for row in zip(edges, edges[1:], counts, strict=False) for number in row]
+    sizes = [TensorShapeProto.Dim(size=len(counts)), TensorShapeProto.Dim(size=3)]
+    tensor = TensorProto(dtype=DT_DOUBLE, double_val=rows, tensor_shape=TensorShapeProto(dim=sizes))
+    metadata = create_summary_metadata(display_name="", description="")
     return Summary(value=[Summary.Value(tag=name, metadata=metadata, tensor=tensor)])
 
 

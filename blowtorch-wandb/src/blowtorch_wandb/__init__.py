@@ -1,5 +1,6 @@
 """Sends blowtorch runs to Weights & Biases, online or offline; `wandb` is imported when a run starts."""
 
+import html
 import netrc
 import os
 from collections.abc import Mapping, Sequence
@@ -80,9 +81,35 @@ class WandbLogger:
     @hookimpl
     def log_metrics(self, metrics: Mapping[str, float], step: int, epoch: int, time: float) -> None:
         """One row for each recording."""
-        if self._run is None:
-            raise RuntimeError("the wandb logger was given an event before log_start")
-        self._run.log({**metrics, "step": step, "epoch": epoch, "_timestamp": time})
+        self._log({**metrics, "epoch": epoch, "_timestamp": time}, step)
+
+    @hookimpl
+    def log_image(self, name: str, path: Path, step: int) -> None:
+        """An image; wandb keeps a copy."""
+        import wandb
+
+        self._log({name: wandb.Image(str(path))}, step)
+
+    @hookimpl
+    def log_histogram(self, name: str, counts: Sequence[int], edges: Sequence[float], step: int) -> None:
+        """A histogram."""
+        import numpy as np
+        import wandb
+
+        self._log({name: wandb.Histogram(np_histogram=(np.array(counts), np.array(edges)))}, step)
+
+    @hookimpl
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """A text, shown line by line as it is."""
+        import wandb
+
+        self._log({name: wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)}, step)
+
+    @hookimpl
+    def log_file(self, name: str, path: Path, step: int) -> None:
+        """A file, among the files of the run."""
+        assert self._run is not None
+        self._run.save(str(path), base_path=str(path.parents[1]), policy="now")
 
     @hookimpl
     def log_finish(self, status: str, summary: Mapping[str, float]) -> None:
@@ -96,6 +123,11 @@ class WandbLogger:
         run.finish(exit_code=1 if status == "failed" else 0)
         if is_offline:
             print(f"wandb kept the run offline; to send it: wandb sync {folder.parent}/offline-run-*", flush=True)
+
+    def _log(self, row: dict[str, Any], step: int) -> None:
+        if self._run is None:
+            raise RuntimeError("the wandb logger was given an event before log_start")
+        self._run.log({**row, "step": step})
 
 
 def has_account() -> bool:
