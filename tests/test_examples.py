@@ -78,6 +78,17 @@ def test_the_two_commands_of_the_readme_are_environments_of_tox():
     assert "[testenv:quickstart]" in tox
 
 
+def test_the_page_on_logging_runs(tmp_path):
+    """Its script, then its reading of what the script has recorded."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "logging.md").read_text(), re.DOTALL)
+    (tmp_path / "train.py").write_text(blocks[0])
+    execute(tmp_path, "train.py")
+    [folder] = (tmp_path / "train_logs").iterdir()
+    assert [path.name for path in folder.glob("media/*/*")] == ["step-00000004.png"]
+    (tmp_path / "look.py").write_text(blocks[1])
+    assert execute(tmp_path, "look.py") == "4 ['the first epoch is done']\n"
+
+
 def test_links_of_the_documents_lead_somewhere():
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
