@@ -734,6 +734,21 @@ def test_without_a_best_checkpoint_to_keep_none_is_named(make_run, net, loader):
     assert result.best is None
 
 
+def test_a_continued_run_has_the_checkpoint_events_of_a_straight_one(make_run, data, events):
+    found = []
+    for parts in ([3], [1, 2, 3]):
+        torch.manual_seed(0)
+        net, folder = nn.Linear(4, 1), None
+        for max_epochs in parts:
+            resume = {} if folder is None else {"resume": str(folder)}
+            batches = DataLoader(data, batch_size=8)
+            result = make_run()(net, batches, batches, max_epochs=max_epochs, **resume, **QUIET)
+            folder = result.folder
+        found.append([{**each, "time": 0} for each in events(result, "checkpoint")])
+    assert len(found[0]) == 3 and all(each["metric"] is not None for each in found[0])
+    assert found[0] == found[1]
+
+
 def test_the_best_by_another_metric_is_forgotten(make_run, net, loader):
     first = make_run()(net, loader, loader, max_epochs=1, run_name="a", **QUIET)
     again = make_run()(net, loader, loader, max_epochs=1, resume=str(first.folder), checkpoint_metric="val/x", **QUIET)

@@ -88,7 +88,7 @@ class Checkpoints:
                 f"not be replaced by it; the loss has overflowed, so lower the learning rate or clip the gradients"
             )
         option = state.options.checkpoint_metric
-        metrics = {key: value for key, value in state.metrics.items() if state.measured_at[key] == state.step}
+        metrics = state.measured_now()
         checkpoint = Checkpoint(name, state.step, metrics.get(option), self._folder.checkpoints / name)
         previous_best = state.best
         if is_best:

@@ -382,15 +382,7 @@ def save(training: Training, state: RunState, is_best: bool) -> None:
     except CheckpointError as error:
         state.warn(f"{error}; what was saved before is untouched, and it is tried again at the next occasion")
         return
-    training.record.append(
-        "checkpoint",
-        step=state.step,
-        epoch=state.epoch,
-        time=time.time(),
-        name=checkpoint.name,
-        metric=checkpoint.metric,
-        is_best=is_best,
-    )
+    state.record("checkpoint", name=checkpoint.name, metric=checkpoint.metric, is_best=is_best)
     notify(training, state, "checkpoint_saved", checkpoint=checkpoint, is_best=is_best)
     try:
         training.checkpoints.retain(state)

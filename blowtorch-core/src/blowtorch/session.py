@@ -241,6 +241,10 @@ class Session:
                 self._record.cut(0)
             else:
                 self.training.random_state = checkpoints.restore(name, state)
+                # Its own event came after it was taken, so it was cut with what followed.
+                metric = state.measured_now().get(state.options.checkpoint_metric)
+                is_best = state.best is not None and state.best.name == name
+                state.record("checkpoint", name=name, metric=metric, is_best=is_best)
             self._rewound = (state.step, self._record.sync())
         changed = self._write_settings()
         if name is None:

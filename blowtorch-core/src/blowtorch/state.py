@@ -110,6 +110,10 @@ class RunState:
         """Record more from within a step; averaged and named like what the step returns."""
         self.logged.update(metrics)
 
+    def measured_now(self) -> dict[str, float]:
+        """The metrics that were recorded at this very step."""
+        return {name: value for name, value in self.metrics.items() if self.measured_at[name] == self.step}
+
     def record(self, event: str, **values: Any) -> None:
         """Put an event of this moment into the record."""
         self._append(event, step=self.step, epoch=self.epoch, time=time.time(), **values)
