@@ -49,7 +49,7 @@ class CallbackContract(Contract):
         with_it, without_it = _train(tmp_path, callback), _train(tmp_path, None)
         if not self.changes_training and with_it.step == without_it.step:  # it may end a run early
             assert is_same(with_it.weights, without_it.weights), (
-                f"a callback leaves the training as it is, unless changes_training is set; with it the weights are "
+                f"a callback leaves the training as it is, unless changes_training is set; got the weights "
                 f"{with_it.weights} instead of {without_it.weights}"
             )
 
@@ -65,10 +65,10 @@ class CallbackContract(Contract):
         def compare(hook: str, state: RunState, **given: Any) -> None:
             for name, value in _seen(state, given).items():
                 if not is_same(value, before[name]):
-                    problems.append(f"{name} was {before[name]!r} before {hook} and is {value!r} after it")
+                    problems.append(f"{name} {value!r} instead of {before[name]!r} after {hook}")
 
         _train(tmp_path, _witness(note, True), self._make(tmp_path), _witness(compare, False))
-        assert not problems, f"hooks leave what they are given unchanged; {problems[0]}"
+        assert not problems, f"hooks leave what they are given unchanged; got {problems[0]}"
 
     def test_its_state_is_plain(self, tmp_path: Path) -> None:
         """Checkpoints hold tensors and plain values only; a state needs both methods."""
@@ -78,7 +78,7 @@ class CallbackContract(Contract):
         if has:
             for moment in ("before a run", "after a run"):
                 problem = find_unplain(callback.state_dict(), "state_dict()")
-                assert problem is None, f"a state holds tensors, numbers, strings, lists and mappings; {problem}"
+                assert problem is None, f"a state holds tensors, numbers, strings, lists and mappings; got {problem}"
                 if moment == "before a run":
                     _train(tmp_path, callback)
 
@@ -126,7 +126,7 @@ class CallbackContract(Contract):
             second = _train(tmp_path, continued, resume=str(first.folder))
         ends = [(end.step, end.weights) for end in (second, straight)]
         assert is_same(*ends), (
-            f"a run continued after step {first.step} is the same as one that went straight through; it ended at step "
+            f"a run continued after step {first.step} is the same as one that went straight through; got step "
             f"{second.step} with {second.weights} instead of step {straight.step} with {straight.weights}"
         )
         if hasattr(callback, "state_dict"):
@@ -237,7 +237,7 @@ def _witness(note: Callable[..., None], is_first: bool) -> Any:
 
 def _seen(state: RunState, given: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of what a hook is given and of where the run stands."""
-    place = {name: getattr(state, name) for name in ("step", "epoch", "batch", "samples", "metrics")}
+    place = {f"state.{name}": getattr(state, name) for name in ("step", "epoch", "batch", "samples", "metrics")}
     return {name: _copied(value) for name, value in {**given, **place}.items()}
 
 

@@ -76,9 +76,9 @@ class ConfigSourceContract(Contract):
         environment = dict(os.environ)
         self._read(tmp_path, source)
         after = path.read_bytes() if path.is_file() else None
-        assert after == before, f"reading leaves a file as it is; {source!r} was {before!r} and is {after!r}"
+        assert after == before, f"reading leaves a file as it is; got {after!r} instead of {before!r} in {source!r}"
         changed = {name for name, _ in environment.items() ^ dict(os.environ).items()}
-        assert not changed, f"reading leaves the environment as it is; it changed {sorted(changed)}"
+        assert not changed, f"reading leaves the environment as it is; got changes of {sorted(changed)}"
 
     def test_a_missing_source_is_an_error_that_names_it(self, tmp_path: Path) -> None:
         """A run must not begin without what its user named."""
@@ -90,7 +90,7 @@ class ConfigSourceContract(Contract):
         except Exception as error:
             cause = cause_of(error)
         else:
-            raise AssertionError(f"a source that is missing is an error; {source!r} gave {read!r}")
+            raise AssertionError(f"a source that is missing is an error; got {read!r} from {source!r}")
         sentence = f"a missing source raises a ConfigError, OSError or ValueError that names {source!r}"
         assert isinstance(cause, ConfigError | OSError | ValueError), f"{sentence}; got {cause!r}"
         assert source in str(cause), f"{sentence}; got {cause!r}"

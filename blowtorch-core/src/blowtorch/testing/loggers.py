@@ -74,7 +74,7 @@ class LoggerContract(Contract):
             for name, value in given.items():
                 was = before[hook][name]
                 is_unchanged = is_same(value, was) and (not isinstance(was, dict) or [*value] == [*was])
-                assert is_unchanged, f"{hook} leaves {name} unchanged; it was {was!r} and is {value!r}"
+                assert is_unchanged, f"{hook} leaves {name} unchanged; got {value!r} instead of {was!r}"
 
     def test_metric_names_may_hold_any_characters(self, tmp_path: Path) -> None:
         """A name is whatever a script returned from its step."""

@@ -59,7 +59,9 @@ class SchedulerContract(Contract):
         built = self._plugin(tmp_path).call("scheduler_build", **_arguments(_sgd(2)))
         scheduler = built.scheduler if isinstance(built, Schedule) else built
         missing = [name for name in _METHODS if not callable(getattr(scheduler, name, None))]
-        assert not missing, f"scheduler_build returns something with {', '.join(_METHODS)}; {built!r} lacks {missing}"
+        assert not missing, (
+            f"scheduler_build returns something with {', '.join(_METHODS)}; got {built!r} without {missing}"
+        )
 
     def test_its_state_is_plain(self, tmp_path: Path) -> None:
         """Checkpoints hold tensors and plain values only."""
@@ -67,7 +69,7 @@ class SchedulerContract(Contract):
         schedule = self._build(tmp_path, optimizer)
         for step in range(_TOTAL_STEPS // 2):
             problem = find_unplain(schedule.scheduler.state_dict(), "state_dict()")
-            assert problem is None, f"a state holds tensors, numbers, strings, lists and mappings; {problem}"
+            assert problem is None, f"a state holds tensors, numbers, strings, lists and mappings; got {problem}"
             _step(optimizer, schedule, step)
 
     def test_a_continued_schedule_goes_on_as_if_never_stopped(self, tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ class SchedulerContract(Contract):
                 step = next((step for step in range(_TOTAL_STEPS) if rates[step] != straight[step]), None)
                 assert step is None, (
                     f"a schedule continued after {half} steps has the rates of one that went straight through; "
-                    f"in step {step} got {rates[step or 0]} instead of {straight[step or 0]}"
+                    f"got {rates[step or 0]} instead of {straight[step or 0]} in step {step}"
                 )
 
     def test_rates_are_finite_and_not_negative(self, tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ class SchedulerContract(Contract):
         for make in (_sgd, _adam):
             for step, rates in enumerate(_drive(*self._pair(tmp_path, make), range(_TOTAL_STEPS))):
                 is_right = all(math.isfinite(rate) and rate >= 0 for rate in rates)
-                assert is_right, f"learning rates are finite and at least 0; in step {step} got {rates}"
+                assert is_right, f"learning rates are finite and at least 0; got {rates} in step {step}"
 
     def test_hooks_leave_what_they_are_given_unchanged(self, tmp_path: Path) -> None:
         """A schedule changes rates, and neither weights nor what the optimizer trains."""
@@ -103,7 +105,7 @@ class SchedulerContract(Contract):
         schedule = self._build(tmp_path, optimizer)
         for step in range(_TOTAL_STEPS):
             is_same = all(map(torch.equal, _weights(optimizer), weights))
-            assert is_same, f"a schedule leaves the weights as they are; they were others after {step} steps of it"
+            assert is_same, f"a schedule leaves the weights as they are; got others after {step} steps of it"
             optimizer.step()
             weights = _weights(optimizer)
             _call_step(schedule, step)
@@ -111,7 +113,7 @@ class SchedulerContract(Contract):
         is_same = len(left) == len(parameters) and all(
             one is other for one, other in zip(left, parameters, strict=True)
         )
-        assert is_same, "a schedule leaves the optimizer the parameters that it had; it has others"
+        assert is_same, "a schedule leaves the optimizer the parameters that it had; got others"
 
     def test_each_optimizer_has_a_schedule_of_its_own(self, tmp_path: Path) -> None:
         """One extension builds for every optimizer of a run, and each is stepped by itself."""
@@ -123,7 +125,9 @@ class SchedulerContract(Contract):
             other = _as_schedule(plugin.call("scheduler_build", **_arguments(second)))
         _drive(first, one, range(_TOTAL_STEPS // 2))
         rates = _drive(second, other, range(_TOTAL_STEPS))
-        assert rates == alone, "schedules of two optimizers do not touch each other; stepping one changed the other"
+        assert rates == alone, (
+            "schedules of two optimizers do not touch each other; got other rates when one was stepped before"
+        )
 
     def _pair(
         self, tmp_path: Path, make: Callable[[int], torch.optim.Optimizer]
