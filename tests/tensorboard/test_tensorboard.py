@@ -14,6 +14,7 @@ from tensorboard.util import tensor_util
 
 from blowtorch import Run, RunInfo
 from blowtorch.plugins import Plugins
+from blowtorch.testing import LoggerContract
 from blowtorch_tensorboard import TensorBoardLogger, flatten
 
 CONFIG = {"model": {"width": 3, "sizes": [1, 2], "norm": None}, "rate": 0.1}
@@ -196,3 +197,8 @@ def test_images_histograms_texts_and_files_are_shown(make_media_run):
     texts = {tag: found.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in ("words", "notes")}
     assert texts["words"] == "    a *b*\n    c"
     assert texts["notes"].strip() == str(folder / "media" / "notes" / "step-00000001.txt")
+
+
+class TestContract(LoggerContract):
+    def make_logger(self, tmp_path):
+        return TensorBoardLogger()

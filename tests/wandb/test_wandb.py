@@ -9,10 +9,12 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+import wandb
 
 from blowtorch import Run, RunInfo
 from blowtorch.media import encode_png
 from blowtorch.plugins import Plugins
+from blowtorch.testing import LoggerContract
 from blowtorch_wandb import WandbLogger, has_account
 
 CONFIG = {"model": {"width": 3, "norm": None}, "rate": 0.1}
@@ -208,3 +210,15 @@ def test_images_histograms_texts_and_files_are_kept(info, tmp_path):
     [page] = info().logger_folder.rglob("media/html/*.html")
     assert page.read_text() == "<pre>a &lt;b&gt;\nc</pre>"
     assert list(info().logger_folder.rglob("files/notes/step-00000003.png"))
+
+
+class TestContract(LoggerContract):
+    def make_logger(self, tmp_path):
+        return WandbLogger(mode="offline")
+
+    def drop_logger(self, logger):
+        wandb.teardown()  # its service goes when the process that started it does
+
+    @pytest.mark.xfail(strict=True, reason="a second log_start leaves the first run open and its id in use")
+    def test_it_may_be_started_twice(self, tmp_path):
+        super().test_it_may_be_started_twice(tmp_path)

@@ -58,6 +58,12 @@ class LoggerContract(Contract):
         """The logger to be tested; `tmp_path` is a folder for whatever it needs."""
         raise NotImplementedError("write make_logger(self, tmp_path), which returns the logger to be tested")
 
+    def drop_logger(self, logger: Any) -> None:
+        """End a logger as a kill of its process would: close what the operating system or a service closes then.
+
+        Nothing, unless you override it. The checks play the process that continues a killed run in the same process.
+        """
+
     def test_hooks_leave_what_they_are_given_unchanged(self, tmp_path: Path) -> None:
         """Other loggers, and the run itself, are given the same objects."""
         logger = self._plugin(tmp_path)
@@ -203,6 +209,7 @@ class LoggerContract(Contract):
         logger = self._started(tmp_path)
         self._log(logger, 5, {"train/loss": 1.0})
         logger.call("log_flush")
+        self.drop_logger(logger.instance)
         with expected("a run may be continued without a log_finish, by a new logger with the same logger_folder"):
             self._continue(tmp_path)
 
