@@ -1028,7 +1028,7 @@ def test_a_check_fails_on_what_breaks_it_and_no_other_does(
     """Those in `also` fail too, since the fault leaves them nothing to check; `...` stands for any."""
     monkeypatch.delenv("CONTRACT_READS", raising=False)
     if check not in (PUBLISHING, REPLACING, DELETING):  # what is not about kills need not die at every moment
-        monkeypatch.setattr("blowtorch.testing.checkpoint_backends._MOST_MOMENTS", 4)
+        monkeypatch.setattr("blowtorch.testing.checkpoint_backends._MOST_MOMENTS", 1)
     failures = find_failures(suite, factory, extension, tmp_path)
     if ... in also:
         assert check in failures
