@@ -1,0 +1,143 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+
+import fsspec
+import pytest
+import torch
+from blowtorch_fsspec import FsspecBackend
+from moto.server import ThreadedMotoServer
+
+from blowtorch import RunInfo, open_run
+from blowtorch.testing import CheckpointBackendContract
+
+SCRIPT = """
+import json, os, signal, sys
+import torch
+from blowtorch import Run
+
+run = Run(random_seed=0, command_line=["train.py"])
+options = json.loads(sys.argv[1])
+kill_at = options.pop("kill_at", None)
+inputs = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+loader = torch.utils.data.DataLoader(inputs, 8, shuffle=True)
+run.configure_optimizers(lambda model: torch.optim.Adam(model.parameters(), lr=0.01))
+
+@run.train_step
+def step(batch, model):
+    return model(torch.nn.functional.dropout(batch, 0.1)).pow(2).mean()
+
+@run.on("train_step_end")
+def end(state):
+    if state.step == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+torch.manual_seed(0)
+model = torch.nn.Linear(4, 1)
+result = run(model, loader, max_epochs=3, checkpoint_every="3 steps", progress=False, **options)
+torch.save(model.state_dict(), "weights.pt")
+print(result.folder)
+"""
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A server that speaks the protocol of S3."""
+    started = ThreadedMotoServer(port=0)
+    started.start()
+    host, port = started.get_host_and_port()
+    yield f"http://{host}:{port}"
+    started.stop()
+
+
+@pytest.fixture
+def location(request, tmp_path, server):
+    """URL and options of a place that is empty."""
+    if request.param == "local":
+        return f"file://{tmp_path}/store", {}
+    options = {"key": "a", "secret": "b", "endpoint_url": server}
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3", **options).mkdir(bucket)
+    return f"s3://{bucket}/runs", options
+
+
+class TestLocal(CheckpointBackendContract):
+    def make_checkpoint_backend(self, tmp_path):
+        return FsspecBackend(f"file://{tmp_path}/store")
+
+
+def info(folder):
+    return RunInfo("abc", "brave-otter-3", folder, None, {}, False)
+
+
+@pytest.mark.parametrize("url", [f"memory://{uuid.uuid4().hex}"])
+def test_what_is_published_comes_back(url, tmp_path):
+    check_round_trip(FsspecBackend(url), tmp_path)
+
+
+@pytest.mark.parametrize("location", ["s3"], indirect=True)
+def test_what_is_published_to_s3_comes_back(location, tmp_path):
+    check_round_trip(FsspecBackend(*location), tmp_path)
+
+
+def check_round_trip(backend, tmp_path):
+    backend.checkpoint_open(info(tmp_path))
+    assert list(backend.checkpoint_list()) == []
+    for number, name in enumerate(["step-00000010", "step-00000002", "step-00000010"]):
+        folder = tmp_path / f"given-{number}"
+        (folder / "inner").mkdir(parents=True)
+        (folder / "model.pt").write_bytes(b"weights" * (number + 1))
+        (folder / "inner" / "more.txt").write_text(str(number))
+        backend.checkpoint_publish(name, folder)
+    assert list(backend.checkpoint_list()) == ["step-00000002", "step-00000010"]
+    some, every = tmp_path / "some", tmp_path / "every"
+    some.mkdir()
+    every.mkdir()
+    assert backend.checkpoint_fetch("step-00000010", some, ["model.pt"]) == some
+    assert [path.name for path in some.rglob("*")] == ["model.pt"]
+    backend.checkpoint_fetch("step-00000010", every, None)
+    assert (every / "model.pt").read_bytes() == b"weights" * 3
+    assert (every / "inner" / "more.txt").read_text() == "2"
+    backend.checkpoint_delete("step-00000010")
+    backend.checkpoint_delete("step-00000010")
+    assert list(backend.checkpoint_list()) == ["step-00000002"]
+    with pytest.raises(FileNotFoundError, match="no checkpoint 'step-00000010'"):
+        backend.checkpoint_fetch("step-00000010", some, None)
+
+
+def train(folder, **options):
+    folder.mkdir(exist_ok=True)
+    (folder / "train.py").write_text(SCRIPT)
+    environment = {**os.environ, "AWS_EC2_METADATA_DISABLED": "true"}
+    return subprocess.run(
+        [sys.executable, "train.py", json.dumps(options)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=environment,
+    )
+
+
+@pytest.mark.parametrize("location", ["local", "s3"], indirect=True)
+def test_a_killed_run_goes_on_from_there_to_the_same_bits(location, tmp_path):
+    url, options = location
+    backend = {"fsspec": {"url": url, "options": options}}
+    straight = train(tmp_path / "straight")
+    assert straight.returncode == 0, straight.stderr
+    killed = train(tmp_path / "killed", checkpoint_backend=backend, kill_at=14)
+    assert killed.returncode == -signal.SIGKILL
+    resumed = train(tmp_path / "killed", checkpoint_backend=backend, resume="auto")
+    assert resumed.returncode == 0, resumed.stderr
+    first, second = (torch.load(tmp_path / name / "weights.pt") for name in ("straight", "killed"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    lines = []
+    for done, name in ((straight, "straight"), (resumed, "killed")):
+        view = open_run(tmp_path / name / done.stdout.split()[-1])
+        lines.append([(each["step"], each["metrics"]) for each in view.events() if each["event"] == "metrics"])
+        assert any(each["event"] == "resume" for each in view.events()) == (name == "killed")
+    assert lines[0] == lines[1]
