@@ -251,3 +251,33 @@ def test_a_logger_that_is_new_to_a_run_is_given_all_of_it(path, feed):
     assert each.close(time.monotonic() + 10)
     assert [call[0] for call in logger.calls] == ["start", 1, 2, 3, "finished"]
     record.close()
+
+
+def test_a_value_that_json_does_not_know_is_kept_as_text_and_costs_nothing_else(tmp_path):
+    record = Record(tmp_path / "record.jsonl")
+    record.append("warning", text=Path("a/b"))
+    record.append("warning", text="c")
+    assert record.close()
+    assert [json.loads(line)["text"] for line in record.path.read_text().splitlines()] == ["a/b", "c"]
+
+
+def test_what_a_full_disk_has_refused_is_written_once_and_in_order_when_there_is_room(tmp_path):
+    record = Record(tmp_path / "record.jsonl")
+    file = record._file
+
+    class Full:
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+    record.append("warning", number=0)
+    record._file = Full()
+    for number in range(1, 200):
+        record.append("warning", is_urgent=number % 3 == 0, number=number)
+    assert not record.write()
+    record._file = file
+    record.append("warning", number=200)
+    assert record.close()
+    assert [json.loads(line)["number"] for line in record.path.read_text().splitlines()] == list(range(201))

@@ -719,6 +719,13 @@ def test_a_scheduler_may_follow_a_mean_of_the_epoch(make_run, net, loader):
     assert result.metrics["lr"] < 0.1
 
 
+def test_a_scheduler_may_follow_a_metric_with_a_slash_in_its_name(make_run, net, loader):
+    run = make_run(validates=False)
+    run.validate_step(lambda batch: {"loss": 1.0, "top/1": 0.5})
+    plateau = {"plateau": {"metric": "val/top/1", "patience": 0}}
+    assert run(net, loader, loader, scheduler=plateau, max_epochs=3, **QUIET).metrics["lr"] < 0.1
+
+
 @pytest.mark.parametrize("smaller_is_better", [True, False])
 def test_of_equally_good_checkpoints_one_is_kept(net, loader, smaller_is_better):
     run = run_by_epoch(lambda data_loader: list(data_loader) and {})

@@ -218,7 +218,3 @@ class TestContract(LoggerContract):
 
     def drop_logger(self, logger):
         wandb.teardown()  # its service goes when the process that started it does
-
-    @pytest.mark.xfail(strict=True, reason="a second log_start leaves the first run open and its id in use")
-    def test_it_may_be_started_twice(self, tmp_path):
-        super().test_it_may_be_started_twice(tmp_path)

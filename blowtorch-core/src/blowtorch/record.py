@@ -17,7 +17,7 @@ from blowtorch.errors import RunFolderError
 from blowtorch.hookspecs import RunInfo
 from blowtorch.plugins import Plugin
 
-_ENCODER = json.JSONEncoder(allow_nan=False)
+_ENCODER = json.JSONEncoder(allow_nan=False, default=str)  # one odd value must not cost what comes after it
 _BUFFERED_EVENTS = 64  # a write in the loop costs ten times what it costs alone, so training metrics wait a little
 _BUFFERED_SECONDS = 0.2
 _HELD_EVENTS = 100_000  # so many are kept in memory while the disk is full
@@ -112,10 +112,11 @@ class Record:
         self._file.truncate(length)
         self._length = length
 
-    def close(self) -> None:
-        """Write what is held and close the file."""
-        self.write()
+    def close(self) -> bool:
+        """Write what is held and close the file; say whether it has everything."""
+        is_complete = self.write()
         self._file.close()
+        return is_complete
 
 
 def whole_lines(path: Path) -> int:

@@ -57,7 +57,8 @@ class Schedules:
 
     def check_metrics(self, state: RunState, validations: Sequence[str]) -> None:
         """Raise a `ScriptError` for a schedule whose metric was not measured though every validation has been done."""
-        measured = [name for name in state.metrics if name.rpartition("/")[0] in (*validations, "train_epoch")]
+        prefixes = tuple(f"{each}/" for each in (*validations, "train_epoch"))
+        measured = [name for name in state.metrics if name.startswith(prefixes)]
         if all(any(name.startswith(f"{each}/") for name in measured) for each in validations):
             for schedule in self._schedules.values():
                 if schedule.metric is not None and schedule.metric not in measured:

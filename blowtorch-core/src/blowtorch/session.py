@@ -336,7 +336,8 @@ class Session:
             feed.close(deadline)
         for feed in self._feeds:
             feed.report(self._warn_unrecorded)
-        self._record.close()
+        if not self._record.close():
+            self._warn_unrecorded(f"{self.folder.record} lacks its end, which the disk had no room for")
 
     def _warn_unrecorded(self, text: str) -> None:
         """Warn after `finish`, which is the last event of a process."""
