@@ -58,7 +58,7 @@ class WandbLogger:
         import wandb
 
         if self._run is not None:  # an earlier attempt went wrong half way, and wandb holds its id in use
-            self._run.finish(quiet=True)
+            self._run.finish()
             self._run = None
         mode: Any = self.mode or os.environ.get("WANDB_MODE") or ("online" if has_account() else "offline")
         self._run = wandb.init(
