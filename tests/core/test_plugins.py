@@ -192,6 +192,12 @@ def test_a_name_of_another_kind_says_so():
         Plugins().create("logger", "cosine")
 
 
+def test_a_name_in_a_group_that_does_not_exist_says_so(install):
+    install(entry_points=ACME.replace("loggers", "logger"))
+    with pytest.raises(ExtensionError, match=r"acme-logger 1.2 has that name, but .*'blowtorch.logger'. Did you mean"):
+        Plugins().create("logger", "acme")
+
+
 def test_a_disabled_extension_names_the_variable(install, monkeypatch):
     install()
     monkeypatch.setenv("BLOWTORCH_DISABLE_PLUGINS", "acme")

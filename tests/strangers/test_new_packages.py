@@ -29,6 +29,8 @@ def test_a_new_package_is_listed_passes_its_tests_and_is_sound(kind, tmp_path):
         listed = json.loads(execute(COMMAND, "plugins", "list", "--json", folder=tmp_path))
         [entry] = [each for each in listed if each["name"] == name]
         assert (entry["kind"], entry["package"], entry["status"]) == (kind, f"blowtorch-{name}", "ok")
+        [checked] = json.loads(execute(COMMAND, "plugins", "check", name, "--json", folder=tmp_path))
+        assert (checked["status"], checked["reason"]) == ("ok", "")
         assert "passed" in execute(sys.executable, "-m", "pytest", "-q", folder=folder)
     finally:
         execute(sys.executable, "-m", "pip", "uninstall", "-q", "-y", f"blowtorch-{name}", folder=tmp_path)

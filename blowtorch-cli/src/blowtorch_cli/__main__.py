@@ -1,5 +1,5 @@
 """`python -m blowtorch_cli` is the command `blowtorch`."""
 
-from blowtorch_cli.main import main
+from blowtorch_cli.entry import main
 
 main()

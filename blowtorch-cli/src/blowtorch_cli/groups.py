@@ -1,8 +1,8 @@
-"""What the commands share: a group that helps with a misspelt one, and what is installed."""
+"""What the commands share: a group that helps with a misspelt one, what is installed, and how commands are loaded."""
 
 import click
 
-from blowtorch.errors import nearest
+from blowtorch.errors import ExtensionError, nearest
 from blowtorch.extensions import Extension, find_extensions
 
 
@@ -30,3 +30,15 @@ def installed_extensions(ctx: click.Context) -> list[Extension]:
         root.obj = find_extensions()
     extensions: list[Extension] = root.obj
     return extensions
+
+
+def load_command(extension: Extension) -> click.Command:
+    """Import a command.
+
+    Raises:
+        ExtensionError: it cannot be imported, or is no click command.
+    """
+    command = extension.load()
+    if not isinstance(command, click.Command):
+        raise ExtensionError(f"{extension.label}: expected a click command, got {command!r}")
+    return command

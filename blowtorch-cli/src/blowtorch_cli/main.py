@@ -7,7 +7,7 @@ import click
 
 from blowtorch.errors import ExtensionError
 from blowtorch.extensions import Extension, resolve
-from blowtorch_cli.groups import CommandGroup, installed_extensions
+from blowtorch_cli.groups import CommandGroup, installed_extensions, load_command
 
 
 class ExtensionCommands(CommandGroup):
@@ -23,14 +23,10 @@ class ExtensionCommands(CommandGroup):
         if not declared:
             return None
         try:
-            extension = resolve(installed_extensions(ctx), "command", cmd_name)
-            command = extension.load()
-            if not isinstance(command, click.Command):
-                raise ExtensionError(f"{extension.label}: expected a click command, got {command!r}")
+            return load_command(resolve(installed_extensions(ctx), "command", cmd_name))
         except ExtensionError as error:
             status = "broken" if declared[0].status in ("ok", "conflict") else declared[0].status
             return UnusableCommand(cmd_name, status, str(error))
-        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Blowtorch's own first, then those of other packages."""

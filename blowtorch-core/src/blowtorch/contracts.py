@@ -20,6 +20,16 @@ def hooks(spec: type) -> dict[str, tuple[str, ...]]:
     }
 
 
+def implemented_hooks(extension: type, spec: type) -> dict[str, tuple[str, ...]]:
+    """The hooks of a contract that a class has, in the order of the contract, each with the arguments it takes."""
+    methods = {mark["specname"] or name: name for name, mark in _marks(extension).items()}
+    return {
+        hook: tuple(inspect.signature(getattr(extension, methods[hook])).parameters)[1:]
+        for hook in hooks(spec)
+        if hook in methods
+    }
+
+
 def required_hooks(spec: type) -> list[str]:
     """The hooks that no implementation may leave out: those whose description says "Required."."""
     return [name for name in hooks(spec) if "Required." in (inspect.getdoc(getattr(spec, name)) or "")]

@@ -21,6 +21,7 @@ GROUPS: Mapping[str, str] = {
     "callback": "blowtorch.callbacks",
     "command": "blowtorch.commands",
 }
+COLUMNS = ("kind", "name", "package", "version", "status", "reason")  # of every listing
 BUILT_IN = ("blowtorch-core", "blowtorch-cli")  # no other package can take over their names or switch them off
 _PACKAGES_TO_INSTALL = {("logger", "tensorboard"): "blowtorch-tensorboard", ("logger", "wandb"): "blowtorch-wandb"}
 _TARGET = re.compile(r"([\w.]+)\s*:\s*([\w.]+)\s*(\[.*\])?")
@@ -35,7 +36,8 @@ class Extension:
         name: the name of its entry point.
         package: the distribution that declares it; empty for one that none does.
         version: the version of that distribution.
-        status: `ok`, `disabled` by a variable, `incompatible` with this core, or in `conflict` with a namesake.
+        status: `ok`, `disabled` by a variable, `incompatible` with this core, in `conflict` with a namesake, or
+            `broken` where its group is none of ours; `kind` is then that group.
         reason: why the status is not `ok`.
         target: where it is, as `module:Class`.
     """
@@ -63,6 +65,10 @@ class Extension:
         """How messages speak of it, such as `logger 'acme' (acme-logger 1.2)`."""
         origin = f" ({self.package} {self.version})" if self.package else ""
         return f"{in_words(self.kind)} {self.name!r}{origin}"
+
+    def is_called(self, name: str) -> bool:
+        """Whether a name means it: its own, `package:name`, or that of its package."""
+        return name in (self.name, self.qualified_name) or normalise(name) == normalise(self.package)
 
     @property
     def is_built_in(self) -> bool:
@@ -101,8 +107,10 @@ def find_extensions() -> list[Extension]:
     """All installed extensions with their status, in a fixed order; imports none of them."""
     core = importlib.metadata.version("blowtorch-core")
     found = [extension for package in _find_packages() for extension in _read_extensions(package, core)]
-    kinds = list(GROUPS)
-    return sorted(_mark_conflicts(found), key=lambda each: (kinds.index(each.kind), each.name, each.package))
+    order = {kind: index for index, kind in enumerate(GROUPS)}
+    return sorted(
+        _mark_conflicts(found), key=lambda each: (order.get(each.kind, len(order)), each.kind, each.name, each.package)
+    )
 
 
 def in_words(kind: str) -> str:
@@ -186,16 +194,23 @@ def _read_extensions(distribution: importlib.metadata.Distribution, core: str) -
                 extension = dataclasses.replace(extension, status="disabled", reason=reason)
             elif mismatch:
                 extension = dataclasses.replace(extension, status="incompatible", reason=mismatch)
+        if kind not in GROUPS:
+            reason = f"blowtorch has no entry-point group {kind!r}.{nearest(kind, GROUPS.values())}"
+            extension = dataclasses.replace(extension, status="broken", reason=reason)
         yield extension
 
 
 def _parse_entry_points(text: str) -> Iterator[tuple[str, str, str]]:
-    """Kind, name and target of each entry point in our groups; a malformed line costs none of the others."""
+    """Kind, name and target of each entry point in our groups; a malformed line costs none of the others.
+
+    The kind of one in a group that looks like ours and is not, such as `blowtorch.logger`, is that group.
+    """
     kinds = {group: kind for kind, group in GROUPS.items()}
     kind = None
     for line in map(str.strip, text.splitlines()):
         if line.startswith("["):
-            kind = kinds.get(line.strip("[]"))
+            group = line.strip("[]").strip()
+            kind = kinds.get(group, group if group.startswith("blowtorch.") else None)
         elif kind is not None and line and not line.startswith(("#", ";")):
             name, _, target = line.partition("=")
             yield kind, name.strip(), target.strip()
@@ -221,16 +236,32 @@ def _find_mismatch(requirements: Iterable[str], core: str) -> str:
 def _switched_off(extension: Extension) -> str:
     """Which variable switches an extension off, in words; empty when none does."""
 
-    def is_named(variable: str) -> bool:
-        items = [item.strip() for item in os.environ.get(variable, "").split(",")]
-        names = (extension.name, extension.qualified_name)
-        return any(item in names or normalise(item) == normalise(extension.package) for item in items)
-
-    if os.environ.get("BLOWTORCH_DISABLE_PLUGINS", "").strip() == "all" or is_named("BLOWTORCH_DISABLE_PLUGINS"):
+    disabled, allowed = _switch("BLOWTORCH_DISABLE_PLUGINS"), _switch("BLOWTORCH_PLUGINS")
+    if disabled == ["all"] or any(map(extension.is_called, disabled)):
         return "switched off by BLOWTORCH_DISABLE_PLUGINS"
-    if os.environ.get("BLOWTORCH_PLUGINS", "").strip() and not is_named("BLOWTORCH_PLUGINS"):
+    if allowed and not any(map(extension.is_called, allowed)):
         return "not among BLOWTORCH_PLUGINS"
     return ""
+
+
+def _switch(variable: str) -> list[str]:
+    """The names in one of the two variables."""
+    return [name for item in os.environ.get(variable, "").split(",") if (name := item.strip())]
+
+
+def find_idle_switches(extensions: Sequence[Extension]) -> Iterator[tuple[str, str]]:
+    """Each variable that names what it does not switch, with the reason."""
+    for variable in ("BLOWTORCH_DISABLE_PLUGINS", "BLOWTORCH_PLUGINS"):
+        names = _switch(variable)
+        if variable == "BLOWTORCH_DISABLE_PLUGINS" and names == ["all"]:
+            continue
+        for name in names:
+            meant = [extension for extension in extensions if extension.is_called(name)]
+            known = {text for each in extensions if not each.is_built_in for text in (each.name, each.package)}
+            if not meant:
+                yield variable, f"no extension and no package is called {name!r}.{nearest(name, known)}"
+            elif all(each.is_built_in for each in meant):
+                yield variable, f"{name!r} comes with blowtorch, and is never switched off"
 
 
 def _mark_conflicts(found: Sequence[Extension]) -> Iterator[Extension]:
@@ -292,19 +323,30 @@ def _describe_unknown(extensions: Sequence[Extension], kind: str, name: str) -> 
     for other, package in to_install.items():
         if nearest(name, [other]):
             text += f" `pip install {package}` brings {other!r}."
-    for other in dict.fromkeys(each.kind for each in extensions if name in (each.name, each.qualified_name)):
+    namesakes = [each for each in extensions if name in (each.name, each.qualified_name)]
+    for other in dict.fromkeys(each.kind for each in namesakes if each.kind in GROUPS):
         text += f" There is a {in_words(other)} of that name."
+    for stray in (each for each in namesakes if each.kind not in GROUPS):
+        text += f" {stray.package} {stray.version} has that name, but {stray.reason}"
     return f"{text} Installed: {', '.join(installed) or 'none'}."
 
 
 def format_extensions(extensions: Iterable[Extension], as_json: bool = False) -> str:
     """A listing of extensions: aligned text, or one JSON array of objects."""
-    columns = ("kind", "name", "package", "version", "status", "reason")
-    rows = [[str(getattr(extension, column)) for column in columns] for extension in extensions]
+    rows = [[str(getattr(extension, column)) for column in COLUMNS] for extension in extensions]
     if as_json:
-        return json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2)
-    table = [list(columns), *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows], indent=2)
+    return format_table([COLUMNS, *rows])
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned text.
+
+    >>> print(format_table([["name", "status"], ["local", "ok"]]))
+    name   status
+    local  ok
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )

@@ -11,18 +11,17 @@ import pluggy
 from blowtorch import hookspecs
 from blowtorch.contracts import find_hidden_hooks, find_option_problems, find_problems, hooks
 from blowtorch.errors import BlowtorchError, ExtensionError
-from blowtorch.extensions import GROUPS, Extension, describe, find_extensions, format_extensions, in_words, resolve
+from blowtorch.extensions import Extension, describe, find_extensions, format_extensions, in_words, resolve
 
-__all__ = ["KINDS", "Extension", "Plugin", "Plugins", "find_extensions"]
+__all__ = ["SPECS", "Extension", "Plugin", "Plugins", "find_extensions", "load_class"]
 
-_SPECS: Mapping[str, type] = {
+SPECS: Mapping[str, type] = {
     "logger": hookspecs.LoggerSpec,
     "checkpoint-backend": hookspecs.CheckpointBackendSpec,
     "scheduler": hookspecs.SchedulerSpec,
     "config-source": hookspecs.ConfigSourceSpec,
     "callback": hookspecs.CallbackSpec,
 }
-KINDS: Mapping[str, tuple[str, type | None]] = {kind: (group, _SPECS.get(kind)) for kind, group in GROUPS.items()}
 _NO_EXTENSIONS = (bool, int, float, bytes, list, tuple, set, frozenset, types.ModuleType, types.FunctionType)
 
 
@@ -30,7 +29,7 @@ class Plugin:
     """One extension at work: an object that keeps the contract of its kind.
 
     Attributes:
-        kind: a key of `KINDS`.
+        kind: a key of `SPECS`.
         name: the name by which it is reached; that of its class when it was given as an object.
         package: the distribution that declares it, or an empty string.
         version: the version of that distribution, or an empty string.
@@ -42,7 +41,7 @@ class Plugin:
     """
 
     def __init__(self, extension: Extension, instance: Any) -> None:
-        spec = _SPECS[extension.kind]
+        spec = SPECS[extension.kind]
         self.kind, self.name, self.label = extension.kind, extension.reference, extension.label
         self.package, self.version = extension.package, extension.version
         self.instance = instance
@@ -102,24 +101,34 @@ class Plugins:
         """Make an extension from what a user writes.
 
         Args:
-            kind: a key of `KINDS`, but for `command`.
+            kind: a key of `SPECS`.
             given: a name, `"package:name"`, `"module:Class"`, `{name: options}`, or an object.
 
         Raises:
             ExtensionError: it is not there, cannot be used or made, or does not keep the contract of its kind.
         """
-        if kind not in _SPECS:
-            raise ExtensionError(f"expected a kind of extension, one of {', '.join(_SPECS)}, got {kind!r}")
+        if kind not in SPECS:
+            raise ExtensionError(f"expected a kind of extension, one of {', '.join(SPECS)}, got {kind!r}")
         if not isinstance(given, str | Mapping):
             return _adopt(kind, given)
         name, options = _split(kind, given)
         extension = resolve(self.extensions, kind, name)
-        found = extension.load()
-        if not isinstance(found, type):
-            raise ExtensionError(f"{extension.label}: expected {extension.target!r} to be a class, got {found!r}")
-        for problem in (*find_problems(found, kind, _SPECS), *find_option_problems(found, name, options)):
+        found = load_class(extension)
+        for problem in (*find_problems(found, kind, SPECS), *find_option_problems(found, name, options)):
             raise ExtensionError(f"{extension.label}: {problem}")
         return Plugin(extension, _call(f"{extension.label} raised in its constructor", found, found, **options))
+
+
+def load_class(extension: Extension) -> type:
+    """Import the class of an extension.
+
+    Raises:
+        ExtensionError: it cannot be imported, or is no class.
+    """
+    found = extension.load()
+    if not isinstance(found, type):
+        raise ExtensionError(f"{extension.label}: expected {extension.target!r} to be a class, got {found!r}")
+    return found
 
 
 def _adopt(kind: str, given: Any) -> Plugin:
@@ -130,7 +139,7 @@ def _adopt(kind: str, given: Any) -> Plugin:
     if given is None or isinstance(given, _NO_EXTENSIONS):
         raise ExtensionError(f"expected a {words} as a name, {{name: options}} or an object, got {given!r}")
     extension = Extension(kind, type(given).__name__)
-    for problem in find_problems(type(given), kind, _SPECS):
+    for problem in find_problems(type(given), kind, SPECS):
         raise ExtensionError(f"{extension.label}: {problem}")
     return Plugin(extension, given)
 

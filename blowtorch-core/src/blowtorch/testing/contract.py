@@ -13,11 +13,9 @@ from blowtorch.contracts import find_hidden_hooks, find_problems
 from blowtorch.errors import ExtensionError
 from blowtorch.extensions import Extension
 from blowtorch.hookspecs import RunInfo
-from blowtorch.plugins import KINDS, Plugin
+from blowtorch.plugins import SPECS, Plugin
 
 CONFIG: Mapping[str, Any] = {"model": {"width": 3, "rate": 0.1}, "name": "contract"}
-
-_SPECS = {kind: spec for kind, (_, spec) in KINDS.items() if spec is not None}
 
 
 class Contract:
@@ -39,8 +37,8 @@ class Contract:
         """Hooks are marked, spelt as in the contract, and take none but its arguments."""
         instance = self._make(tmp_path)
         problems = [
-            *find_problems(type(instance), self.kind, _SPECS),
-            *find_hidden_hooks(instance, _SPECS[self.kind]),
+            *find_problems(type(instance), self.kind, SPECS),
+            *find_hidden_hooks(instance, SPECS[self.kind]),
         ]
         assert not problems, f"a {self._words} keeps the contract of its kind; got: {'; '.join(problems)}"
 

@@ -1,0 +1,118 @@
+"""What only an import shows of extensions; run in a process of its own, which they may bring down.
+
+`python -m blowtorch_cli.probe RESULT` reads a JSON array of extensions from standard input, imports each, and writes
+what it found to the file RESULT: what they print, and how they end the process, is kept apart from that.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import json
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blowtorch.contracts import find_problems, implemented_hooks
+from blowtorch.errors import ExtensionError
+from blowtorch.extensions import Extension
+from blowtorch.plugins import SPECS, load_class
+from blowtorch_cli.groups import load_command
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of an extension after its import.
+
+    Attributes:
+        problem: why it cannot be used; empty when it can.
+        traceback: that of the error that its import raised; empty when it raised none.
+        import_seconds: how long the import took, with that of all it imports in turn; None if there was none.
+        location: the file that it stands in.
+        description: its docstring.
+        options: the arguments of its constructor: `name`, `type`, `default` (as Python writes it), `required`.
+        hooks: those it implements, with the arguments it takes: `name`, `arguments`.
+    """
+
+    problem: str = ""
+    traceback: str = ""
+    import_seconds: float | None = None
+    location: str = ""
+    description: str = ""
+    options: list[dict[str, Any]] = field(default_factory=list)
+    hooks: list[dict[str, Any]] = field(default_factory=list)
+
+
+def probe(extension: Extension) -> Finding:
+    """Import an extension and compare it with the contract of its kind; it is not made."""
+    begin = time.perf_counter()
+    spec = SPECS.get(extension.kind)
+    try:
+        found: Any = load_command(extension) if spec is None else load_class(extension)
+    except ExtensionError as error:
+        problem = str(error).removeprefix(f"{extension.label}: ")
+        return Finding(problem, _traceback(error), time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    if spec is None:
+        return Finding("", "", seconds, _location(found.callback), found.help or "")
+    return Finding(
+        "; ".join(find_problems(found, extension.kind, SPECS)),
+        "",
+        seconds,
+        _location(found),
+        inspect.cleandoc(found.__doc__ or ""),
+        list(_options(found)),
+        [{"name": hook, "arguments": list(names)} for hook, names in implemented_hooks(found, spec).items()],
+    )
+
+
+def _traceback(error: BaseException) -> str:
+    """That of what an extension raised; empty for an error that is blowtorch's alone."""
+    cause = error.__cause__
+    if cause is None:
+        return ""
+    ours = (inspect.getfile(Extension), importlib.__file__)
+    frames = traceback.extract_tb(cause.__traceback__)
+    theirs = [
+        each for each in frames if each.filename not in ours and not each.filename.startswith("<frozen importlib")
+    ]
+    shown = [*traceback.format_list(theirs), *traceback.format_exception_only(cause)]
+    return "Traceback (most recent call last):\n" + "".join(shown)
+
+
+def _location(found: Any) -> str:
+    try:
+        return str(Path(inspect.getfile(inspect.unwrap(found))).resolve())
+    except (TypeError, OSError):  # not written in Python, or made at run time
+        return ""
+
+
+def _options(extension: type) -> list[dict[str, Any]]:
+    try:
+        parameters = inspect.signature(extension).parameters.values()
+    except (TypeError, ValueError):  # a compiled class need not tell
+        return []
+    empty = inspect.Parameter.empty
+    return [
+        {
+            "name": str(parameter).partition(":")[0].partition("=")[0].strip(),
+            "type": "" if parameter.annotation is empty else inspect.formatannotation(parameter.annotation),
+            "default": None if parameter.default is empty else repr(parameter.default),
+            "required": parameter.default is empty
+            and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD),
+        }
+        for parameter in parameters
+    ]
+
+
+def main() -> None:
+    """Probe what standard input names; a result is only there if all could be imported or raised."""
+    extensions = [Extension(**fields) for fields in json.load(sys.stdin)]
+    findings = [dataclasses.asdict(probe(extension)) for extension in extensions]
+    Path(sys.argv[1]).write_text(json.dumps(findings), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
