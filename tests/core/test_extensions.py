@@ -5,6 +5,7 @@ import sys
 import textwrap
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from blowtorch.errors import ExtensionError
 from blowtorch.extensions import GROUPS, Extension, find_extensions
@@ -174,6 +175,20 @@ def test_compatibility_is_what_the_package_requires_of_the_core(install, monkeyp
     install("acme-logger", ACME, requires=["wandb>=0.18", requirement])
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1.0")
     assert statuses("acme") == {"acme-logger:acme": status}
+
+
+def test_what_plainly_goes_together_does_so_by_the_rules_of_packaging_too(install, monkeypatch):
+    versions = ["0.1", "0.1.0", "0.1.5", "0.2", "0.2.0", "0.10", "1", "1.0.1", "0.2.dev1"]
+    for number, version in enumerate(versions):
+        install(f"acme-{number}", f"[blowtorch.loggers]\nlow{number} = a:A\n", requires=[f"blowtorch-core>={version}"])
+        install(f"bcme-{number}", f"[blowtorch.loggers]\nhigh{number} = a:A\n", requires=[f"blowtorch-core<{version}"])
+    for core in [*versions, "0.1.0rc1", "0.3.0.post1"]:
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, core=core: core)
+        found = {extension.name: extension.status for extension in find_extensions()}
+        for number, version in enumerate(versions):
+            for name, bound in (("low", ">="), ("high", "<")):
+                fits = SpecifierSet(f"{bound}{version}").contains(core, prereleases=True)
+                assert found[f"{name}{number}"] == ("ok" if fits else "incompatible"), (core, bound, version)
 
 
 def test_the_reason_of_an_incompatible_one_has_both_versions(install, monkeypatch):

@@ -13,7 +13,8 @@ import pytest
 from blowtorch import BlowtorchError, ConfigError, ExtensionError, hookimpl
 from blowtorch.builtin.json_source import JsonSource
 from blowtorch.extensions import Extension, format_extensions
-from blowtorch.plugins import Plugins
+from blowtorch.hookspecs import hookspec
+from blowtorch.plugins import SPECS, Plugins
 
 ROOT = Path(__file__).parents[2]
 ACME = "[blowtorch.loggers]\nacme = acme_logger:AcmeLogger\n"
@@ -119,6 +120,31 @@ def test_a_built_in_is_made_by_name_and_as_an_object():
 def test_a_call_passes_only_the_arguments_that_the_method_takes():
     plugin = Plugins().create("logger", Mine())
     assert plugin.call("log_metrics", metrics={"loss": 1.0}, step=3, epoch=2, time=0.0) == ({"loss": 1.0}, 2, 3)
+
+
+class GrownLoggerSpec:
+    """What the contract of loggers might be later: an argument more, and a hook more."""
+
+    @hookspec
+    def log_metrics(self, metrics, step, epoch, time, device):
+        """Metrics were recorded."""
+
+    @hookspec
+    def log_video(self, name, path, step):
+        """A video was logged."""
+
+    @hookspec
+    def log_flush(self):
+        """Everything has been handed over."""
+
+
+def test_a_contract_grows_without_breaking_older_implementations(install, monkeypatch):
+    install()
+    monkeypatch.setitem(SPECS, "logger", GrownLoggerSpec)
+    plugin = Plugins().create("logger", "acme")
+    plugin.call("log_metrics", metrics={"loss": 1.0}, step=3, epoch=1, time=0.0, device="cpu")
+    assert plugin.call("log_video", name="walk", path="walk.mp4", step=3) is None
+    assert plugin.instance.lines == [(3, {"loss": 1.0})]
 
 
 def test_a_hook_without_a_method_is_none_and_calls_nothing():

@@ -11,6 +11,7 @@ from typing import Any
 from blowtorch.errors import nearest
 
 
+@functools.cache  # asked for at every turn, and signatures are slow
 def hooks(spec: type) -> dict[str, tuple[str, ...]]:
     """The hooks of a contract, each with the arguments that it is called with."""
     return {
@@ -110,7 +111,9 @@ def find_option_problems(extension: type, name: str, options: Mapping[str, Any])
 
 def _marks(extension: type) -> dict[str, dict[str, Any]]:
     """The methods that carry `@hookimpl`, by name, with what was said to it."""
-    found = {name: _mark(inspect.getattr_static(extension, name)) for name in dir(extension)}
+    bases = [base for base in reversed(extension.__mro__) if base is not object]
+    attributes = {name: value for base in bases for name, value in vars(base).items()}
+    found = {name: _mark(value) for name, value in attributes.items()}
     return {name: mark for name, mark in found.items() if mark is not None}
 
 
@@ -132,7 +135,8 @@ def _mark(attribute: object) -> dict[str, Any] | None:
 
 def _find_unmarked(extension: type, spec: type, marks: Mapping[str, Any]) -> Iterator[str]:
     """Methods that look like implementations and that pluggy would pass over."""
-    inherited = {name for base in extension.__mro__ for name, value in vars(base).items() if _mark(value) is not None}
+    bases = extension.__mro__[1:-1]
+    inherited = {name for base in bases for name, value in vars(base).items() if _mark(value) is not None}
     for name in sorted(inherited - set(marks)):
         yield f"{extension.__name__}.{name} overrides a method that is marked with @hookimpl: mark it too"
     for name in hooks(spec):

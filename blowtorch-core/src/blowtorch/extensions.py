@@ -24,6 +24,7 @@ GROUPS: Mapping[str, str] = {
 COLUMNS = ("kind", "name", "package", "version", "status", "reason")  # of every listing
 BUILT_IN = ("blowtorch-core", "blowtorch-cli")  # no other package can take over their names or switch them off
 _PACKAGES_TO_INSTALL = {("logger", "tensorboard"): "blowtorch-tensorboard", ("logger", "wandb"): "blowtorch-wandb"}
+_PLAIN_REQUIREMENT = re.compile(r"blowtorch[-_.]+core(\s*,?\s*(>=|<)\s*\d+(\.\d+)*)+", re.IGNORECASE)
 _TARGET = re.compile(r"([\w.]+)\s*:\s*([\w.]+)\s*(\[.*\])?")
 
 
@@ -218,11 +219,11 @@ def _parse_entry_points(text: str) -> Iterator[tuple[str, str, str]]:
 
 def _find_mismatch(requirements: Iterable[str], core: str) -> str:
     """Why a package with these requirements does not go with this version of the core; empty when it does."""
-    from packaging.requirements import Requirement
-
     for text in requirements:
-        if not re.match(r"blowtorch[-_.]+core\b", text, re.IGNORECASE):
+        if not re.match(r"blowtorch[-_.]+core\b", text, re.IGNORECASE) or _is_plainly_met(text, core):
             continue
+        from packaging.requirements import Requirement
+
         try:
             requirement = Requirement(text)
             applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
@@ -231,6 +232,22 @@ def _find_mismatch(requirements: Iterable[str], core: str) -> str:
         if applies and not requirement.specifier.contains(core, prereleases=True):
             return f"needs blowtorch-core{requirement.specifier}, and {core} is installed"
     return ""
+
+
+def _is_plainly_met(requirement: str, core: str) -> bool:
+    """Whether a core such as `0.1.0` meets a requirement such as `blowtorch-core>=0.1,<0.2`, for sure.
+
+    That is nearly always so, and then `packaging`, whose import takes longer than all else here, is not needed.
+    """
+    if not _PLAIN_REQUIREMENT.fullmatch(requirement) or not re.fullmatch(r"[\d.]+", core):
+        return False
+    bounds = re.findall(r"(>=|<)\s*([\d.]+)", requirement)
+    return all((_release(core) >= _release(version)) == (bound == ">=") for bound, version in bounds)
+
+
+def _release(version: str) -> list[int]:
+    numbers = [int(number) for number in version.split(".")]
+    return numbers + [0] * (9 - len(numbers))
 
 
 def _switched_off(extension: Extension) -> str:
