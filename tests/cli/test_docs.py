@@ -36,7 +36,9 @@ def test_the_page_of_a_kind_begins_with_an_example_that_passes_its_tests(kind, t
     info = tmp_path / "blowtorch_acme-0.1.0.dist-info"  # as if it were installed: a source is found by its entry point
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: blowtorch-acme\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text(blocks(kind, "toml")[0].replace("project.entry-points.", "").replace('"', ""))
+    (info / "entry_points.txt").write_text(
+        blocks(kind, "toml")[0].replace("project.entry-points.", "").replace('"', "")
+    )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_acme.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout

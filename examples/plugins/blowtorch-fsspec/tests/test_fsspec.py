@@ -21,7 +21,7 @@ from blowtorch import Run
 
 run = Run(random_seed=0, command_line=["train.py"])
 options = json.loads(sys.argv[1])
-kill_at = options.pop("kill_at", None)
+kill_at, stop_at = options.pop("kill_at", None), options.pop("stop_at", None)
 inputs = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
 loader = torch.utils.data.DataLoader(inputs, 8, shuffle=True)
 run.configure_optimizers(lambda model: torch.optim.Adam(model.parameters(), lr=0.01))
@@ -34,10 +34,17 @@ def step(batch, model):
 def end(state):
     if state.step == kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
+    if state.step == stop_at and not state.is_resumed:
+        os.kill(os.getpid(), signal.SIGTERM)
 
-torch.manual_seed(0)
-model = torch.nn.Linear(4, 1)
-result = run(model, loader, max_epochs=3, checkpoint_every="3 steps", progress=False, **options)
+def train(**more):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    return model, run(model, loader, max_epochs=3, checkpoint_every="3 steps", progress=False, **options, **more)
+
+model, result = train()
+if result.status == "stopped":
+    model, result = train(resume="auto")
 torch.save(model.state_dict(), "weights.pt")
 print(result.folder)
 """
@@ -132,6 +139,18 @@ def test_a_killed_run_goes_on_from_there_to_the_same_bits(location, tmp_path):
     killed = train(tmp_path / "killed", checkpoint_backend=backend, kill_at=14)
     assert killed.returncode == -signal.SIGKILL
     resumed = train(tmp_path / "killed", checkpoint_backend=backend, resume="auto")
+    compare(tmp_path, straight, resumed)
+
+
+def test_a_stopped_run_goes_on_from_memory_to_the_same_bits(tmp_path):
+    """In one process: what is in memory is gone with it."""
+    straight = train(tmp_path / "straight")
+    resumed = train(tmp_path / "killed", checkpoint_backend={"fsspec": {"url": "memory://runs"}}, stop_at=14)
+    compare(tmp_path, straight, resumed)
+
+
+def compare(tmp_path, straight, resumed):
+    """Weights and recorded metrics of the two runs are the same, and only the second went on from a checkpoint."""
     assert resumed.returncode == 0, resumed.stderr
     first, second = (torch.load(tmp_path / name / "weights.pt") for name in ("straight", "killed"))
     assert all(torch.equal(first[name], second[name]) for name in first)
