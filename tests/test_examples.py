@@ -43,6 +43,7 @@ def test_the_script_of_the_readme_runs(tmp_path):
 def test_the_logger_of_the_readme_is_a_package_that_is_listed_and_receives_every_metric(tmp_path):
     package, site = tmp_path / "package", tmp_path / "site"
     package.mkdir()
+    assert len(marked("file: line_logger.py").splitlines()) <= 20
     for name in ("line_logger.py", "pyproject.toml"):
         (package / name).write_text(marked(f"file: {name}"))
     execute(tmp_path, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(package))

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import os
 import signal
+import sys
 import traceback
 
 import numpy as np
@@ -1167,3 +1168,36 @@ def test_help_tells_the_meaning_of_every_option():
     text = inspect.getdoc(RunOptions)
     for option in dataclasses.fields(RunOptions):
         assert f"{option.name} = {option.default!r}: {option.metadata['meaning']}." in text
+
+
+class OnlyAtTheEnd:
+    @hookimpl
+    def run_end(self, state):
+        pass
+
+
+class OnlyAtTheEndToo(OnlyAtTheEnd):
+    pass
+
+
+def test_hooks_that_nobody_implements_add_nothing_to_a_step(make_run, net, loader):
+    counts = []
+    for callbacks in ([], [OnlyAtTheEnd(), OnlyAtTheEndToo()]):
+        run, calls, steps = make_run(validates=False), [], []
+
+        @run.train_step
+        def step(batch, model, steps=steps, calls=calls):
+            steps.append(model)
+            if len(steps) == 3:
+                sys.setprofile(lambda frame, event, argument: calls.append(frame.f_code.co_name))
+            elif len(steps) == 7:
+                sys.setprofile(None)
+            return model(batch[0]).square().mean()
+
+        try:
+            run(net, loader, max_epochs=1, callbacks=callbacks, log_every="1 epoch", progress=False)
+        finally:
+            sys.setprofile(None)
+        counts.append(calls)
+    assert counts[0] == counts[1]
+    assert len(counts[0]) > 100
