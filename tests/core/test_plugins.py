@@ -13,7 +13,7 @@ import pytest
 from blowtorch import BlowtorchError, ConfigError, ExtensionError, hookimpl
 from blowtorch.builtin.json_source import JsonSource
 from blowtorch.extensions import Extension, format_extensions
-from blowtorch.hookspecs import hookspec
+from blowtorch.hookspecs import ConfigSourceSpec, LoggerSpec, hookspec
 from blowtorch.plugins import SPECS, Plugins
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +119,11 @@ def test_a_built_in_is_made_by_name_and_as_an_object():
 
 def test_a_call_passes_only_the_arguments_that_the_method_takes():
     plugin = Plugins().create("logger", Mine())
-    assert plugin.call("log_metrics", metrics={"loss": 1.0}, step=3, epoch=2, time=0.0) == ({"loss": 1.0}, 2, 3)
+    assert plugin.call(LoggerSpec.log_metrics, metrics={"loss": 1.0}, step=3, epoch=2, time=0.0) == (
+        {"loss": 1.0},
+        2,
+        3,
+    )
 
 
 class GrownLoggerSpec:
@@ -142,15 +146,15 @@ def test_a_contract_grows_without_breaking_older_implementations(install, monkey
     install()
     monkeypatch.setitem(SPECS, "logger", GrownLoggerSpec)
     plugin = Plugins().create("logger", "acme")
-    plugin.call("log_metrics", metrics={"loss": 1.0}, step=3, epoch=1, time=0.0, device="cpu")
-    assert plugin.call("log_video", name="walk", path="walk.mp4", step=3) is None
+    plugin.call(GrownLoggerSpec.log_metrics, metrics={"loss": 1.0}, step=3, epoch=1, time=0.0, device="cpu")
+    assert plugin.call(GrownLoggerSpec.log_video, name="walk", path="walk.mp4", step=3) is None
     assert plugin.instance.lines == [(3, {"loss": 1.0})]
 
 
 def test_a_hook_without_a_method_is_none_and_calls_nothing():
     plugin = Plugins().create("logger", Mine())
     assert plugin.implementation("log_flush") is None
-    assert plugin.call("log_flush") is None
+    assert plugin.call(LoggerSpec.log_flush) is None
     assert plugin.implementation("log_metrics").argnames == ("metrics", "epoch")
 
 
@@ -158,7 +162,7 @@ def test_a_hook_that_raises_says_whose_it_is(install):
     install()
     plugin = Plugins().create("logger", "acme")
     with pytest.raises(ExtensionError, match=r"^logger 'acme' \(acme-logger 1.2\) raised in log_flush: SystemExit: 3$"):
-        plugin.call("log_flush")
+        plugin.call(LoggerSpec.log_flush)
 
 
 class Raising:
@@ -173,7 +177,7 @@ class Raising:
 def test_an_error_keeps_its_cause():
     error = ConfigError("line 3")
     with pytest.raises(ExtensionError, match="config source 'Raising' raised in config_read: ConfigError: line 3") as e:
-        Plugins().create("config-source", Raising(error)).call("config_read", source="a.ini")
+        Plugins().create("config-source", Raising(error)).call(ConfigSourceSpec.config_read, source="a.ini")
     assert e.value.__cause__ is error
 
 
@@ -181,15 +185,17 @@ def test_an_error_of_a_built_in_passes_as_it_is(monkeypatch):
     monkeypatch.setattr(Raising, "__module__", "blowtorch.builtin.raising")
     plugin = Plugins().create("config-source", Raising(ConfigError("line 3")))
     with pytest.raises(ConfigError, match=r"^line 3$"):
-        plugin.call("config_read", source="a.ini")
+        plugin.call(ConfigSourceSpec.config_read, source="a.ini")
     plugin.instance.error = ValueError("line 4")
     with pytest.raises(ExtensionError, match="raised in config_read: ValueError: line 4"):
-        plugin.call("config_read", source="a.ini")
+        plugin.call(ConfigSourceSpec.config_read, source="a.ini")
 
 
 def test_a_keyboard_interrupt_passes_through_a_call():
     with pytest.raises(KeyboardInterrupt, match="now"):
-        Plugins().create("config-source", Raising(KeyboardInterrupt("now"))).call("config_read", source="")
+        Plugins().create("config-source", Raising(KeyboardInterrupt("now"))).call(
+            ConfigSourceSpec.config_read, source=""
+        )
 
 
 def test_an_unknown_name_lists_the_installed_and_the_nearest(install):
@@ -384,5 +390,5 @@ def test_the_logger_of_the_documentation_is_found_made_and_called(install, recei
     install(entry_points=f"[blowtorch.loggers]\nacme = {target}\n", code=code)
     monkeypatch.setenv("no_proxy", "*")
     plugin = Plugins().create("logger", {"acme": {"url": received.url}})
-    plugin.call("log_metrics", metrics={"train/loss": 0.5}, step=1, epoch=1, time=0.0)
+    plugin.call(LoggerSpec.log_metrics, metrics={"train/loss": 0.5}, step=1, epoch=1, time=0.0)
     assert received == [{"step": 1, "train/loss": 0.5}]

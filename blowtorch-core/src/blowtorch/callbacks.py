@@ -90,7 +90,8 @@ def _in_order(plugins: Sequence[Plugin], moment: str) -> list[Plugin]:
 
 
 def _plugin_call(plugin: Plugin, moment: str) -> Callable[[Mapping[str, Any]], Any]:
-    return lambda at_hand: plugin.call(moment, **at_hand)
+    hook = getattr(CallbackSpec, moment)
+    return lambda at_hand: plugin.call(hook, **at_hand)
 
 
 def _function_call(function: Function) -> Callable[[Mapping[str, Any]], Any]:
@@ -102,7 +103,9 @@ def _plugin_step_end(plugin: Plugin) -> StepEnd:
     assert implementation is not None
     function, names = implementation.function, (*implementation.argnames, *implementation.kwargnames)
     if names != ("state",):
-        return lambda state, batch, metrics: plugin.call("train_step_end", state=state, batch=batch, metrics=metrics)
+        return lambda state, batch, metrics: plugin.call(
+            CallbackSpec.train_step_end, state=state, batch=batch, metrics=metrics
+        )
 
     def call(state: RunState, batch: Any, metrics: Mapping[str, Any]) -> None:
         try:

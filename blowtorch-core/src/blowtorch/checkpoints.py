@@ -19,7 +19,7 @@ from torch import nn
 
 from blowtorch.errors import BlowtorchError, CheckpointError
 from blowtorch.folder import RunFolder
-from blowtorch.hookspecs import Checkpoint, RunInfo
+from blowtorch.hookspecs import Checkpoint, CheckpointBackendSpec, RunInfo
 from blowtorch.manifest import checkpoint_name, checkpoint_step, read_manifest, verify, write_manifest
 from blowtorch.plugins import Plugin
 from blowtorch.record import Record
@@ -59,7 +59,7 @@ class Checkpoints:
         self._folder = folder
         self._backend = backend
         self._record = record
-        backend.call("checkpoint_open", run=info)
+        backend.call(CheckpointBackendSpec.checkpoint_open, run=info)
 
     def check(self) -> None:
         """Make sure that every part can be stored, before hours are spent on it.
@@ -105,7 +105,7 @@ class Checkpoints:
             write_tensors(training, temporary / "training.pt")
             write_tensors(state.model.state_dict(), temporary / "model.pt")
             write_manifest(temporary, state.step, state.epoch, metrics)
-            self._backend.call("checkpoint_publish", name=name, directory=temporary)
+            self._backend.call(CheckpointBackendSpec.checkpoint_publish, name=name, directory=temporary)
             self._point("latest", name)
             if is_best:
                 self._point("best", name)
@@ -129,7 +129,7 @@ class Checkpoints:
             CheckpointError: the backend could not delete one.
         """
         options = state.options
-        names = list(self._backend.call("checkpoint_list"))
+        names = list(self._backend.call(CheckpointBackendSpec.checkpoint_list))
         keep = set(names[-options.keep_last :])
         if options.keep_best:
             sign = 1 if options.smaller_is_better else -1
@@ -139,11 +139,11 @@ class Checkpoints:
                 keep.add(state.best.name)
         for name in names:
             if name not in keep:
-                self._backend.call("checkpoint_delete", name=name)
+                self._backend.call(CheckpointBackendSpec.checkpoint_delete, name=name)
 
     def newest_good(self, warn: Callable[[str], None], at_most: str | None = None) -> str | None:
         """The newest checkpoint that is complete and undamaged, `at_most` this one; None where there is none."""
-        for name in reversed(self._backend.call("checkpoint_list")):
+        for name in reversed(self._backend.call(CheckpointBackendSpec.checkpoint_list)):
             if at_most is not None and checkpoint_step(name) > checkpoint_step(at_most):
                 continue
             problems = self._problems(name)
@@ -162,7 +162,11 @@ class Checkpoints:
             CheckpointError: it belongs to another model, or has not just the parts that this script needs.
         """
         with tempfile.TemporaryDirectory(prefix=".tmp-fetch-", dir=self._folder.checkpoints) as scratch:
-            directory = Path(self._backend.call("checkpoint_fetch", name=name, directory=Path(scratch), files=None))
+            directory = Path(
+                self._backend.call(
+                    CheckpointBackendSpec.checkpoint_fetch, name=name, directory=Path(scratch), files=None
+                )
+            )
             training = read_tensors(directory / "training.pt")
             weights = read_tensors(directory / "model.pt")
         if training["format"] != FORMAT:
@@ -174,7 +178,7 @@ class Checkpoints:
         self._load_parts(training["parts"], name)
         self.put_aside_after(state.step)
         self._point("latest", name)
-        if state.best is not None and state.best.name in self._backend.call("checkpoint_list"):
+        if state.best is not None and state.best.name in self._backend.call(CheckpointBackendSpec.checkpoint_list):
             self._point("best", state.best.name)
         self._record.cut(training["record_length"])  # last: a checkpoint taken later would not fit to it
         self._saved_at = (state.step, state.is_epoch_done)
@@ -183,7 +187,7 @@ class Checkpoints:
 
     def put_aside_after(self, step: int) -> None:
         """Put aside what lies behind the step from which the run goes on, and the pointers with it."""
-        for name in self._backend.call("checkpoint_list"):
+        for name in self._backend.call(CheckpointBackendSpec.checkpoint_list):
             if checkpoint_step(name) > step:
                 self._put_aside(name)
         for pointer in ("latest", "best"):
@@ -207,7 +211,9 @@ class Checkpoints:
     def _problems(self, name: str) -> list[str]:
         with tempfile.TemporaryDirectory(prefix=".tmp-fetch-", dir=self._folder.checkpoints) as scratch:
             try:
-                path = self._backend.call("checkpoint_fetch", name=name, directory=Path(scratch), files=None)
+                path = self._backend.call(
+                    CheckpointBackendSpec.checkpoint_fetch, name=name, directory=Path(scratch), files=None
+                )
             except (OSError, BlowtorchError) as error:
                 return [str(error)]
             return verify(Path(path))
@@ -219,7 +225,10 @@ class Checkpoints:
             with tempfile.TemporaryDirectory(prefix=".tmp-fetch-", dir=self._folder.checkpoints) as scratch:
                 try:
                     path = self._backend.call(
-                        "checkpoint_fetch", name=name, directory=Path(scratch), files=["manifest.json"]
+                        CheckpointBackendSpec.checkpoint_fetch,
+                        name=name,
+                        directory=Path(scratch),
+                        files=["manifest.json"],
                     )
                     value = read_manifest(Path(path)).metrics.get(metric)
                 except (OSError, BlowtorchError):
@@ -233,9 +242,11 @@ class Checkpoints:
         aside = self._folder.checkpoints / f"aside-{name}"
         shutil.rmtree(aside, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-fetch-", dir=self._folder.checkpoints) as scratch:
-            path = self._backend.call("checkpoint_fetch", name=name, directory=Path(scratch), files=None)
+            path = self._backend.call(
+                CheckpointBackendSpec.checkpoint_fetch, name=name, directory=Path(scratch), files=None
+            )
             shutil.copytree(path, aside)
-        self._backend.call("checkpoint_delete", name=name)
+        self._backend.call(CheckpointBackendSpec.checkpoint_delete, name=name)
 
     def _point(self, pointer: str, name: str) -> None:
         path = self._folder.checkpoints / pointer

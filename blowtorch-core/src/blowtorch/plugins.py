@@ -4,7 +4,7 @@ import argparse
 import functools
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
 import pluggy
 
@@ -14,6 +14,9 @@ from blowtorch.errors import BlowtorchError, ExtensionError
 from blowtorch.extensions import Extension, describe, find_extensions, format_extensions, in_words, resolve
 
 __all__ = ["SPECS", "Extension", "Plugin", "Plugins", "find_extensions", "load_class"]
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 SPECS: Mapping[str, type] = {
     "logger": hookspecs.LoggerSpec,
@@ -62,24 +65,27 @@ class Plugin:
         """The method for a hook, or None; it takes `argnames` and then `kwargnames`, by position."""
         return self._implementations.get(hook)
 
-    def call(self, hook: str, /, **arguments: Any) -> Any:
+    def call(
+        self, hook: Callable[Concatenate[Any, Arguments], Result], /, *_: Arguments.args, **arguments: Arguments.kwargs
+    ) -> Result:
         """Call the method for a hook with those arguments that it takes.
 
         Args:
-            hook: a hook of the contract.
-            arguments: all that the contract has for this hook.
+            hook: a hook of the contract, such as `LoggerSpec.log_flush`.
+            arguments: all that the contract has for this hook, by name; type checkers compare them with it.
 
         Returns:
-            What the method returns; None when there is none.
+            What the method returns; None when there is none, which no required hook can lack.
 
         Raises:
             ExtensionError: the method raised, whatever it was; a `BlowtorchError` of a built-in passes as it is.
         """
-        method = self._implementations.get(hook)
+        method = self._implementations.get(hook.__name__)
         if method is None:
-            return None
+            return cast(Result, None)
         values = [arguments[name] for name in (*method.argnames, *method.kwargnames)]
-        return _call(f"{self.label} raised in {hook}", type(self.instance), method.function, *values)
+        result = _call(f"{self.label} raised in {hook.__name__}", type(self.instance), method.function, *values)
+        return cast(Result, result)
 
     def fail(self, hook: str, error: BaseException) -> NoReturn:
         """Raise what `call` raises for an error; for whoever calls the method of a hook directly, on every step."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from blowtorch.errors import RunFolderError
-from blowtorch.hookspecs import RunInfo
+from blowtorch.hookspecs import LoggerSpec, RunInfo
 from blowtorch.plugins import Plugin
 
 _ENCODER = json.JSONEncoder(allow_nan=False, default=str)  # one odd value must not cost what comes after it
@@ -240,9 +240,9 @@ class LoggerFeed:
                 self._wake.wait(_WAKE_SECONDS)
 
     def _start(self) -> None:
-        self.plugin.call("log_start", run=self._info)
+        self.plugin.call(LoggerSpec.log_start, run=self._info)
         if self._rewind_step is not None:
-            self.plugin.call("log_rewind", step=self._rewind_step)
+            self.plugin.call(LoggerSpec.log_rewind, step=self._rewind_step)
 
     def _deliver_burst(self) -> bool:
         """Hand over what the record has, flush, keep the cursor; say whether that was all."""
@@ -257,7 +257,7 @@ class LoggerFeed:
             if not self._is_abandoned:
                 self._position += len(line)
         if lines and not self._is_finished:
-            self._try_until_it_works(lambda: self.plugin.call("log_flush"))
+            self._try_until_it_works(lambda: self.plugin.call(LoggerSpec.log_flush))
         if lines:
             self._write_cursor()
         return not lines
@@ -266,7 +266,7 @@ class LoggerFeed:
         event = decode(line)
         if event["event"] == "metrics":
             self.plugin.call(
-                "log_metrics",
+                LoggerSpec.log_metrics,
                 metrics=event["metrics"],
                 step=event["step"],
                 epoch=event["epoch"],
@@ -277,10 +277,10 @@ class LoggerFeed:
             arguments = {name: event[name] for name in _MEDIA[event["event"]]}
             if "path" in arguments:
                 arguments["path"] = self._info.folder / arguments["path"]
-            self.plugin.call(f"log_{event['event']}", **arguments)
+            self.plugin.call(getattr(LoggerSpec, f"log_{event['event']}"), **arguments)
             self._step = event["step"]
         elif event["event"] == "finish":
-            self.plugin.call("log_finish", status=event["status"], summary=event["summary"])
+            self.plugin.call(LoggerSpec.log_finish, status=event["status"], summary=event["summary"])
             self._is_finished = True
 
     def _try_until_it_works(self, deliver: Callable[[], None], following: bytes | None = None) -> None:

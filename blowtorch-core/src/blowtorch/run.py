@@ -17,7 +17,7 @@ from blowtorch.callbacks import MOMENTS, check_moment
 from blowtorch.config import Config, load_config, split_source
 from blowtorch.data import Batches
 from blowtorch.errors import BlowtorchWarning, ConfigError, OptionError, ScriptError
-from blowtorch.hookspecs import Checkpoint
+from blowtorch.hookspecs import Checkpoint, ConfigSourceSpec
 from blowtorch.interruption import interruptible
 from blowtorch.loop import Validation, train, validate
 from blowtorch.media import log_file, log_histogram, log_image, log_text
@@ -330,7 +330,9 @@ class Run:
 
     def _read_source(self, source: str) -> Mapping[str, Any]:
         name, argument = split_source(source)
-        mapping: Mapping[str, Any] = self._plugins.create("config-source", name).call("config_read", source=argument)
+        mapping: Mapping[str, Any] = self._plugins.create("config-source", name).call(
+            ConfigSourceSpec.config_read, source=argument
+        )
         return mapping
 
     def _decorate(self, kind: str, argument: Any, register: Callable[[Function, Any], None]) -> Any:

@@ -7,7 +7,7 @@ import torch
 
 from blowtorch.clock import Trigger
 from blowtorch.errors import ExtensionError, ScriptError, nearest
-from blowtorch.hookspecs import Schedule
+from blowtorch.hookspecs import Schedule, SchedulerSpec
 from blowtorch.plugins import Plugin
 from blowtorch.state import RunState
 
@@ -137,7 +137,9 @@ def build_schedules(
     """The schedules that a scheduler extension builds, one for each optimizer, stepped per step by default."""
     schedules = {}
     for name, optimizer in optimizers.items():
-        built = plugin.call("scheduler_build", optimizer=optimizer, total_steps=total_steps, steps_per_epoch=per_epoch)
+        built = plugin.call(
+            SchedulerSpec.scheduler_build, optimizer=optimizer, total_steps=total_steps, steps_per_epoch=per_epoch
+        )
         if not isinstance(built, Schedule) and not callable(getattr(built, "step", None)):
             raise ExtensionError(f"{plugin.label} built {built!r}; expected a torch scheduler or a Schedule")
         schedules[name] = built if isinstance(built, Schedule) else Schedule(built)

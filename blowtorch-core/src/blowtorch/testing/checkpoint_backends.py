@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from blowtorch.hookspecs import CheckpointBackendSpec
 from blowtorch.manifest import write_manifest
 from blowtorch.plugins import Plugin
 from blowtorch.testing.children import barrier, count_moments, in_processes, kill_at, limit_file_size
@@ -76,7 +77,7 @@ class CheckpointBackendContract(Contract):
         backend = self._open(tmp_path)
         kept = _publish(backend, tmp_path, "step-00000002")
         _publish(backend, tmp_path)
-        backend.call("checkpoint_delete", name=_NAME)
+        backend.call(CheckpointBackendSpec.checkpoint_delete, name=_NAME)
         listed = _listed(backend)
         assert listed == ["step-00000002"], f"what is deleted is not listed, and the rest is; got {listed}"
         _check_same(_fetch(backend, tmp_path, name="step-00000002"), kept, "deleting one leaves the others")
@@ -84,7 +85,7 @@ class CheckpointBackendContract(Contract):
     def test_deleting_a_missing_one_is_no_error(self, tmp_path: Path) -> None:
         """A deletion may be tried again."""
         with expected("deleting a checkpoint that is not there is no error"):
-            self._open(tmp_path).call("checkpoint_delete", name=_NAME)
+            self._open(tmp_path).call(CheckpointBackendSpec.checkpoint_delete, name=_NAME)
 
     def test_fetching_a_missing_one_is_an_error(self, tmp_path: Path) -> None:
         """A `FileNotFoundError`, never an empty directory."""
@@ -116,7 +117,7 @@ class CheckpointBackendContract(Contract):
         backend = self._open(tmp_path)
         directory = _fill(tmp_path, _NAME)
         published = _read(directory)
-        backend.call("checkpoint_publish", name=_NAME, directory=directory)
+        backend.call(CheckpointBackendSpec.checkpoint_publish, name=_NAME, directory=directory)
         shutil.rmtree(directory, ignore_errors=True)
         with expected("a checkpoint can be fetched when the directory it came from is gone"):
             fetched = _fetch(backend, tmp_path)
@@ -135,7 +136,7 @@ class CheckpointBackendContract(Contract):
         """The configuration and the list of files; only the published directory may be moved."""
         info, files = run_info(tmp_path), ["model.pt", "manifest.json"]
         backend = self._plugin(tmp_path)
-        backend.call("checkpoint_open", run=info)
+        backend.call(CheckpointBackendSpec.checkpoint_open, run=info)
         assert info == run_info(tmp_path), f"checkpoint_open leaves the RunInfo as it is; got {info}"
         _publish(backend, tmp_path)
         _fetch(backend, tmp_path, files)
@@ -145,7 +146,11 @@ class CheckpointBackendContract(Contract):
         """It is an error, before anything is stored."""
         backend = self._open(tmp_path)
         try:
-            backend.call("checkpoint_publish", name=_NAME, directory=tmp_path / "run" / "checkpoints" / ".tmp-gone")
+            backend.call(
+                CheckpointBackendSpec.checkpoint_publish,
+                name=_NAME,
+                directory=tmp_path / "run" / "checkpoints" / ".tmp-gone",
+            )
         except Exception:
             listed = _listed(backend)
             assert listed == [], f"a publish that raised lists nothing; got {listed}"
@@ -159,7 +164,7 @@ class CheckpointBackendContract(Contract):
         (directory / "training.pt").unlink()
         (directory / "training.pt").symlink_to(tmp_path / "nowhere")
         try:
-            backend.call("checkpoint_publish", name=_NAME, directory=directory)
+            backend.call(CheckpointBackendSpec.checkpoint_publish, name=_NAME, directory=directory)
         except Exception:
             for each in (backend, self._open(tmp_path, resumed=True)):
                 listed = _listed(each)
@@ -175,7 +180,7 @@ class CheckpointBackendContract(Contract):
             backend = self._open(tmp_path)
             directory = _fill(tmp_path, _NAME)
             limit_file_size(_SIZE // 2)
-            backend.call("checkpoint_publish", name=_NAME, directory=directory)
+            backend.call(CheckpointBackendSpec.checkpoint_publish, name=_NAME, directory=directory)
 
         (outcome,) = in_processes(publish)
         for listed in self._check_all_whole(tmp_path, [1], "a publish on a full disk"):
@@ -225,16 +230,16 @@ class CheckpointBackendContract(Contract):
 
     def _open(self, place: Path, *, resumed: bool = False) -> Plugin:
         backend = self._plugin(place)
-        backend.call("checkpoint_open", run=run_info(place, resumed=resumed))
+        backend.call(CheckpointBackendSpec.checkpoint_open, run=run_info(place, resumed=resumed))
         return backend
 
     def _publishing(self, place: Path) -> Callable[[], object]:
         backend, directory = self._open(place, resumed=True), _fill(place, _NAME)
-        return lambda: backend.call("checkpoint_publish", name=_NAME, directory=directory)
+        return lambda: backend.call(CheckpointBackendSpec.checkpoint_publish, name=_NAME, directory=directory)
 
     def _deleting(self, place: Path) -> Callable[[], object]:
         backend = self._open(place, resumed=True)
-        return lambda: backend.call("checkpoint_delete", name=_NAME)
+        return lambda: backend.call(CheckpointBackendSpec.checkpoint_delete, name=_NAME)
 
     def _killed(
         self, tmp_path: Path, start: Callable[[Path], Callable[[], object]], has_old: bool = False
@@ -287,18 +292,18 @@ def _publish(
     """Publish a new directory and say what was in it."""
     directory = _fill(place, name, version, files)
     content = _read(directory)
-    backend.call("checkpoint_publish", name=name, directory=directory)
+    backend.call(CheckpointBackendSpec.checkpoint_publish, name=name, directory=directory)
     return content
 
 
 def _listed(backend: Plugin) -> list[str]:
-    return list(backend.call("checkpoint_list"))
+    return list(backend.call(CheckpointBackendSpec.checkpoint_list))
 
 
 def _fetched(backend: Plugin, place: Path, files: list[str] | None = None, name: str = _NAME) -> Path:
     """The directory that a fetch returned."""
     scratch = Path(tempfile.mkdtemp(prefix="fetch-", dir=place))
-    directory = backend.call("checkpoint_fetch", name=name, directory=scratch, files=files)
+    directory = backend.call(CheckpointBackendSpec.checkpoint_fetch, name=name, directory=scratch, files=files)
     assert isinstance(directory, Path), f"checkpoint_fetch returns the path of a directory; got {directory!r}"
     return directory
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from blowtorch.errors import ConfigError
+from blowtorch.hookspecs import ConfigSourceSpec
 from blowtorch.testing.contract import Contract, cause_of, expected, is_same
 
 _PLAIN = (type(None), bool, int, float, str)
@@ -61,9 +62,9 @@ class ConfigSourceContract(Contract):
         """A resume reads the same configuration again, in the same process or another."""
         source, _ = self.make_source(tmp_path)
         plugin = self._plugin(tmp_path)
-        first = plugin.call("config_read", source=source)
+        first = plugin.call(ConfigSourceSpec.config_read, source=source)
         with expected(f"{source!r} may be read twice"):
-            second = plugin.call("config_read", source=source)
+            second = plugin.call(ConfigSourceSpec.config_read, source=source)
             other = self._read(tmp_path, source)
         assert is_same(first, second), f"a source that has not changed reads alike; got {first!r} and then {second!r}"
         assert is_same(first, other), f"another object reads the source alike; got {first!r} and then {other!r}"
@@ -96,7 +97,7 @@ class ConfigSourceContract(Contract):
         assert source in str(cause), f"{sentence}; got {cause!r}"
 
     def _read(self, tmp_path: Path, source: str) -> Any:
-        return self._plugin(tmp_path).call("config_read", source=source)
+        return self._plugin(tmp_path).call(ConfigSourceSpec.config_read, source=source)
 
 
 def _find_unplain(value: Any, place: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from blowtorch.hookspecs import LoggerSpec
 from blowtorch.media import encode_png
 from blowtorch.plugins import Plugin
 from blowtorch.testing.contract import Contract, expected, is_same, run_info
@@ -75,7 +76,7 @@ class LoggerContract(Contract):
         }
         before = copy.deepcopy(arguments)
         for hook, given in arguments.items():
-            logger.call(hook, **given)
+            logger.call(getattr(LoggerSpec, hook), **given)
         for hook, given in arguments.items():
             for name, value in given.items():
                 was = before[hook][name]
@@ -91,7 +92,7 @@ class LoggerContract(Contract):
         with expected("metrics with odd names may come together"):
             self._log(logger, len(_ODD_NAMES) + 1, dict.fromkeys(_ODD_NAMES, 1.0))
         with expected("the summary may have odd names"):
-            logger.call("log_finish", status="finished", summary=dict.fromkeys(_ODD_NAMES, 1.0))
+            logger.call(LoggerSpec.log_finish, status="finished", summary=dict.fromkeys(_ODD_NAMES, 1.0))
 
     def test_values_may_be_nan_or_infinite(self, tmp_path: Path) -> None:
         """A loss that overflows is just what one wants to see."""
@@ -100,7 +101,9 @@ class LoggerContract(Contract):
             with expected(f"a metric may be {value}"):
                 self._log(logger, step, {"train/loss": value})
         with expected("the summary may hold NaN and infinities"):
-            logger.call("log_finish", status="finished", summary={"a": math.nan, "b": math.inf, "c": -math.inf})
+            logger.call(
+                LoggerSpec.log_finish, status="finished", summary={"a": math.nan, "b": math.inf, "c": -math.inf}
+            )
 
     def test_values_may_be_any_finite_number(self, tmp_path: Path) -> None:
         """Whole numbers arrive as floats; they, the smallest and the largest are numbers like others."""
@@ -126,7 +129,7 @@ class LoggerContract(Contract):
             place.mkdir()
             logger = self._plugin(place)
             with expected(f"log_start takes any configuration of plain values (resumed={resumed})"):
-                logger.call("log_start", run=run_info(place, resumed=resumed, config=_ODD_CONFIG))
+                logger.call(LoggerSpec.log_start, run=run_info(place, resumed=resumed, config=_ODD_CONFIG))
                 self._finish(logger)
 
     def test_steps_may_go_back_after_a_rewind(self, tmp_path: Path) -> None:
@@ -137,7 +140,7 @@ class LoggerContract(Contract):
                 with expected(f"step {step} may be logged"):
                     self._log(logger, step, {"train/loss": 1.0 / step})
             with expected(f"a run may go back from step 5 to step {to_step}"):
-                logger.call("log_rewind", step=to_step)
+                logger.call(LoggerSpec.log_rewind, step=to_step)
         with expected("steps may go back after a rewind"):
             self._log(logger, 1, {"train/loss": 2.0})
             self._finish(logger)
@@ -148,24 +151,24 @@ class LoggerContract(Contract):
         for _ in range(2):
             with expected("an event may come twice"):
                 self._log(logger, 1, {"train/loss": 1.0})
-                logger.call("log_text", name="samples", text="words", step=1)
+                logger.call(LoggerSpec.log_text, name="samples", text="words", step=1)
         self._finish(logger)
 
     def test_it_may_be_flushed_at_any_time(self, tmp_path: Path) -> None:
         """`log_flush` follows whatever was handed over, also nothing."""
         logger = self._plugin(tmp_path)
         with expected("log_flush may come before log_start"):
-            logger.call("log_flush")
-        logger.call("log_start", run=run_info(tmp_path))
+            logger.call(LoggerSpec.log_flush)
+        logger.call(LoggerSpec.log_start, run=run_info(tmp_path))
         with expected("log_flush may come right after log_start, and twice"):
-            logger.call("log_flush")
-            logger.call("log_flush")
+            logger.call(LoggerSpec.log_flush)
+            logger.call(LoggerSpec.log_flush)
         self._log(logger, 1, {"train/loss": 1.0})
         with expected("log_flush may come after metrics"):
-            logger.call("log_flush")
+            logger.call(LoggerSpec.log_flush)
         self._finish(logger)
         with expected("log_flush may come after log_finish"):
-            logger.call("log_flush")
+            logger.call(LoggerSpec.log_flush)
 
     def test_it_may_be_finished_with_any_status(self, tmp_path: Path) -> None:
         """Runs end as `finished`, `stopped` or `failed`; one that failed early has no metrics."""
@@ -173,7 +176,7 @@ class LoggerContract(Contract):
             place = tmp_path / status
             place.mkdir()
             with expected(f"a run may end with the status {status!r}"):
-                self._started(place).call("log_finish", status=status, summary={})
+                self._started(place).call(LoggerSpec.log_finish, status=status, summary={})
 
     def test_it_may_be_finished_twice(self, tmp_path: Path) -> None:
         """An end that may not have arrived is sent again."""
@@ -186,13 +189,13 @@ class LoggerContract(Contract):
         """A tracker that was never reached has nothing to close."""
         logger = self._plugin(tmp_path)
         with expected("log_finish may come without log_start"):
-            logger.call("log_finish", status="failed", summary={})
+            logger.call(LoggerSpec.log_finish, status="failed", summary={})
 
     def test_it_may_be_started_twice(self, tmp_path: Path) -> None:
         """A `log_start` that raised is called again on the same object."""
         logger = self._started(tmp_path)
         with expected("log_start may be tried again"):
-            logger.call("log_start", run=run_info(tmp_path))
+            logger.call(LoggerSpec.log_start, run=run_info(tmp_path))
             self._log(logger, 1, {"train/loss": 1.0})
             self._finish(logger)
 
@@ -208,7 +211,7 @@ class LoggerContract(Contract):
         """A process that was killed has not finished its logger."""
         logger = self._started(tmp_path)
         self._log(logger, 5, {"train/loss": 1.0})
-        logger.call("log_flush")
+        logger.call(LoggerSpec.log_flush)
         self.drop_logger(logger.instance)
         with expected("a run may be continued without a log_finish, by a new logger with the same logger_folder"):
             self._continue(tmp_path)
@@ -224,15 +227,15 @@ class LoggerContract(Contract):
         before = {path.name: path.read_bytes() for path in media.iterdir()}
         for step, name in enumerate(["samples", "largest/größe 🔥 50%"], 1):
             with expected(f"an image may be logged as {name!r}"):
-                logger.call("log_image", name=name, path=image, step=step)
+                logger.call(LoggerSpec.log_image, name=name, path=image, step=step)
             with expected(f"a file may be logged as {name!r}"):
-                logger.call("log_file", name=name, path=file, step=step)
+                logger.call(LoggerSpec.log_file, name=name, path=file, step=step)
             for text in ("", "<b>größe</b> 🔥\n*a* {0} %s", "long " * 20_000):
                 with expected(f"a text may be {text!r:.40}"):
-                    logger.call("log_text", name=name, text=text, step=step)
+                    logger.call(LoggerSpec.log_text, name=name, text=text, step=step)
             for counts, edges in (([1, 2], [0.0, 0.5, 1.0]), ([0], [1.0, 1.0]), ([2**40], [-1e30, 1e30])):
                 with expected(f"a histogram may have the counts {counts} and the edges {edges}"):
-                    logger.call("log_histogram", name=name, counts=counts, edges=edges, step=step)
+                    logger.call(LoggerSpec.log_histogram, name=name, counts=counts, edges=edges, step=step)
         self._finish(logger)
         left = {path.name: path.read_bytes() for path in media.iterdir()}
         assert left == before, f"files in the run folder stay where and as they are; got {sorted(left)}"
@@ -244,7 +247,7 @@ class LoggerContract(Contract):
 
         def deliver() -> None:
             try:
-                logger.call("log_start", run=run_info(tmp_path))
+                logger.call(LoggerSpec.log_start, run=run_info(tmp_path))
                 self._log(logger, 1, {"train/loss": 1.0})
                 self._finish(logger)
             except Exception as error:
@@ -257,18 +260,18 @@ class LoggerContract(Contract):
 
     def _started(self, tmp_path: Path) -> Plugin:
         logger = self._plugin(tmp_path)
-        logger.call("log_start", run=run_info(tmp_path))
+        logger.call(LoggerSpec.log_start, run=run_info(tmp_path))
         return logger
 
     def _continue(self, tmp_path: Path) -> None:
         logger = self._plugin(tmp_path)
-        logger.call("log_start", run=run_info(tmp_path, resumed=True))
-        logger.call("log_rewind", step=3)
+        logger.call(LoggerSpec.log_start, run=run_info(tmp_path, resumed=True))
+        logger.call(LoggerSpec.log_rewind, step=3)
         self._log(logger, 4, {"train/loss": 0.5})
         self._finish(logger)
 
     def _log(self, logger: Plugin, step: int, metrics: dict[str, float]) -> None:
-        logger.call("log_metrics", metrics=metrics, step=step, epoch=1, time=1_000_000_000.0 + step)
+        logger.call(LoggerSpec.log_metrics, metrics=metrics, step=step, epoch=1, time=1_000_000_000.0 + step)
 
     def _finish(self, logger: Plugin) -> None:
-        logger.call("log_finish", status="finished", summary={"train/loss": 0.5, "best/val/loss": 0.25})
+        logger.call(LoggerSpec.log_finish, status="finished", summary={"train/loss": 0.5, "best/val/loss": 0.25})

@@ -10,7 +10,7 @@ import torch
 
 from blowtorch.checkpoints import find_unplain
 from blowtorch.errors import BlowtorchError
-from blowtorch.hookspecs import Schedule
+from blowtorch.hookspecs import Schedule, SchedulerSpec
 from blowtorch.testing.contract import Contract, cause_of, expected
 
 _TOTAL_STEPS = 60
@@ -56,7 +56,7 @@ class SchedulerContract(Contract):
 
     def test_what_it_builds_can_be_stepped_saved_and_restored(self, tmp_path: Path) -> None:
         """A torch scheduler, a `Schedule`, or anything else with the three methods."""
-        built = self._plugin(tmp_path).call("scheduler_build", **_arguments(_sgd(2)))
+        built = self._plugin(tmp_path).call(SchedulerSpec.scheduler_build, **_arguments(_sgd(2)))
         scheduler = built.scheduler if isinstance(built, Schedule) else built
         missing = [name for name in _METHODS if not callable(getattr(scheduler, name, None))]
         assert not missing, (
@@ -121,8 +121,8 @@ class SchedulerContract(Contract):
         alone = _drive(*self._pair(tmp_path, _sgd), range(_TOTAL_STEPS))
         first, second = _sgd(2), _sgd(2)
         with expected("scheduler_build may be called once for each of several optimizers"):
-            one = _as_schedule(plugin.call("scheduler_build", **_arguments(first)))
-            other = _as_schedule(plugin.call("scheduler_build", **_arguments(second)))
+            one = _as_schedule(plugin.call(SchedulerSpec.scheduler_build, **_arguments(first)))
+            other = _as_schedule(plugin.call(SchedulerSpec.scheduler_build, **_arguments(second)))
         _drive(first, one, range(_TOTAL_STEPS // 2))
         rates = _drive(second, other, range(_TOTAL_STEPS))
         assert rates == alone, (
@@ -143,7 +143,7 @@ class SchedulerContract(Contract):
         steps_per_epoch: int | None = _STEPS_PER_EPOCH,
     ) -> Schedule:
         arguments = _arguments(optimizer, total_steps, steps_per_epoch)
-        return _as_schedule(self._plugin(tmp_path).call("scheduler_build", **arguments))
+        return _as_schedule(self._plugin(tmp_path).call(SchedulerSpec.scheduler_build, **arguments))
 
 
 def _arguments(
