@@ -16,7 +16,7 @@ GOOD = """
     class Acme:
         "Posts metrics to Acme."
 
-        def __init__(self, url: str, timeout: float = 10.0, *, retries=3):
+        def __init__(self, url: str, timeout: "float" = 10.0, *, retries=3):
             self.url = url
 
         @hookimpl
@@ -70,6 +70,7 @@ def test_everything_that_comes_with_blowtorch_is_sound(check):
         ("import os\nos.kill(os.getpid(), 11)", "the import of 'acme_logger' ends the process by signal 11"),
         ("class Acmee: pass", "'acme_logger' has no 'Acme'. Did you mean 'Acmee'?"),
         ("def Acme(): pass", "expected 'acme_logger:Acme' to be a class, got <function Acme at "),
+        (GOOD.replace("retries=3", "retries=type('R', (), {'__repr__': None})()"), "names raises TypeError: "),
         ("class Acme: pass", "no method of Acme is marked with @hookimpl"),
         (GOOD.replace("log_metrics", "log_metric"), "has no hook 'log_metric'. Did you mean 'log_metrics'?"),
         (GOOD.replace("metrics, step", "metrics, stepp"), "an argument 'stepp' that the hook does not have. Did you"),

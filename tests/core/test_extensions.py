@@ -235,6 +235,11 @@ def test_load_imports_what_the_entry_point_names(install):
         ("import nowhere_at_all", ModuleNotFoundError, "No module named 'nowhere_at_all'"),
         ("raise SystemExit('enough')", SystemExit, "SystemExit: enough"),
         ("class Own(BaseException): pass\nraise Own", BaseException, "imported: Own. Repair"),
+        (
+            "class Mute(Exception):\n    def __str__(self): raise OSError\nraise Mute",
+            Exception,
+            "imported: Mute. Repair",
+        ),
         ("def broken(:", SyntaxError, "SyntaxError: invalid syntax"),
         ("def __getattr__(name): raise OSError('no disk')", OSError, "OSError: no disk"),
     ],

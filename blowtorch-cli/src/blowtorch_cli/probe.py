@@ -17,7 +17,7 @@ from typing import Any
 
 from blowtorch.contracts import find_problems, implemented_hooks
 from blowtorch.errors import ExtensionError
-from blowtorch.extensions import Extension
+from blowtorch.extensions import Extension, describe
 from blowtorch.plugins import SPECS, load_class
 from blowtorch_cli.groups import load_command
 
@@ -98,7 +98,7 @@ def _options(extension: type) -> list[dict[str, Any]]:
     return [
         {
             "name": str(parameter).partition(":")[0].partition("=")[0].strip(),
-            "type": "" if parameter.annotation is empty else inspect.formatannotation(parameter.annotation),
+            "type": "" if parameter.annotation is empty else _in_words(parameter.annotation),
             "default": None if parameter.default is empty else repr(parameter.default),
             "required": parameter.default is empty
             and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD),
@@ -107,10 +107,22 @@ def _options(extension: type) -> list[dict[str, Any]]:
     ]
 
 
+def _in_words(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def _probe_in_peace(extension: Extension) -> Finding:
+    """`probe`, where even a look at the class may raise, such as a default value that has no text."""
+    try:
+        return probe(extension)
+    except Exception as error:
+        return Finding(f"looking at what {extension.target!r} names raises {describe(error)}", traceback.format_exc())
+
+
 def main() -> None:
     """Probe what standard input names; a result is only there if all could be imported or raised."""
     extensions = [Extension(**fields) for fields in json.load(sys.stdin)]
-    findings = [dataclasses.asdict(probe(extension)) for extension in extensions]
+    findings = [dataclasses.asdict(_probe_in_peace(extension)) for extension in extensions]
     Path(sys.argv[1]).write_text(json.dumps(findings), encoding="utf-8")
 
 

@@ -129,7 +129,11 @@ def describe(error: BaseException) -> str:
     >>> describe(ValueError("no url"))
     'ValueError: no url'
     """
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # a text that cannot be made must not hide the error
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def normalise(package: str) -> str:
