@@ -213,6 +213,7 @@ class CheckpointBackendContract(Contract):
     def test_two_processes_may_publish_at_once(self, tmp_path: Path) -> None:
         """Different names of the same run."""
         both = barrier(2)
+        run_info(tmp_path)  # so that both processes are told of one and the same run
         names = [[f"step-{2 * index + offset:08d}" for index in range(4)] for offset in (1, 2)]
 
         def publish(mine: list[str]) -> None:
