@@ -101,7 +101,7 @@ def test_a_torn_last_line_is_dropped_when_the_record_is_opened_again(path):
 def test_a_record_is_cut_back_to_the_length_of_a_checkpoint(path):
     record = Record(path)
     append_metrics(record, 1)
-    length = record.sync()
+    length = record.flush()
     append_metrics(record, 2)
     record.close()
     record = Record(path)
@@ -130,7 +130,7 @@ def test_what_cannot_be_written_is_held_and_written_later_in_whole_lines(path):
         append_metrics(record, 2)
         assert not record.write()
         with pytest.raises(OSError, match="could not be written"):
-            record.sync()
+            record.flush()
         assert [event["step"] for event in read(path)] == [1]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from blowtorch import CheckpointError, ScriptError
+from blowtorch import ScriptError
 from blowtorch import reproducibility as module
 from blowtorch.reproducibility import (
     derive_seed,
@@ -112,11 +112,15 @@ def test_a_state_does_not_move_with_the_stream_it_was_taken_of():
 
 
 @pytest.mark.parametrize("stream", ["python", "numpy", "torch"])
-def test_a_missing_stream_is_an_error(stream):
-    state = random_state()
-    del state[stream]
-    with pytest.raises(CheckpointError, match=f"the state of the random stream '{stream}' is missing"):
-        restore_random_state(state)
+def test_one_stream_may_be_put_back_alone(stream):
+    seed_everything(3)
+    state, (first, second) = random_state(), (draw(), draw())
+    assert first != second
+    restore_random_state({stream: state[stream]})
+    drawn = draw()
+    position = ["python", "numpy", "torch"].index(stream)
+    assert drawn[position] == first[position]
+    assert all(drawn[other] != first[other] for other in range(3) if other != position)
 
 
 def test_what_is_drawn_in_isolation_depends_on_its_seed_and_changes_nothing_outside():

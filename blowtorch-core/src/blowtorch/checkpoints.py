@@ -1,34 +1,37 @@
 """What is saved, when it is safe, what is kept, and how to come back.
 
 The core makes the files of a checkpoint and verifies them; the backend only stores a finished directory and gets it
-back. Nothing incomplete is ever published: everything is written to a temporary directory, made durable, and the
-manifest with the size and checksum of each file comes last.
+back. The loop waits while the state is copied; the copy is written, made durable and published in the background:
+the manifest last, then the pointers, and only then is anything older deleted. Nothing incomplete is ever published.
 """
 
 import math
-import os
 import shutil
 import tempfile
-from collections import Counter, OrderedDict
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from torch import nn
-
-from blowtorch.errors import BlowtorchError, CheckpointError
+from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError, nearest
 from blowtorch.folder import RunFolder
 from blowtorch.hookspecs import Checkpoint, CheckpointBackendSpec, RunInfo
-from blowtorch.manifest import checkpoint_name, checkpoint_step, read_manifest, verify, write_manifest
+from blowtorch.manifest import (
+    UnknownFormatError,
+    checkpoint_name,
+    checkpoint_step,
+    read_manifest,
+    verify,
+    write_manifest,
+)
+from blowtorch.options import RunOptions
 from blowtorch.plugins import Plugin
 from blowtorch.record import Record
-from blowtorch.reproducibility import random_state
+from blowtorch.reproducibility import random_state, versions
 from blowtorch.state import RunState
-
-FORMAT = 1
-
-_PLAIN = (type(None), bool, int, float, str, bytes, complex, torch.Size, torch.dtype, torch.device)
+from blowtorch.tensors import WarmCopies, find_not_finite, find_unplain, load_weights, read_tensors, write_tensors
 
 
 class Stateful(Protocol):
@@ -41,8 +44,36 @@ class Stateful(Protocol):
         """Take a state back."""
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What a checkpoint is made of: the state of the run at one moment, in files that are still in memory."""
+
+    checkpoint: Checkpoint
+    epoch: int
+    metrics: Mapping[str, float]
+    files: Mapping[str, Any]
+    position: Any
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A checkpoint on its way to the backend.
+
+    Attributes:
+        moment: what is written.
+        is_best: whether it is the best so far.
+        previous_best: what was the best before it, and is again if it cannot be written.
+        outcome: once it is published, why an older one could not be deleted, or None.
+    """
+
+    moment: Moment
+    is_best: bool
+    previous_best: Checkpoint | None
+    outcome: "Future[str | None]" = field(default_factory=Future)
+
+
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run; one at a time is on its way.
 
     Args:
         folder: the run folder, in which checkpoints are made.
@@ -55,7 +86,9 @@ class Checkpoints:
         self, folder: RunFolder, backend: Plugin, info: RunInfo, record: Record, parts: Mapping[str, Stateful]
     ) -> None:
         self.parts = parts
-        self._saved_at: tuple[int, bool] | None = None
+        self._saved_at: Any = None
+        self._writing: Writing | None = None
+        self._copies = WarmCopies()
         self._folder = folder
         self._backend = backend
         self._record = record
@@ -72,118 +105,96 @@ class Checkpoints:
             if problem is not None:
                 raise CheckpointError(f"{problem}; only tensors, numbers, strings, lists and mappings can be stored")
 
-    def save(self, state: RunState, is_best: bool) -> Checkpoint:
-        """Write and publish a checkpoint of this moment, and move the pointers.
+    def begin(self, state: RunState, is_best: bool) -> None:
+        """Copy the state of this moment, and begin to write it; `finish` says what became of that.
+
+        With the option `checkpoint_async` off nothing is copied, and it is written before this returns.
+
+        Raises:
+            NotFiniteError: the model is spoiled, so that it is not worth keeping.
+            CheckpointError: it cannot be kept. What was published before is untouched either way.
+        """
+        assert self._writing is None, "a new one waits for the last"
+        name, metrics = checkpoint_name(state.step), state.measured_now()
+        self._refuse_not_finite(name, state)
+        value = metrics.get(state.options.checkpoint_metric)
+        checkpoint = Checkpoint(name, state.step, value, self._folder.checkpoints / name)
+        previous_best = state.best
+        if is_best:
+            state.best = checkpoint
+        try:
+            files = self._take(name, state)
+        except (OSError, RuntimeError, BlowtorchError) as error:  # the record has no disk, or torch no memory
+            state.best = previous_best
+            raise CheckpointError(f"checkpoint {name} could not be taken: {error}") from error
+        moment = Moment(checkpoint, state.epoch, metrics, files, self._position(state))
+        best, self._writing = state.best, Writing(moment, is_best, previous_best)
+        outcome = self._writing.outcome
+
+        def write() -> None:
+            try:
+                self._publish(moment, is_best)
+                outcome.set_result(self._retain(state.options, best))
+            except BaseException as error:  # `finish` raises it in the loop
+                outcome.set_exception(error)
+            state.next_event = 0  # so the loop looks after its next step, and need not ask after each
+
+        if state.options.checkpoint_async:
+            threading.Thread(target=write, name=f"blowtorch {name}", daemon=True).start()
+        else:
+            write()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `finish` need not wait."""
+        return self._writing is not None and self._writing.outcome.done()
+
+    def finish(self, state: RunState) -> Writing | None:
+        """Wait for the checkpoint on its way, which is then published; None where there is none.
 
         Raises:
             CheckpointError: it could not be written; what was published before is untouched.
         """
-        name = checkpoint_name(state.step)
-        open_sums = [value for value, _ in self.parts["window"].state_dict().values()]
-        is_sound = all(map(math.isfinite, [*state.metrics.values(), *open_sums]))
-        spoiled = None if is_sound else find_not_finite(state.model)
-        if spoiled is not None:
-            raise CheckpointError(
-                f"checkpoint {name} is not written: {spoiled!r} in the model is not finite, and a good checkpoint must "
-                f"not be replaced by it; the loss has overflowed, so lower the learning rate or clip the gradients"
-            )
-        option = state.options.checkpoint_metric
-        metrics = state.measured_now()
-        checkpoint = Checkpoint(name, state.step, metrics.get(option), self._folder.checkpoints / name)
-        previous_best = state.best
-        if is_best:
-            state.best = checkpoint
-        temporary = None
-        try:
-            temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=self._folder.checkpoints))
-            training = {
-                "format": FORMAT,
-                "record_length": self._record.sync(),
-                "parts": {key: part.state_dict() for key, part in self.parts.items()},
-                "random": random_state(),
-            }
-            write_tensors(training, temporary / "training.pt")
-            write_tensors(state.model.state_dict(), temporary / "model.pt")
-            write_manifest(temporary, state.step, state.epoch, metrics)
-            self._backend.call(CheckpointBackendSpec.checkpoint_publish, name=name, directory=temporary)
-            self._point("latest", name)
-            if is_best:
-                self._point("best", name)
-        except (OSError, RuntimeError, BlowtorchError) as error:  # torch reports a full disk as a RuntimeError
-            state.best = previous_best
-            raise CheckpointError(f"checkpoint {name} could not be written: {error}") from error
-        finally:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
-        self._saved_at = (state.step, state.is_epoch_done)
-        return checkpoint
+        if self._writing is None:
+            return None
+        writing, checkpoint = self._writing, self._writing.moment.checkpoint
+        error = writing.outcome.exception()
+        self._writing = None
+        if error is not None:
+            state.best = writing.previous_best
+            if not isinstance(error, OSError | RuntimeError | BlowtorchError):  # torch calls a full disk RuntimeError
+                raise error
+            raise CheckpointError(f"checkpoint {checkpoint.name} could not be written: {error}") from error
+        self._saved_at = writing.moment.position
+        return writing
 
     def is_current(self, state: RunState) -> bool:
-        """Whether a checkpoint of this very moment stands."""
-        return self._saved_at == (state.step, state.is_epoch_done)
+        """Whether a checkpoint of this very moment is published."""
+        return bool(self._saved_at == self._position(state))
 
-    def retain(self, state: RunState) -> None:
-        """Delete the checkpoints that neither `keep_last` nor `keep_best` holds.
+    def restore_newest(
+        self, state: RunState, warn: Callable[[str], None], at_most: str | None
+    ) -> tuple[str, dict[str, Any]] | None:
+        """Go back to the newest checkpoint that is complete and undamaged, `at_most` this one.
+
+        Model, parts and record go back, and what is later is put aside.
+
+        Returns:
+            Its name, and the state of the random streams, to be put back just before the next batch is fetched; None
+            where there is no checkpoint.
 
         Raises:
-            CheckpointError: the backend could not delete one.
+            CheckpointError: it belongs to another model or version, or has not just the parts that this script needs.
         """
-        options = state.options
-        names = list(self._backend.call(CheckpointBackendSpec.checkpoint_list))
-        keep = set(names[-options.keep_last :])
-        if options.keep_best:
-            sign = 1 if options.smaller_is_better else -1
-            ranked = sorted((sign * value, name) for value, name in self._measured(names, options.checkpoint_metric))
-            keep |= {name for _, name in ranked[: options.keep_best]}
-            if state.best is not None:
-                keep.add(state.best.name)
-        for name in names:
-            if name not in keep:
-                self._backend.call(CheckpointBackendSpec.checkpoint_delete, name=name)
-
-    def newest_good(self, warn: Callable[[str], None], at_most: str | None = None) -> str | None:
-        """The newest checkpoint that is complete and undamaged, `at_most` this one; None where there is none."""
         for name in reversed(self._backend.call(CheckpointBackendSpec.checkpoint_list)):
             if at_most is not None and checkpoint_step(name) > checkpoint_step(at_most):
                 continue
-            problems = self._problems(name)
-            if not problems:
-                return str(name)
+            with self._scratch() as scratch:
+                directory, problems = self._fetch_verified(name, Path(scratch))
+                if not problems:
+                    return str(name), self._restore(name, directory, state)
             warn(f"checkpoint {name} is damaged ({'; '.join(problems)}); an earlier one is taken")
         return None
-
-    def restore(self, name: str, state: RunState) -> dict[str, Any]:
-        """Go back to a verified checkpoint: model, parts, record; what is later is put aside.
-
-        Returns:
-            The state of the random streams, to be put back just before the next batch is fetched.
-
-        Raises:
-            CheckpointError: it belongs to another model, or has not just the parts that this script needs.
-        """
-        with tempfile.TemporaryDirectory(prefix=".tmp-fetch-", dir=self._folder.checkpoints) as scratch:
-            directory = Path(
-                self._backend.call(
-                    CheckpointBackendSpec.checkpoint_fetch, name=name, directory=Path(scratch), files=None
-                )
-            )
-            training = read_tensors(directory / "training.pt")
-            weights = read_tensors(directory / "model.pt")
-        if training["format"] != FORMAT:
-            raise CheckpointError(
-                f"checkpoint {name} has format {training['format']!r} and this version reads format {FORMAT}; "
-                f"continue with the version that wrote it, which run.yaml names"
-            )
-        load_weights(state.model, weights, name)
-        self._load_parts(training["parts"], name)
-        self.put_aside_after(state.step)
-        self._point("latest", name)
-        if state.best is not None and state.best.name in self._backend.call(CheckpointBackendSpec.checkpoint_list):
-            self._point("best", state.best.name)
-        self._record.cut(training["record_length"])  # last: a checkpoint taken later would not fit to it
-        self._saved_at = (state.step, state.is_epoch_done)
-        random: dict[str, Any] = training["random"]
-        return random
 
     def put_aside_after(self, step: int) -> None:
         """Put aside what lies behind the step from which the run goes on, and the pointers with it."""
@@ -193,44 +204,106 @@ class Checkpoints:
         for pointer in ("latest", "best"):
             (self._folder.checkpoints / pointer).unlink(missing_ok=True)
 
-    def _load_parts(self, saved: Mapping[str, Any], name: str) -> None:
-        missing, left_over = sorted(self.parts.keys() - saved.keys()), sorted(saved.keys() - self.parts.keys())
-        if missing or left_over:
-            problems = [f"no {part!r}, which the script has" for part in missing]
-            problems += [f"{part!r}, which the script has not" for part in left_over]
-            raise CheckpointError(
-                f"checkpoint {name} holds {'; '.join(problems)}; restore the script, or start a new run with "
-                f"initialize_from to take the weights alone"
-            )
-        for part, instance in self.parts.items():
-            try:
-                instance.load_state_dict(saved[part])
-            except Exception as error:
-                raise CheckpointError(f"{part} does not take its state from checkpoint {name}: {error}") from error
+    def _position(self, state: RunState) -> Any:
+        """Tells moments apart, also those of one step."""
+        return state.step, state.is_epoch_done, self.parts["triggers"].state_dict()
 
-    def _problems(self, name: str) -> list[str]:
-        with tempfile.TemporaryDirectory(prefix=".tmp-fetch-", dir=self._folder.checkpoints) as scratch:
-            try:
-                path = self._backend.call(
-                    CheckpointBackendSpec.checkpoint_fetch, name=name, directory=Path(scratch), files=None
+    def _refuse_not_finite(self, name: str, state: RunState) -> None:
+        """Let no spoiled state take the place of a good one."""
+        open_sums = [value for value, _ in self.parts["window"].state_dict().values()]
+        if all(map(math.isfinite, [*state.metrics.values(), *open_sums])):
+            return
+        spoiled = find_not_finite(state.model)
+        if spoiled is not None:
+            raise NotFiniteError(
+                f"checkpoint {name} is not written: {spoiled!r} in the model is not finite, and a good checkpoint must "
+                f"not be replaced by it; the loss has overflowed, so lower the learning rate or clip the gradients"
+            )
+
+    def _take(self, name: str, state: RunState) -> dict[str, Any]:
+        """The content of the files of a checkpoint, copied unless it is written at once."""
+        files = {
+            "training.pt": {
+                "record_length": self._record.flush(),
+                "parts": {key: part.state_dict() for key, part in self.parts.items()},
+                "random": random_state(),
+            },
+            "model.pt": state.model.state_dict(),
+        }
+        problem = find_unplain(files, name)
+        if problem is not None:
+            raise CheckpointError(f"{problem}; only tensors, numbers, strings, lists and mappings can be stored")
+        return self._copies.take(files) if state.options.checkpoint_async else files
+
+    def _publish(self, moment: Moment, is_best: bool) -> None:
+        """Write and publish, and move the pointers."""
+        checkpoint = moment.checkpoint
+        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{checkpoint.name}-", dir=self._folder.checkpoints))
+        try:
+            self._record.make_durable()
+            entries = {file: write_tensors(content, temporary / file) for file, content in moment.files.items()}
+            write_manifest(temporary, checkpoint.step, moment.epoch, moment.metrics, entries)
+            self._backend.call(CheckpointBackendSpec.checkpoint_publish, name=checkpoint.name, directory=temporary)
+            self._point("latest", checkpoint.name)
+            if is_best:
+                self._point("best", checkpoint.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _retain(self, options: RunOptions, best: Checkpoint | None) -> str | None:
+        """Delete what neither `keep_last` nor `keep_best` holds; returns why something could not be deleted."""
+        try:
+            names = list(self._backend.call(CheckpointBackendSpec.checkpoint_list))
+            keep = set(names[-options.keep_last :])
+            if options.keep_best:
+                sign = 1 if options.smaller_is_better else -1
+                ranked = sorted(
+                    (sign * value, name) for value, name in self._measured(names, options.checkpoint_metric)
                 )
-            except (OSError, BlowtorchError) as error:
-                return [str(error)]
-            return verify(Path(path))
+                keep |= {name for _, name in ranked[: options.keep_best]}
+                if best is not None:
+                    keep.add(best.name)
+            for name in names:
+                if name not in keep:
+                    self._backend.call(CheckpointBackendSpec.checkpoint_delete, name=name)
+        except (OSError, BlowtorchError) as error:
+            return str(error)
+        return None
+
+    def _restore(self, name: str, directory: Path, state: RunState) -> dict[str, Any]:
+        training, weights = read_tensors(directory / "training.pt"), read_tensors(directory / "model.pt")
+        without = set(state.options.resume_without)
+        random: dict[str, Any] = {f"random/{stream}": value for stream, value in training["random"].items()}
+        streams = [f"random/{stream}" for stream in random_state()]
+        _check_parts(name, [*training["parts"], *random], [*self.parts, *streams], without)
+        load_weights(state.model, weights, name)
+        self._load_parts(training["parts"], name, without)
+        self.put_aside_after(state.step)
+        self._point("latest", name)
+        if state.best is not None and state.best.name in self._backend.call(CheckpointBackendSpec.checkpoint_list):
+            self._point("best", state.best.name)
+        self._record.cut(training["record_length"])  # last: a checkpoint taken later would not fit to it
+        self._saved_at = self._position(state)
+        return {key.removeprefix("random/"): value for key, value in random.items() if key not in without}
+
+    def _load_parts(self, saved: Mapping[str, Any], name: str, without: set[str]) -> None:
+        for part, instance in self.parts.items():
+            if part not in without:
+                try:
+                    instance.load_state_dict(saved[part])
+                except Exception as error:
+                    raise CheckpointError(
+                        f"{part} does not take its state from checkpoint {name}: {error}; to begin it anew, set "
+                        f"run.resume_without={part}"
+                    ) from error
 
     def _measured(self, names: Sequence[str], metric: str) -> list[tuple[float, str]]:
         """The value of a metric and the name of each checkpoint in whose manifest it stands."""
         found = []
         for name in names:
-            with tempfile.TemporaryDirectory(prefix=".tmp-fetch-", dir=self._folder.checkpoints) as scratch:
+            with self._scratch() as scratch:
                 try:
-                    path = self._backend.call(
-                        CheckpointBackendSpec.checkpoint_fetch,
-                        name=name,
-                        directory=Path(scratch),
-                        files=["manifest.json"],
-                    )
-                    value = read_manifest(Path(path)).metrics.get(metric)
+                    value = read_manifest(self._fetch(name, Path(scratch), ["manifest.json"])).metrics.get(metric)
                 except (OSError, BlowtorchError):
                     continue  # a damaged one is never among the best
             if value is not None and not math.isnan(value):
@@ -241,11 +314,8 @@ class Checkpoints:
         """Move a checkpoint of a course that the run has left out of the way, without losing it."""
         aside = self._folder.checkpoints / f"aside-{name}"
         shutil.rmtree(aside, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=".tmp-fetch-", dir=self._folder.checkpoints) as scratch:
-            path = self._backend.call(
-                CheckpointBackendSpec.checkpoint_fetch, name=name, directory=Path(scratch), files=None
-            )
-            shutil.copytree(path, aside)
+        with self._scratch() as scratch:
+            shutil.copytree(self._fetch(name, Path(scratch)), aside)
         self._backend.call(CheckpointBackendSpec.checkpoint_delete, name=name)
 
     def _point(self, pointer: str, name: str) -> None:
@@ -254,72 +324,46 @@ class Checkpoints:
         temporary.write_text(f"{name}\n")
         temporary.replace(path)
 
-
-def write_tensors(value: Any, path: Path) -> None:
-    """Write tensors and plain values to a file, durably."""
-    with path.open("wb", buffering=0) as file:  # unbuffered: torch writes large blocks, and the lock is freed for them
-        torch.save(value, file)
-        os.fsync(file.fileno())
-
-
-def read_tensors(path: Path) -> Any:
-    """Read what `write_tensors` wrote, on the CPU; nothing in the file can run code.
-
-    Raises:
-        CheckpointError: the file holds something else.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler does
-        raise CheckpointError(f"{path} cannot be read as tensors and plain values: {error}") from error
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Any], origin: str) -> None:
-    """Load a state into a model that must have just the same names and shapes.
-
-    Raises:
-        CheckpointError: naming the first tensor that differs.
-    """
-    mine = model.state_dict()
-    advice = "is it a checkpoint of another model or configuration?"
-    for name, value in mine.items():
-        if name not in weights:
-            raise CheckpointError(f"{origin} has no tensor {name!r}, which the model has; {advice}")
-        if isinstance(value, torch.Tensor) and value.shape != weights[name].shape:
+    def _fetch_verified(self, name: str, scratch: Path) -> tuple[Path, list[str]]:
+        """The directory of a checkpoint, and what is wrong with it, in words."""
+        try:
+            directory = self._fetch(name, scratch)
+            read_manifest(directory)
+        except UnknownFormatError as error:
+            writer = self._folder.read_info().get("versions", {}).get("blowtorch-core", "?")
             raise CheckpointError(
-                f"tensor {name!r} has shape {tuple(weights[name].shape)} in {origin} and {tuple(value.shape)} in the "
-                f"model; {advice}"
+                f"checkpoint {name} was written by another version, blowtorch-core {writer}, and this is "
+                f"{versions()['blowtorch-core']}: {error}; continue the run with the version that wrote it"
+            ) from error
+        except (OSError, BlowtorchError) as error:
+            return scratch, [str(error)]
+        return directory, verify(directory)
+
+    def _fetch(self, name: str, scratch: Path, files: Sequence[str] | None = None) -> Path:
+        return Path(
+            self._backend.call(CheckpointBackendSpec.checkpoint_fetch, name=name, directory=scratch, files=files)
+        )
+
+    def _scratch(self) -> "tempfile.TemporaryDirectory[str]":
+        return tempfile.TemporaryDirectory(prefix=".tmp-fetch-", dir=self._folder.checkpoints)
+
+
+def _check_parts(name: str, saved: Sequence[str], needed: Sequence[str], without: set[str]) -> None:
+    """Make sure that a checkpoint has just the parts that the script needs, but for those that it is told to leave."""
+    known = sorted({*saved, *needed} - {"state"})
+    for part in sorted(without):
+        if part not in known:
+            raise CheckpointError(
+                f"resume_without names {part!r}, which is no part of checkpoint {name} that can be left out."
+                f"{nearest(part, known)} There are {', '.join(known)}"
             )
-    for name in weights:
-        if name not in mine:
-            raise CheckpointError(f"{origin} has a tensor {name!r}, which the model has not; {advice}")
-    model.load_state_dict(weights)
-
-
-def find_not_finite(model: nn.Module) -> str | None:
-    """The name of the first tensor of a model that holds NaN or infinities in parameters, or None."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter.detach()).all():
-            return name
-    return None
-
-
-def find_unplain(value: Any, place: str) -> str | None:
-    """A sentence on the first thing in a state that is neither a tensor nor a plain value, or None.
-
-    >>> find_unplain({"rates": [0.1, object]}, "schedulers/main")
-    "schedulers/main['rates'][1] is a type"
-    """
-    if isinstance(value, torch.Tensor) or type(value) in _PLAIN:
-        return None
-    if type(value) in (dict, OrderedDict, Counter):
-        items = [(f"{place}[{key!r}]", item) for key, item in value.items()]
-    elif type(value) in (list, tuple):
-        items = [(f"{place}[{index}]", item) for index, item in enumerate(value)]
-    else:
-        return f"{place} is a {type(value).__name__}"
-    for inner, item in items:
-        problem = find_unplain(item, inner)
-        if problem is not None:
-            return problem
-    return None
+    missing = [part for part in needed if part not in saved and part not in without]
+    left_over = [part for part in saved if part not in needed and part not in without]
+    if missing or left_over:
+        problems = [f"no {part!r}, which the script has" for part in missing]
+        problems += [f"{part!r}, which the script has not" for part in left_over]
+        raise CheckpointError(
+            f"checkpoint {name} holds {'; '.join(problems)}; restore the script, continue without by "
+            f"run.resume_without={','.join(missing + left_over)}, or start a new run with initialize_from to take the "
+            f"weights alone"
+        )

@@ -44,6 +44,10 @@ class CheckpointError(BlowtorchError):
     """A checkpoint that cannot be written, read or trusted."""
 
 
+class NotFiniteError(BlowtorchError):
+    """The loss or the model is NaN or infinite, and the option `on_nan` says to stop."""
+
+
 class RunFolderError(BlowtorchError):
     """A run folder that cannot be made, opened or continued."""
 

@@ -11,40 +11,30 @@
     checkpoint
     run_end
 
-At one step things always happen in this order: train, record, validate, decide, checkpoint.
+At one step things always happen in this order: train, record, validate, decide, checkpoint. A checkpoint is copied
+there and then, and written while training goes on; `checkpoint_saved` follows once it is published.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from blowtorch.callbacks import Callbacks
 from blowtorch.checkpoints import Checkpoints
 from blowtorch.clock import NEVER, Trigger
 from blowtorch.data import Batches
-from blowtorch.errors import BlowtorchError, CheckpointError, ScriptError, nearest
+from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError, ScriptError, nearest
 from blowtorch.metrics import MeanWindow, count_samples, means
 from blowtorch.record import Record
 from blowtorch.reproducibility import derive_seed, isolated_random, restore_random_state
 from blowtorch.schedules import Schedules
 from blowtorch.state import RunState
 from blowtorch.steps import Function, Loss, Returns
-
-
-@dataclass
-class Validation:
-    """One validation: its function, its data, and when it is due."""
-
-    name: str
-    function: Function
-    batches: Batches
-    returns: Returns
-    trigger: Trigger | None
-    is_at_start: bool
+from blowtorch.tensors import find_not_finite
+from blowtorch.validation import EpochLoader, Validation, ValidationCutError, validate
 
 
 @dataclass
@@ -79,23 +69,28 @@ def train(training: Training, state: RunState) -> None:
     for line in training.changes:
         state.say(line)
     if state.step == 0 and training.random_state is None:  # else a run stopped at step 0 goes on
-        measured = validate_all(training, state, [each for each in training.validations if each.is_at_start])
-        decide_and_save(training, state, measured)
+        for validation in training.validations:
+            if validation.is_at_start:
+                record_validation(training, state, validation.name, validate(validation, state))
+        decide_and_save(training, state)
     run_epoch = train_epoch if training.function.kind == "train_step" else drive_epoch
     while should_go_on(state):
         if state.is_epoch_done:
             restore_streams(training)  # what takes part in the beginning of an epoch may draw from them
             state.begin_epoch()
         notify(training, state, "epoch_start")
-        is_whole = run_epoch(training, state)
-        if is_whole:
-            finish_epoch(training, state)
+        with contextlib.suppress(ValidationCutError):  # the validation is still due when the run goes on
+            is_whole = run_epoch(training, state)
+            if is_whole:
+                finish_epoch(training, state)
         if state.interruption is None:
             report_unread_overrides(state)
     if state.interruption is not None:
         state.say(f"{state.interruption}: stopping after step {state.step}")
+    report_saved(training, state)
     if not training.checkpoints.is_current(state):
         save(training, state, is_best=False)
+        report_saved(training, state)
     if not training.checkpoints.is_current(state):
         raise CheckpointError("the last checkpoint of the run could not be written; see the warnings above")
 
@@ -138,6 +133,8 @@ def start_batches(training: Training, state: RunState) -> Iterator[Any]:
     """The batches of the epoch from where it stands; skipping those before it may have drawn from random streams."""
     batches = training.batches.start(state.epoch, state.batch)
     restore_streams(training)
+    if state.batch:
+        after_step(training, state)  # a validation that was cut short is still due
     plan_next_event(training, state)
     return batches
 
@@ -195,38 +192,6 @@ def drive_epoch(training: Training, state: RunState) -> bool:
     return True
 
 
-class EpochLoader:
-    """The `data_loader` of a function that drives an epoch: iterable once, with a length where that is known.
-
-    `done` is called with each batch once the next is asked for, and with the last one by `finish_batch`.
-    """
-
-    def __init__(
-        self, batches: Iterator[Any], num_batches: int | None, done: Callable[[Any], None] = lambda batch: None
-    ) -> None:
-        self._batches = batches
-        self._num_batches = num_batches
-        self._done = done
-        self._given: list[Any] = []  # the batch that the function works on
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self._batches:
-            self.finish_batch()  # a function may begin to iterate again where it broke off
-            self._given.append(batch)
-            yield batch
-            self.finish_batch()
-
-    def finish_batch(self) -> None:
-        """The function is done with the batch that it was given last."""
-        if self._given:
-            self._done(self._given.pop())
-
-    def __len__(self) -> int:
-        if self._num_batches is None:
-            raise TypeError("this loader does not know how many batches it has")
-        return self._num_batches
-
-
 def count_batch(training: Training, state: RunState, batch: Any) -> None:
     """What happens after each batch of a function that drives a whole epoch; each counts as a step."""
     samples = count_samples(batch)
@@ -249,41 +214,67 @@ def after_step(training: Training, state: RunState) -> None:
     """Do what is due after a step; what falls on the last step of an epoch waits for the end of that epoch."""
     if training.record_trigger.is_due(state.time()):
         record_training(training, state)
+    if training.checkpoints.has_news:
+        report_saved(training, state)
     if state.batch != training.batches.num_batches:
-        decide_and_save(training, state, validate_due(training, state))
+        validate_due(training, state)
+        decide_and_save(training, state)
     plan_next_event(training, state)
 
 
 def finish_epoch(training: Training, state: RunState) -> None:
     """Do what is due at the end of an epoch."""
-    epoch_means = record_training(training, state, closes_epoch=True)
+    record_training(training, state, closes_epoch=True)
     state.is_epoch_done = True
-    measured = validate_due(training, state)
+    try:
+        validate_due(training, state)
+    except ValidationCutError:
+        state.is_epoch_done = False
+        raise
+    epoch_means = {name: value for name, value in state.measured_now().items() if name.startswith("train_epoch/")}
     notify(training, state, "epoch_end", metrics=epoch_means)
     training.schedules.after_metrics(state, epoch_means)
     training.schedules.check_metrics(state, [each.name for each in training.validations])
     training.schedules.after_epoch(state)
-    report_missing_metric(state, measured)
-    decide_and_save(training, state, {**epoch_means, **measured})
+    report_missing_metric(training, state)
+    decide_and_save(training, state)
 
 
 def plan_next_event(training: Training, state: RunState) -> None:
     """Work out the next step after which anything can be due, so that the others need not ask."""
     state.next_event = min([trigger.next_step(state.step) for trigger in training.triggers], default=NEVER)
+    if training.checkpoints.has_news:
+        state.next_event = 0
 
 
-def record_training(training: Training, state: RunState, closes_epoch: bool = False) -> dict[str, float]:
-    """Record the open window, and at the end of an epoch its means too, which are returned."""
+def record_training(training: Training, state: RunState, closes_epoch: bool = False) -> None:
+    """Record the open window, and at the end of an epoch its means too."""
     totals = training.returns.window.close()
     training.epoch_window.merge(totals)
     metrics = {f"train/{name}": value for name, value in means(totals).items()}
     if metrics:
         metrics |= training.schedules.rates if training.schedules.wants_steps else training.schedules.read_rates()
-    epoch_means = {}
     if closes_epoch:
-        epoch_means = {f"train_epoch/{name}": value for name, value in means(training.epoch_window.close()).items()}
-    record_metrics(training.record, state, metrics | epoch_means, is_urgent=closes_epoch)
-    return epoch_means
+        metrics |= {f"train_epoch/{name}": value for name, value in means(training.epoch_window.close()).items()}
+    record_metrics(training.record, state, metrics, is_urgent=closes_epoch)
+    check_finite(training, state, metrics.get(f"train/{training.loss.name}", 0.0))
+
+
+def check_finite(training: Training, state: RunState, loss: float) -> None:
+    """Do what `on_nan` says if the mean loss of a window is not finite; to look is free, since it was read anyway."""
+    if math.isfinite(loss) or state.options.on_nan == "ignore":
+        return
+    spoiled = find_not_finite(state.model)
+    consequence = "the model is still finite" if spoiled is None else f"so is {spoiled!r} in the model"
+    text = f"train/{training.loss.name} is {loss} at step {state.step}, and {consequence}"
+    if state.options.on_nan == "stop":
+        raise NotFiniteError(
+            f"{text}; checkpoints from before are untouched. Lower the learning rate, clip the gradients, or look for "
+            f"bad data; the option on_nan='warn' goes on"
+        )
+    if "nan" not in state.reported:
+        state.reported.add("nan")
+        state.warn(f"{text}; on_nan='warn' goes on, and says so once")
 
 
 def record_metrics(record: Record, state: RunState, metrics: Mapping[str, float], is_urgent: bool = True) -> None:
@@ -295,66 +286,42 @@ def record_metrics(record: Record, state: RunState, metrics: Mapping[str, float]
     record.append("metrics", is_urgent, step=state.step, epoch=state.epoch, time=time.time(), metrics=dict(metrics))
 
 
-def validate_due(training: Training, state: RunState) -> dict[str, float]:
-    """Do the validations that are due now; returns what was measured."""
-    if not training.validations:
-        return {}
-    now = state.time()
-    due = [each for each in training.validations if each.trigger is not None and each.trigger.is_due(now)]
-    return validate_all(training, state, due)
+def validate_due(training: Training, state: RunState) -> None:
+    """Do the validations that are due now; one that is cut short is due again."""
+    for validation in training.validations:
+        trigger = validation.trigger
+        if trigger is None:
+            continue
+        before = trigger.count
+        if trigger.is_due(state.time()):
+            try:
+                metrics = validate(validation, state, may_be_cut=training.function.kind == "train_step")
+            except ValidationCutError:
+                trigger.count = before
+                raise
+            record_validation(training, state, validation.name, metrics)
 
 
-def validate_all(training: Training, state: RunState, validations: list[Validation]) -> dict[str, float]:
-    """Validate, record, and let callbacks and schedulers know; returns what was measured."""
-    measured: dict[str, float] = {}
-    for validation in validations:
-        metrics = validate(validation, state)
-        record_metrics(training.record, state, metrics)
-        notify(training, state, "validation_end", name=validation.name, metrics=metrics)
-        training.schedules.after_metrics(state, metrics)
-        measured |= metrics
-    return measured
+def record_validation(training: Training, state: RunState, name: str, metrics: Mapping[str, float]) -> None:
+    """Record what a validation measured, and let callbacks and schedulers know."""
+    record_metrics(training.record, state, metrics)
+    notify(training, state, "validation_end", name=name, metrics=metrics)
+    training.schedules.after_metrics(state, metrics)
 
 
-def validate(validation: Validation, state: RunState) -> dict[str, float]:
-    """One validation: the means of what its function returns, by their recorded names.
-
-    The random streams of training are untouched; those of the validation depend on seed, step and name alone.
-    """
-    modules = list(state.model.modules())
-    modes = [module.training for module in modules]
-    state.model.eval()
-    function, returns, logged = validation.function, validation.returns, state.logged
-    # no_grad and not inference_mode: what a module caches here must still be usable in training.
-    try:
-        with isolated_random(derive_seed(state.seed, state.step, validation.name)), torch.no_grad():
-            batches = validation.batches.start(state.step + 1)
-            if function.kind == "validate_epoch":
-                loader = EpochLoader(batches, validation.batches.num_batches)
-                returned = function.function(**function.given(data_loader=loader))
-                returns.add({} if returned is None else returned, logged, 1)
-            else:
-                for batch in batches:
-                    returns.take(function.function(**function.given(batch=batch)), logged, batch)
-            measured = means(returns.window.close())
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-    return {f"{validation.name}/{name}": value for name, value in measured.items()}
-
-
-def decide_and_save(training: Training, state: RunState, measured: Mapping[str, float]) -> None:
+def decide_and_save(training: Training, state: RunState) -> None:
     """Decide whether this is the best state so far, and make a checkpoint if that or the clock asks for one."""
-    is_best = is_new_best(state, measured)
     trigger = training.checkpoint_trigger
     is_due = trigger is not None and trigger.is_due(state.time())
-    if is_best or is_due:
-        save(training, state, is_best)
+    if is_new_best(state) or is_due:
+        report_saved(training, state)  # a new one waits for the last, which may turn out not to be the best
+        save(training, state, is_new_best(state))
 
 
-def report_missing_metric(state: RunState, measured: Mapping[str, float]) -> None:
+def report_missing_metric(training: Training, state: RunState) -> None:
     """Say, once, that the validations do not measure what decides on the best checkpoint."""
-    option = state.options.checkpoint_metric
+    option, names = state.options.checkpoint_metric, tuple(f"{each.name}/" for each in training.validations)
+    measured = [name for name in state.measured_now() if name.startswith(names)]
     is_measured = option in state.metrics and not option.startswith("train/")  # which is of a few steps only
     if measured and not is_measured and state.options.keep_best and "metric" not in state.reported:
         state.reported.add("metric")
@@ -364,9 +331,10 @@ def report_missing_metric(state: RunState, measured: Mapping[str, float]) -> Non
         )
 
 
-def is_new_best(state: RunState, measured: Mapping[str, float]) -> bool:
-    """Whether `checkpoint_metric` was measured and is better than ever."""
-    value = measured.get(state.options.checkpoint_metric)
+def is_new_best(state: RunState) -> bool:
+    """Whether `checkpoint_metric` was measured now and is better than ever."""
+    option = state.options.checkpoint_metric
+    value = None if option.startswith("train/") else state.measured_now().get(option)
     if value is None or math.isnan(value) or not state.options.keep_best:
         return False
     best = None if state.best is None else state.best.metric
@@ -376,15 +344,45 @@ def is_new_best(state: RunState, measured: Mapping[str, float]) -> bool:
 
 
 def save(training: Training, state: RunState, is_best: bool) -> None:
-    """Save a checkpoint; one that cannot be written is said loudly and tried again at the next occasion."""
+    """Begin to save a checkpoint; one that cannot be written is tried again at the next occasion."""
     try:
-        checkpoint = training.checkpoints.save(state, is_best)
+        training.checkpoints.begin(state, is_best)
+    except NotFiniteError as error:
+        if state.options.on_nan == "stop":
+            raise
+        warn_unsaved(state, error)
     except CheckpointError as error:
-        state.warn(f"{error}; what was saved before is untouched, and it is tried again at the next occasion")
-        return
-    state.record("checkpoint", name=checkpoint.name, metric=checkpoint.metric, is_best=is_best)
-    notify(training, state, "checkpoint_saved", checkpoint=checkpoint, is_best=is_best)
+        warn_unsaved(state, error)
+    if not state.options.checkpoint_async:
+        report_saved(training, state)
+
+
+def report_saved(training: Training, state: RunState) -> None:
+    """Wait for the checkpoint on its way, if there is one, and let everybody know what became of it."""
     try:
-        training.checkpoints.retain(state)
-    except (OSError, BlowtorchError) as error:
-        state.warn(f"an old checkpoint could not be deleted: {error}")
+        saved = training.checkpoints.finish(state)
+    except CheckpointError as error:
+        warn_unsaved(state, error)
+        return
+    if saved is None:
+        return
+    checkpoint = saved.moment.checkpoint
+    training.record.append(
+        "checkpoint",
+        step=checkpoint.step,
+        epoch=saved.moment.epoch,
+        time=time.time(),
+        name=checkpoint.name,
+        metric=checkpoint.metric,
+        is_best=saved.is_best,
+    )
+    with isolated_random(derive_seed(state.seed, checkpoint.name)):  # when it comes to this is chance
+        notify(training, state, "checkpoint_saved", checkpoint=checkpoint, is_best=saved.is_best)
+    problem = saved.outcome.result()
+    if problem is not None:
+        state.warn(f"an old checkpoint could not be deleted: {problem}")
+
+
+def warn_unsaved(state: RunState, error: BlowtorchError) -> None:
+    """Say loudly that a checkpoint is missing."""
+    state.warn(f"{error}; what was saved before is untouched, and it is tried again at the next occasion")

@@ -4,6 +4,7 @@ It is written last. A directory without one is no checkpoint, and one whose file
 """
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -12,14 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from blowtorch.errors import CheckpointError
 
 FORMAT = 1
-ALGORITHM = "sha256"
+ALGORITHM = "xxh3_128"
 FILE_NAME = "manifest.json"
 
 _PREFIX = "step-"
 _BLOCK = 1 << 20
+_WRITTEN_AT_ONCE = 8 << 20  # one call of the system takes at most 2 GiB, and each returns to the interpreter's lock
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,58 @@ class Manifest:
         step: optimizer steps done.
         epoch: the epoch under way; the first is 1.
         metrics: what was recorded at just that step.
-        files: name → `{"size": bytes, "sha256": hex}`.
+        files: name → `{"size": bytes, "xxh3_128": hex}`.
     """
 
     step: int
     epoch: int
     metrics: Mapping[str, float]
     files: Mapping[str, Mapping[str, Any]]
+
+
+class UnknownFormatError(CheckpointError):
+    """A checkpoint of a format that this version does not read; it may well be undamaged."""
+
+
+class HashedFile(io.RawIOBase):
+    """A new file that takes its size and checksum while it is written, and is durable once it is closed.
+
+    What it is given is neither copied nor held: a checkpoint of any size needs no memory to be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("xb", buffering=0)
+        self._digest = _new_digest(ALGORITHM)
+        self._size = 0
+
+    def writable(self) -> bool:
+        """It is there to be written."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`; a full disk raises an `OSError`."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            block = view[done : done + _WRITTEN_AT_ONCE]
+            count = self._file.write(block)
+            self._digest.update(block[:count])
+            done += count
+        self._size += done
+        return done
+
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {"size": self._size, ALGORITHM: self._digest.hexdigest()}
+
+    def close(self) -> None:
+        """Make it durable."""
+        if not self.closed:
+            try:
+                os.fsync(self._file.fileno())
+            finally:
+                self._file.close()
+        super().close()
 
 
 def checkpoint_name(step: int) -> str:
@@ -60,19 +109,31 @@ def checkpoint_step(name: str) -> int:
     return int(digits)
 
 
-def write_manifest(directory: Path, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
-    """Write the manifest of a directory whose files are there and durable; then it is durable too."""
-    files = {
-        path.name: {"size": path.stat().st_size, ALGORITHM: checksum(path, ALGORITHM)}
-        for path in sorted(directory.iterdir())
-        if path.name != FILE_NAME
-    }
+def write_manifest(
+    directory: Path,
+    step: int,
+    epoch: int,
+    metrics: Mapping[str, float],
+    files: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write the manifest of a directory whose files are there and durable; then it is durable too.
+
+    Args:
+        directory: the checkpoint.
+        step: optimizer steps done.
+        epoch: the epoch under way.
+        metrics: what was recorded at just that step.
+        files: the entry of each file, as `HashedFile` took it; without them the files are read.
+    """
+    if files is None:
+        paths = [path for path in sorted(directory.iterdir()) if path.name != FILE_NAME]
+        files = {path.name: {"size": path.stat().st_size, ALGORITHM: checksum(path, ALGORITHM)} for path in paths}
     content = {
         "format": FORMAT,
         "step": step,
         "epoch": epoch,
         "metrics": {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()},
-        "files": files,
+        "files": dict(files),
     }
     with (directory / FILE_NAME).open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)
@@ -85,14 +146,15 @@ def read_manifest(directory: Path) -> Manifest:
     """Read the manifest of a checkpoint.
 
     Raises:
-        CheckpointError: it is missing, damaged, or of a format that this version does not know.
+        UnknownFormatError: it is of a format that this version does not know.
+        CheckpointError: it is missing or damaged.
     """
     path = directory / FILE_NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         known = content["format"]
         if known != FORMAT:
-            raise CheckpointError(f"{path} has format {known!r}, and this version reads format {FORMAT}")
+            raise UnknownFormatError(f"{path} has format {known!r}, and this version reads format {FORMAT}")
         metrics = {name: float(value) for name, value in content["metrics"].items()}
         return Manifest(int(content["step"]), int(content["epoch"]), metrics, dict(content["files"]))
     except OSError as error:
@@ -128,7 +190,7 @@ def _find_problem(directory: Path, name: str, manifest: Manifest) -> str | None:
         if not expected:
             return f"the manifest has no checksum of {name}"
         for algorithm, digest in expected.items():
-            if algorithm not in hashlib.algorithms_available:
+            if algorithm not in xxhash.algorithms_available | hashlib.algorithms_available:
                 return f"{name} has a checksum of an unknown kind, {algorithm!r}"
             if checksum(path, algorithm) != digest:
                 return f"{name} has another {algorithm} checksum than was written"
@@ -141,11 +203,16 @@ def _find_problem(directory: Path, name: str, manifest: Manifest) -> str | None:
 
 def checksum(path: Path, algorithm: str) -> str:
     """The checksum of a file, in hexadecimal."""
-    digest = hashlib.new(algorithm)
+    digest = _new_digest(algorithm)
+    block = memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        while count := file.readinto(block):
+            digest.update(block[:count])
+    return str(digest.hexdigest())
+
+
+def _new_digest(algorithm: str) -> Any:
+    return getattr(xxhash, algorithm)() if algorithm in xxhash.algorithms_available else hashlib.new(algorithm)
 
 
 def sync_directory(path: Path) -> None:

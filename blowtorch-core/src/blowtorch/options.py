@@ -30,6 +30,7 @@ class RunOptions:
 
     max_epochs: int | None = _option(None, "epochs to train; 1 when no limit is given")
     max_steps: int | None = _option(None, "optimizer steps to train, from the beginning of the run")
+    max_time: str | None = _option(None, "stop this process after so long, such as `11 hours`, to be continued")
     validate_every: str | None = _option("1 epoch", "interval between validations; null for none")
     validate_at_start: bool = _option(False, "validate once before the first step")
     log_every: str = _option("50 steps", "interval between recordings of the training metrics")
@@ -39,8 +40,10 @@ class RunOptions:
     save_path: str = _option("train_logs", "folder that holds the run folders")
     run_name: str | None = _option(None, "name of the run folder; two random words when not given")
     resume: str = _option("never", "`never`, `auto`, or the path of a run folder or of a checkpoint to continue")
+    resume_without: Sequence[str] = _option((), "parts of the checkpoint to begin anew, such as `kept/average`")
     initialize_from: str | None = _option(None, "a checkpoint whose weights are the start of a new run")
     checkpoint_every: str | None = _option("1 epoch", "interval between checkpoints; null for best and last only")
+    checkpoint_async: bool = _option(True, "write checkpoints in the background, from a copy of the state")
     checkpoint_metric: str = _option("val/loss", "the metric that decides which checkpoint is best")
     smaller_is_better: bool = _option(True, "whether a smaller checkpoint_metric is better")
     keep_last: int = _option(2, "how many of the newest checkpoints to keep; at least 1")
@@ -50,6 +53,7 @@ class RunOptions:
     logger_timeout: str = _option("20 seconds", "how long the end of a run waits for all its loggers together")
     callbacks: Sequence[Any] = _option((), "callbacks: names, {name: options}, or objects")
     progress: bool = _option(True, "show progress on the console; console.log is written in any case")
+    on_nan: str = _option("stop", "what a loss that is not finite does when it is recorded: `stop`, `warn`, `ignore`")
     limit_train_batches: int | None = _option(None, "train on at most so many batches of each epoch")
     limit_validate_batches: int | None = _option(None, "validate on at most so many batches")
 
@@ -67,13 +71,20 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"option {name}: expected at least {least}, got {value!r}")
-        if Interval.parse(self.logger_timeout).unit != "seconds":
+        for name in _TIMES:
+            value = getattr(self, name)
+            if value is not None and Interval.parse(value).unit != "seconds":
+                raise OptionError(f"option {name}: expected a time, such as '20 seconds', got {value!r}")
+        if self.on_nan not in _ON_NAN:
             raise OptionError(
-                f"option logger_timeout: expected a time, such as '20 seconds', got {self.logger_timeout!r}"
+                f"option on_nan: expected {', '.join(map(repr, _ON_NAN))}, got {self.on_nan!r}."
+                f"{nearest(self.on_nan, _ON_NAN)}"
             )
 
 
-_INTERVALS = ("validate_every", "log_every", "checkpoint_every", "logger_timeout")
+_TIMES = ("max_time", "logger_timeout")
+_INTERVALS = ("validate_every", "log_every", "checkpoint_every", *_TIMES)
+_ON_NAN = ("stop", "warn", "ignore")
 _LEAST = {
     "max_epochs": 1,
     "max_steps": 1,
@@ -89,7 +100,7 @@ RunOptions.__doc__ = f"{RunOptions.__doc__}\n    Options:\n" + "\n".join(
 )
 
 _TYPES: dict[str, Any] = typing.get_type_hints(RunOptions)
-_LISTS = ("loggers", "callbacks")
+_LISTS = ("loggers", "callbacks", "resume_without")
 
 
 def resolve_options(keywords: Mapping[str, Any], configured: Mapping[str, Any]) -> RunOptions:

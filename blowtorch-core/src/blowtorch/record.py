@@ -87,16 +87,19 @@ class Record:
         self._unwritten = b""
         return True
 
-    def sync(self) -> int:
-        """Make the record durable; return its length, which a checkpoint keeps.
+    def flush(self) -> int:
+        """Write what is held; return the length, which a checkpoint keeps.
 
         Raises:
-            OSError: what is held could not be written.
+            OSError: it could not be written.
         """
         if not self.write():
             raise OSError(f"{self.path} could not be written")
-        os.fsync(self._file.fileno())
         return self._length
+
+    def make_durable(self) -> None:
+        """Let what was written survive a power cut; any thread may ask for it."""
+        os.fsync(self._file.fileno())
 
     def cut(self, length: int) -> None:
         """Go back to an earlier length, that of a checkpoint.

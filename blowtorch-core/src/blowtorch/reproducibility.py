@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from blowtorch.errors import CheckpointError, ScriptError
+from blowtorch.errors import ScriptError
 
 _MOST_BYTES = 1_000_000  # a larger file is hardly source
 _GIT_SECONDS = 10
@@ -75,23 +75,19 @@ def random_state() -> dict[str, Any]:
     return state
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Put every random stream back.
-
-    Raises:
-        CheckpointError: a stream is missing.
-    """
-    try:
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put the random streams back that stand in `state`, each of which must be there."""
+    if "python" in state:
         random.setstate(state["python"])
+    if "numpy" in state:
         name, keys, position, has_gauss, gauss = state["numpy"]
         np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    if "torch" in state:
         torch.random.set_rng_state(state["torch"])
-        if "cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda"])
-        if "mps" in state and torch.backends.mps.is_available():
-            torch.mps.set_rng_state(state["mps"])
-    except KeyError as error:
-        raise CheckpointError(f"the state of the random stream {error} is missing") from error
+    if "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from blowtorch.data import Batches
 from blowtorch.errors import BlowtorchWarning, ConfigError, OptionError, ScriptError
 from blowtorch.hookspecs import Checkpoint, ConfigSourceSpec
 from blowtorch.interruption import interruptible
-from blowtorch.loop import Validation, train, validate
+from blowtorch.loop import train
 from blowtorch.media import log_file, log_histogram, log_image, log_text
 from blowtorch.options import resolve_options
 from blowtorch.plugins import Plugins
@@ -29,6 +29,7 @@ from blowtorch.session import Session
 from blowtorch.start import choose_device, detached_state, recorded_seed
 from blowtorch.state import RunState
 from blowtorch.steps import Function, Returns
+from blowtorch.validation import Validation, validate
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 

@@ -15,7 +15,7 @@ from blowtorch.data import Batches
 from blowtorch.errors import BlowtorchError, RunFolderError, ScriptError, warn
 from blowtorch.folder import RunFolder, find_differences, mask_secrets, plain
 from blowtorch.hookspecs import RunInfo, Schedule
-from blowtorch.loop import Training, Validation
+from blowtorch.loop import Training, report_saved
 from blowtorch.metrics import MeanWindow
 from blowtorch.options import RunOptions
 from blowtorch.plugins import Plugin, Plugins
@@ -26,6 +26,7 @@ from blowtorch.script import Script
 from blowtorch.start import agree_on_seed, choose_device, find_start, load_initial_weights
 from blowtorch.state import RunState
 from blowtorch.steps import Loss, Returns
+from blowtorch.validation import Validation
 
 
 class Session:
@@ -235,17 +236,17 @@ class Session:
         name = None
         self._rewound = None
         if state.is_resumed:
-            name = checkpoints.newest_good(state.warn, self._start.at_most)
-            if name is None:
+            restored = checkpoints.restore_newest(state, state.warn, self._start.at_most)
+            if restored is None:
                 checkpoints.put_aside_after(-1)
                 self._record.cut(0)
             else:
-                self.training.random_state = checkpoints.restore(name, state)
+                name, self.training.random_state = restored
                 # Its own event came after it was taken, so it was cut with what followed.
                 metric = state.measured_now().get(state.options.checkpoint_metric)
                 is_best = state.best is not None and state.best.name == name
                 state.record("checkpoint", name=name, metric=metric, is_best=is_best)
-            self._rewound = (state.step, self._record.sync())
+            self._rewound = (state.step, self._record.flush())
         changed = self._write_settings()
         if name is None:
             self._record.append("start", step=0, epoch=0, time=time.time(), id=state.info.id, name=state.info.name)
@@ -307,6 +308,8 @@ class Session:
             self._record.close()
             return
         try:
+            if not isinstance(error, KeyboardInterrupt):  # which stops at once, and leaves no half a checkpoint
+                report_saved(self.training, state)
             self.training.callbacks.call("run_end", state, status=self.status)
         except Exception as problem:
             if error is None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from blowtorch.checkpoints import load_weights, read_tensors
 from blowtorch.config import Config
 from blowtorch.errors import CheckpointError, OptionError, nearest, warn
 from blowtorch.folder import RunFolder
@@ -16,6 +15,7 @@ from blowtorch.options import RunOptions
 from blowtorch.reproducibility import seed_everything
 from blowtorch.script import Script
 from blowtorch.state import RunState
+from blowtorch.tensors import load_weights, read_tensors
 from blowtorch.view import find_newest
 
 

@@ -87,7 +87,8 @@ class RunState:
     @property
     def max_epochs(self) -> int | None:
         """The epochs that are asked for: one when nothing limits the run."""
-        if self.options.max_epochs is None and self.options.max_steps is None:
+        options = self.options
+        if options.max_epochs is None and options.max_steps is None and options.max_time is None:
             return 1
         return self.options.max_epochs
 

@@ -260,11 +260,15 @@ class Loss:
     Args:
         step: the train step.
         metric: its name; None for `loss`, or the only one that carries a gradient.
+
+    Attributes:
+        name: what was chosen; before that, what will most likely be.
     """
 
     def __init__(self, step: Function, metric: str | None) -> None:
         self._function = step.name
         self._metric = metric
+        self.name = metric or "loss"
 
     def choose(self, metrics: Mapping[str, Any]) -> str:
         """The name of the metric, by what the first step returned.
@@ -272,6 +276,10 @@ class Loss:
         Raises:
             ScriptError: there is no such metric, it is not clear which, or it carries no gradient.
         """
+        self.name = self._find(metrics)
+        return self.name
+
+    def _find(self, metrics: Mapping[str, Any]) -> str:
         wanted = self._metric or ("loss" if "loss" in metrics else None)
         with_gradient = [name for name, value in metrics.items() if isinstance(value, Tensor) and value.requires_grad]
         if wanted is None and len(with_gradient) == 1:

@@ -138,17 +138,13 @@ class RunView:
         Raises:
             CheckpointError: there is no such checkpoint, or it is damaged or of another model.
         """
-        import torch
+        from blowtorch.tensors import load_weights, read_tensors
 
         checkpoint = self.checkpoint(which)
         problems = verify(checkpoint.path, ["model.pt"])
         if problems:
             raise CheckpointError(f"{checkpoint.path} is damaged: {'; '.join(problems)}")
-        weights = torch.load(checkpoint.path / "model.pt", map_location="cpu", weights_only=True)
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise CheckpointError(f"{checkpoint.path} belongs to another model: {error}") from error
+        load_weights(model, read_tensors(checkpoint.path / "model.pt"), str(checkpoint.path))
         return model
 
     def __repr__(self) -> str:

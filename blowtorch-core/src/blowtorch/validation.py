@@ -1,0 +1,95 @@
+"""One validation: what it is, and how it is done without a trace in the training."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from blowtorch.clock import Trigger
+from blowtorch.data import Batches
+from blowtorch.metrics import means
+from blowtorch.reproducibility import derive_seed, isolated_random
+from blowtorch.state import RunState
+from blowtorch.steps import Function, Returns
+
+
+@dataclass
+class Validation:
+    """One validation: its function, its data, and when it is due."""
+
+    name: str
+    function: Function
+    batches: Batches
+    returns: Returns
+    trigger: Trigger | None
+    is_at_start: bool
+
+
+class ValidationCutError(Exception):
+    """The run was asked to stop during a validation, which is done again when it goes on."""
+
+
+def validate(validation: Validation, state: RunState, may_be_cut: bool = False) -> dict[str, float]:
+    """One validation: the means of what its function returns, by their recorded names.
+
+    The random streams of training are untouched; those of the validation depend on seed, step and name alone.
+
+    Raises:
+        ValidationCutError: the run was asked to stop meanwhile, and the validation `may_be_cut`.
+    """
+    modules = list(state.model.modules())
+    modes = [module.training for module in modules]
+    state.model.eval()
+    function, returns, logged = validation.function, validation.returns, state.logged
+    # no_grad and not inference_mode: what a module caches here must still be usable in training.
+    try:
+        with isolated_random(derive_seed(state.seed, state.step, validation.name)), torch.no_grad():
+            batches = validation.batches.start(state.step + 1)
+            if function.kind == "validate_epoch":
+                loader = EpochLoader(batches, validation.batches.num_batches)
+                returned = function.function(**function.given(data_loader=loader))
+                returns.add({} if returned is None else returned, logged, 1)
+            else:
+                for batch in batches:
+                    if may_be_cut and state.interruption is not None:
+                        raise ValidationCutError
+                    returns.take(function.function(**function.given(batch=batch)), logged, batch)
+            measured = means(returns.window.close())
+    finally:
+        returns.window.close()  # of one that failed or was cut, nothing is left for the next
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+    return {f"{validation.name}/{name}": value for name, value in measured.items()}
+
+
+class EpochLoader:
+    """The `data_loader` of a function that drives an epoch: iterable once, with a length where that is known.
+
+    `done` is called with each batch once the next is asked for, and with the last one by `finish_batch`.
+    """
+
+    def __init__(
+        self, batches: Iterator[Any], num_batches: int | None, done: Callable[[Any], None] = lambda batch: None
+    ) -> None:
+        self._batches = batches
+        self._num_batches = num_batches
+        self._done = done
+        self._given: list[Any] = []  # the batch that the function works on
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._batches:
+            self.finish_batch()  # a function may begin to iterate again where it broke off
+            self._given.append(batch)
+            yield batch
+            self.finish_batch()
+
+    def finish_batch(self) -> None:
+        """The function is done with the batch that it was given last."""
+        if self._given:
+            self._done(self._given.pop())
+
+    def __len__(self) -> int:
+        if self._num_batches is None:
+            raise TypeError("this loader does not know how many batches it has")
+        return self._num_batches
