@@ -29,6 +29,7 @@ LAYERS = [
     "schedules",
     "callbacks",
     "script",
+    "trace",
     "validation",
     "steps",
     "data",

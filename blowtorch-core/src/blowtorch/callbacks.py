@@ -46,9 +46,9 @@ class Callbacks:
             + [_function_call(function) for function in functions.get(moment, ())]
             for moment in MOMENTS
         }
-        self.step_end: Sequence[StepEnd] = [
-            _plugin_step_end(plugin) for plugin in _in_order(plugins, "train_step_end")
-        ] + [_function_step_end(function) for function in functions.get("train_step_end", ())]
+        self.step_end: list[StepEnd] = [_plugin_step_end(plugin) for plugin in _in_order(plugins, "train_step_end")] + [
+            _function_step_end(function) for function in functions.get("train_step_end", ())
+        ]
 
     def call(self, moment: str, state: RunState, **at_hand: Any) -> None:
         """Call everybody who takes part in a moment.

@@ -97,6 +97,16 @@ class Batches:
             return batches
         return (move(batch, self._device) for batch in batches)
 
+    def note_indices(self) -> None:
+        """Keep, from now on, the indices of each batch until `indices_at` is asked for them."""
+        if self._order is not None:
+            self._order.drawn = {}
+
+    def indices_at(self, position: int) -> Any:
+        """The indices of the samples in a batch of this epoch; None where the loader has none."""
+        drawn = None if self._order is None else self._order.drawn
+        return None if drawn is None else drawn.pop(position, None)
+
     def close(self) -> None:
         """End the loader's workers, those that outlive an epoch too."""
         iterator = self._running() if self._running is not None else None

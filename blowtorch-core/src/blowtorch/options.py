@@ -54,6 +54,7 @@ class RunOptions:
     callbacks: Sequence[Any] = _option((), "callbacks: names, {name: options}, or objects")
     progress: bool = _option(True, "show progress on the console; console.log is written in any case")
     on_nan: str = _option("stop", "what a loss that is not finite does when it is recorded: `stop`, `warn`, `ignore`")
+    trace: bool = _option(False, "write digests of each step into `trace.jsonl`, to compare runs; slow")
     limit_train_batches: int | None = _option(None, "train on at most so many batches of each epoch")
     limit_validate_batches: int | None = _option(None, "validate on at most so many batches")
 

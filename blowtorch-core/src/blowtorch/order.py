@@ -52,6 +52,7 @@ class EpochOrder(Sampler[Any]):
         self._seed = seed if own is None else derive_seed(seed, own.initial_seed())
         self._epoch = 1
         self._position = 0
+        self.drawn: dict[int, Any] | None = None  # the indices by position, if somebody wants to know them
 
     def set(self, epoch: int, position: int) -> None:
         """Choose the epoch and the batch with which the next iteration begins."""
@@ -62,10 +63,18 @@ class EpochOrder(Sampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         """The indices from the position on; what comes before is skipped in this call, not when the first is drawn."""
         indices = indices_from(self._sampler, derive_seed(self._seed, "order", self._epoch), self._position)
+        if self.drawn is not None:
+            indices = self._noted(indices, self._position)
         return self._seeded(indices, self._epoch, self._position) if self._has_workers else indices
 
     def __len__(self) -> int:
         return len(self._sampler)
+
+    def _noted(self, indices: Iterator[Any], start: int) -> Iterator[Any]:
+        assert self.drawn is not None
+        for position, index in enumerate(indices, start):
+            self.drawn[position] = index
+            yield index
 
     def _seeded(self, indices: Iterator[Any], epoch: int, start: int) -> Iterator[SeededIndex]:
         for position, index in enumerate(indices, start):

@@ -26,6 +26,7 @@ from blowtorch.script import Script
 from blowtorch.start import agree_on_seed, choose_device, find_start, load_initial_weights
 from blowtorch.state import RunState
 from blowtorch.steps import Loss, Returns
+from blowtorch.trace import Trace
 from blowtorch.validation import Validation
 
 
@@ -260,6 +261,8 @@ class Session:
             ]
         self._has_begun = True
         self._describe()
+        if state.options.trace:
+            self.training.callbacks.step_end.append(Trace(state, self._batches))
 
     def _write_settings(self) -> dict[str, tuple[Any, Any]]:
         """Write the configuration and the options; returns what differs from the process before: (old, new)."""
