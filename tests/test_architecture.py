@@ -33,6 +33,7 @@ LAYERS = [
     "validation",
     "steps",
     "data",
+    "workers",
     "order",
     "checkpoints",
     "record",

@@ -1,7 +1,8 @@
 """The batches of an epoch: in the order of (seed, epoch), from any position, on the device.
 
 A torch `DataLoader` is copied, and the copy given our order and seeds for its workers, so every other setting of it
-keeps its meaning. A sequence of batches is begun at its index. Any other iterable is drawn forward.
+keeps its meaning. A sequence of batches is begun at its index. Of any other iterable, one that has a state is asked for
+it, and one that has none is drawn forward.
 """
 
 import contextlib
@@ -9,18 +10,18 @@ import copy
 import dataclasses
 import itertools
 import random
-import signal
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, IterDataPipe, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, IterDataPipe
 
 from blowtorch.errors import ScriptError, warn
-from blowtorch.order import EpochOrder, SeededIndex, tell_epoch
+from blowtorch.order import EpochOrder, tell_epoch
 from blowtorch.reproducibility import derive_seed
+from blowtorch.workers import SeededDataset, SeededStream, WorkerStart
 
 
 class Batches:
@@ -38,6 +39,7 @@ class Batches:
 
     Attributes:
         num_batches: batches of one epoch, with `limit`; None when unknown.
+        stateful: what keeps the position in an epoch, if neither an index nor we do: the loader or its dataset.
 
     Raises:
         ScriptError: the loader is no iterable, or is empty. An iterator at whose end nothing has come raises it too.
@@ -57,11 +59,14 @@ class Batches:
         self._has_started = False
         self._order: EpochOrder | None = None
         self._stream: SeededStream | None = None
+        self._state: Any = None  # of what is stateful, in a checkpoint that the run continues from
+        self._is_under_way = False
         self._running: weakref.ref[Any] | None = None  # the loader's iterator, whose workers are to be ended
         length = _length(loader)
         if length == 0:
             raise self._nothing()
         self.num_batches = length if length is None or limit is None else min(length, limit)
+        self.stateful: Any = _find_stateful(loader)
         if isinstance(loader, DataLoader):
             self._adapt(loader)
 
@@ -81,7 +86,9 @@ class Batches:
         left = None if self._limit is None else max(0, self._limit - position)
         for each in (source, getattr(source, "dataset", None)):
             tell_epoch(each, epoch)
-        if isinstance(source, DataLoader):
+        if self.stateful is not None:
+            batches = self._start_stateful(epoch, position)
+        elif isinstance(source, DataLoader):
             batches = self._load(source, epoch, position)
         elif isinstance(source, Sequence):
             batches = iter(source) if position == 0 else map(source.__getitem__, range(position, len(source)))
@@ -96,6 +103,14 @@ class Batches:
         if self._device.type == "cpu":
             return batches
         return (move(batch, self._device) for batch in batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of what is stateful, in the middle of an epoch."""
+        return {"state": self.stateful.state_dict()} if self._is_under_way else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go there when an epoch is started from a position other than its beginning."""
+        self._state = state.get("state")
 
     def note_indices(self) -> None:
         """Keep, from now on, the indices of each batch until `indices_at` is asked for them."""
@@ -131,7 +146,9 @@ class Batches:
         if not isinstance(loader.dataset, IterableDataset):
             self._order = EpochOrder(loader, self._seed)
             ours["batch_sampler" if loader.batch_sampler is not None else "sampler"] = self._order
-        if loader.num_workers:
+        if self.stateful is loader:
+            self.stateful = twin  # its workers are its own affair, or it would not find its dataset's state
+        elif loader.num_workers:
             ours["worker_init_fn"] = WorkerStart(loader.dataset, loader.worker_init_fn)
             if self._order is not None:
                 ours["dataset"] = SeededDataset(loader.dataset)
@@ -159,6 +176,24 @@ class Batches:
             for _ in itertools.islice(batches, position):
                 pass
         return batches
+
+    def _start_stateful(self, epoch: int, position: int) -> Iterator[Any]:
+        """From where its own state says; a checkpoint without one was taken when it had none."""
+        seed, source = self._epoch_seed(epoch), self._source
+        if isinstance(source, DataLoader):
+            source.generator.manual_seed(seed)
+        if position and self._state is not None:
+            self.stateful.load_state_dict(self._state)
+            batches = draw_forward(source, seed, 0)
+        else:
+            self._warn_of_drawing(position)
+            batches = draw_forward(source, seed, position)
+        return self._note_end(batches)
+
+    def _note_end(self, batches: Iterator[Any]) -> Iterator[Any]:
+        self._is_under_way = True
+        yield from batches
+        self._is_under_way = False
 
     def _epoch_seed(self, epoch: int) -> int:
         return derive_seed(self._seed, "loader", epoch)
@@ -240,89 +275,6 @@ def _draw_on(iterator: Iterator[Any], first: contextlib.AbstractContextManager[N
         batch = next(iterator, _NOTHING)  # and not `for`, which would let some begin again
 
 
-class SeededDataset:
-    """A dataset in a worker: before it loads a batch, the random streams are seeded with what the batch carries."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        self._epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "dataset":
-            raise AttributeError(name)
-        return getattr(self.dataset, name)  # subclasses of DataLoader look at their dataset
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.dataset[self._prepare(index) if isinstance(index, SeededIndex) else index]
-
-    def __getitems__(self, batch: SeededIndex) -> Any:
-        indices = self._prepare(batch)
-        if callable(getattr(self.dataset, "__getitems__", None)):
-            return self.dataset.__getitems__(indices)
-        return [self.dataset[index] for index in indices]
-
-    def _prepare(self, batch: SeededIndex) -> Any:
-        if batch.epoch != self._epoch:  # workers that outlive an epoch do not see what the main process sets
-            self._epoch = batch.epoch
-            tell_epoch(self.dataset, batch.epoch)
-        seed_worker(batch.seed)
-        return batch.index
-
-
-class SeededStream(IterableDataset[Any]):
-    """An iterable dataset in workers: in each epoch the random streams of each are seeded anew."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        self._shared = torch.zeros(2, dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it
-
-    def set(self, seed: int, epoch: int) -> None:
-        """Choose the epoch that the workers begin next, and its seed."""
-        self._shared.copy_(torch.tensor([seed, epoch]))
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "dataset":
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def __iter__(self) -> Iterator[Any]:
-        seed, epoch = self._shared.tolist()
-        info = get_worker_info()
-        tell_epoch(self.dataset, epoch)
-        seed_worker(derive_seed(seed, 0 if info is None else info.id))
-        return iter(self.dataset)
-
-
-@dataclasses.dataclass
-class WorkerStart:
-    """What a worker does first: it leaves Ctrl-C to the main process, and shows the user's own dataset."""
-
-    dataset: Any
-    user_function: Callable[[int], None] | None
-
-    def __call__(self, worker: int) -> None:
-        """Called by torch in worker number `worker`."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        info = get_worker_info()
-        if info is not None:
-            object.__setattr__(info, "dataset", self.dataset)  # a WorkerInfo refuses to be changed
-        if self.user_function is not None:
-            self.user_function(worker)
-
-
-def seed_worker(seed: int) -> None:
-    """Seed the random streams of a loader's worker; not every device, which takes a hundred times as long."""
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-
-
 def move(batch: Any, device: torch.device) -> Any:
     """A batch with every tensor in it on a device; on the CPU it is returned as it is.
 
@@ -355,6 +307,19 @@ def _move_mapping(batch: Mapping[Any, Any], device: torch.device) -> Mapping[Any
         twin.update(moved)
         return twin
     return type(batch)(moved)  # type: ignore[call-arg]
+
+
+def _find_stateful(loader: Any) -> Any:
+    """What has a position of its own: an iterable loader, or a dataset that is iterated in this process."""
+    candidates = [loader]
+    if isinstance(loader, DataLoader):
+        if not isinstance(loader.dataset, IterableDataset):
+            return None  # its order is a function of (seed, epoch)
+        candidates += [] if loader.num_workers else [loader.dataset]
+    for each in candidates:
+        if callable(getattr(each, "state_dict", None)) and callable(getattr(each, "load_state_dict", None)):
+            return each
+    return None
 
 
 def _length(loader: Any) -> int | None:

@@ -197,6 +197,7 @@ class Session:
             **{f"optimizers/{name}": optimizer for name, optimizer in state.optimizers.items()},
             **schedules.parts(),
             **callbacks.parts(),
+            **({} if self._batches.stateful is None else {"data": self._batches}),
             **{f"kept/{name}": instance for name, instance in self._script.kept.items()},
         }
         return Training(
