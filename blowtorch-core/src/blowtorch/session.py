@@ -244,6 +244,11 @@ class Session:
                 self._record.cut(0)
             else:
                 name, self.training.random_state = restored
+                if self._scheduler is not None and state.total_steps != state.earlier_total_steps:
+                    self.training.changes.append(
+                        f"the run has {state.total_steps} steps now and had {state.earlier_total_steps} before: "
+                        f"{self._scheduler.label} follows the new length from here on"
+                    )
                 # Its own event came after it was taken, so it was cut with what followed.
                 metric = state.measured_now().get(state.options.checkpoint_metric)
                 is_best = state.best is not None and state.best.name == name

@@ -39,6 +39,7 @@ class RunState:
         measured_at: the step at which each of `metrics` was recorded.
         best: the best checkpoint so far by `options.checkpoint_metric`.
         total_steps: optimizer steps of the whole run; None when unknown.
+        earlier_total_steps: the same as it was when the checkpoint was taken from which the run goes on.
         steps_per_epoch: None when unknown.
         stop_reason: set it to a sentence to end the run after the current step; the run is then finished.
         interruption: what wants the run to stop early, such as SIGTERM; the run is then stopped, to be continued.
@@ -66,6 +67,7 @@ class RunState:
     measured_at: dict[str, int] = field(default_factory=dict)
     best: Checkpoint | None = None
     total_steps: int | None = None
+    earlier_total_steps: int | None = None
     steps_per_epoch: int | None = None
     stop_reason: str | None = None
     interruption: str | None = None
@@ -149,6 +151,7 @@ class RunState:
             "seconds": self.seconds,
             "metrics": dict(self.metrics),
             "measured_at": dict(self.measured_at),
+            "total_steps": self.total_steps,
             "best": None if self.best is None else [self.best.name, self.best.step, self.best.metric],
             "best_by": [self.options.checkpoint_metric, self.options.smaller_is_better],
         }
@@ -158,6 +161,7 @@ class RunState:
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.is_epoch_done, self.samples = state["is_epoch_done"], state["samples"]
         self._earlier_seconds, self._started = state["seconds"], time.monotonic()
+        self.earlier_total_steps = state["total_steps"]
         self.metrics, self.measured_at = dict(state["metrics"]), dict(state["measured_at"])
         is_comparable = state["best_by"] == [self.options.checkpoint_metric, self.options.smaller_is_better]
         if state["best"] is not None and is_comparable:
