@@ -1,7 +1,7 @@
 """Runs that are killed at random instants, again and again, and must end as if nobody had touched them.
 
-`BLOWTORCH_SOAK_KILLS` says how often in all; `tox run -e soak` kills 300 times. Half a checkpoint is on the disk at many
-of these instants: a checkpoint is due every third step, and takes about as long to write.
+`BLOWTORCH_SOAK_KILLS` says how often in all; `tox run -e soak` kills 300 times. Half a checkpoint is on the disk
+at many of these instants: one is due every third step, and takes about as long to write.
 """
 
 import hashlib

@@ -210,7 +210,8 @@ class LoggerSpec:
 class CheckpointBackendSpec:
     """Stores finished checkpoints; group `blowtorch.checkpoint_backends`, one, named by `checkpoint_backend`.
 
-    The core makes and verifies the files; a backend only puts a directory somewhere durable and gets it back.
+    The core makes and verifies the files; a backend only puts a directory somewhere durable and gets it back. While a
+    run trains, hooks are called from a thread of their own, one after the other; `state` may have moved on by then.
     """
 
     @hookspec(firstresult=True)
@@ -287,7 +288,10 @@ class CallbackSpec:
 
     @hookspec
     def checkpoint_saved(self, state: RunState, checkpoint: Checkpoint, is_best: bool) -> None:
-        """A checkpoint is published.
+        """A checkpoint is published, after the step of `checkpoint` or some steps later, in the middle of an epoch too.
+
+        Random numbers drawn here do not move the streams of training. What is logged here stands at the present step,
+        which is not the same each time; use `checkpoint.step` where that matters.
 
         Args:
             checkpoint: its name, step, metric and path.
