@@ -211,7 +211,7 @@ class CheckpointBackendSpec:
     """Stores finished checkpoints; group `blowtorch.checkpoint_backends`, one, named by `checkpoint_backend`.
 
     The core makes and verifies the files; a backend only puts a directory somewhere durable and gets it back. While a
-    run trains, hooks are called from a thread of their own, one after the other; `state` may have moved on by then.
+    run trains, its hooks are called from a thread beside the loop, one after the other.
     """
 
     @hookspec(firstresult=True)
