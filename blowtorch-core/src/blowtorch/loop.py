@@ -334,8 +334,10 @@ def report_missing_metric(training: Training, state: RunState) -> None:
 def is_new_best(state: RunState) -> bool:
     """Whether `checkpoint_metric` was measured now and is better than ever."""
     option = state.options.checkpoint_metric
-    value = None if option.startswith("train/") else state.measured_now().get(option)
-    if value is None or math.isnan(value) or not state.options.keep_best:
+    if state.measured_at.get(option) != state.step or option.startswith("train/"):  # which is of a few steps only
+        return False
+    value = state.metrics[option]
+    if math.isnan(value) or not state.options.keep_best:
         return False
     best = None if state.best is None else state.best.metric
     if best is None:
