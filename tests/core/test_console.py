@@ -107,12 +107,12 @@ def test_at_the_end_of_an_epoch_its_own_line_comes_before_those_of_validations(s
     console.validation_end(state, {"ood/loss": 0.7})
     console.epoch_end(state, {"train_epoch/loss": 0.6})
     console.checkpoint_saved(state, Checkpoint("step-00000120", 120, 0.5, Path("x")), True)
-    told = [line.split(" · ")[2] for line in state.lines]
+    told = [line.removeprefix("epoch  3/10 · step  120 · ").split(" · ")[0] for line in state.lines]
     assert told == [
         "train_epoch/loss 0.6",
         "val/loss 0.5",
         "ood/loss 0.7",
-        "checkpoint saved, the best so far by val/loss",
+        "checkpoint of step 120 saved, the best so far by val/loss",
     ]
     console.epoch_end(state, {"train_epoch/loss": 0.5})
     assert len(state.lines) == 5
@@ -159,7 +159,7 @@ def test_a_few_of_many_learning_rates_are_enough(state):
 @pytest.mark.parametrize(("is_best", "end"), [(True, ", the best so far by val/loss"), (False, "")])
 def test_a_checkpoint_has_one_line_that_says_whether_it_is_the_best(state, is_best, end):
     Console().checkpoint_saved(state, Checkpoint("step-00000120", 120, 0.5, Path("x")), is_best)
-    assert state.lines == [f"epoch  3/10 · step  120 · checkpoint saved{end}"]
+    assert state.lines == [f"checkpoint of step 120 saved{end}"]
 
 
 @pytest.mark.parametrize(

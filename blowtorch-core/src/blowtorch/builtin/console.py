@@ -65,7 +65,7 @@ class Console:
     def checkpoint_saved(self, state: RunState, checkpoint: Checkpoint, is_best: bool) -> None:
         """Say what was saved, and whether it is the best so far."""
         best = f", the best so far by {state.options.checkpoint_metric}" if is_best else ""
-        state.say(_line(*_place(state, checkpoint.step), f"checkpoint saved{best}"))
+        state.say(f"checkpoint of step {checkpoint.step} saved{best}")  # some steps after it
 
     @hookimpl
     def run_end(self, state: RunState, status: str) -> None:
@@ -130,7 +130,7 @@ def _encodable(text: str, encoding: str) -> str:
     return text
 
 
-def _place(state: RunState, step: int | None = None) -> list[str]:
+def _place(state: RunState) -> list[str]:
     """Where the run stands, as wide at its beginning as at its end."""
     if state.max_epochs is None:
         epoch = f"epoch {state.epoch}"
