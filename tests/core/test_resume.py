@@ -127,8 +127,8 @@ def train(make_run, data, events):
             for name in ("val", "ood"):
 
                 @run.validate_step(DataLoader(data, batch_size=32, shuffle=True), name=name, every="4 steps")
-                def validate(batch, model):
-                    return {"loss": model(batch[0]).mean(), "drawn": torch.rand(())}
+                def validate(batch, model, step):
+                    return {"loss": model(batch[0]).mean(), "drawn": torch.rand(()), "worse": float(step)}
 
             result = run(net, make_loader(), max_epochs=2, max_steps=stop, **folder, **QUIET, **options)
             folder = {"resume": str(result.folder)}
@@ -176,3 +176,55 @@ def test_a_train_epoch_function_goes_on_between_epochs(make_run, data, events):
 
     expected, found = train(3), train(1, 2, 3)
     assert torch.equal(expected[0], found[0]) and expected[1] == found[1]
+
+
+def test_a_schedule_that_follows_a_metric_goes_on(train):
+    options = {"scheduler": {"plateau": {"patience": 0, "metric": "ood/worse"}}}
+    expected = train(loader(shuffle=True), **options)
+    rates = {line["metrics"]["lr"] for line in expected[1] if "lr" in line["metrics"]}
+    assert len(rates) > 1  # it has changed the rate at all
+    assert train(loader(shuffle=True), 5, 8, 9, **options)[1] == expected[1]
+
+
+def evaluate_now_and_then(run, loader):
+    net = make_net()
+    torch.manual_seed(run.seed)
+
+    @run.on("train_step_end")
+    def evaluate(step):
+        if step % 3 == 0:
+            run.evaluate(net, loader)
+
+
+def log_media(run, loader):
+    @run.on("train_step_end")
+    def log(step):
+        run.log_image("noise", torch.zeros(3, 8, 8))
+        run.log_histogram("weights", torch.arange(9.0))
+        run.log_text("text", f"step {step}")
+
+
+@pytest.mark.parametrize(
+    ("options", "besides"),
+    [
+        ({"log_every": "1 steps"}, None),
+        ({"checkpoint_every": "1 steps"}, None),
+        ({"checkpoint_every": None, "checkpoint_async": False}, None),
+        ({"validate_every": "2 steps", "validate_at_start": True}, None),
+        ({"trace": True}, None),
+        ({}, evaluate_now_and_then),
+        ({}, log_media),
+    ],
+)
+def test_nothing_but_training_moves_the_random_streams_of_training(make_run, options, besides):
+    """Data that draws from the streams of training, in the main process, and dropout."""
+
+    def train(besides=None, **options):
+        net, run = make_net(), make_run()
+        if besides is not None:
+            besides(run, DataLoader(Augmented(), 25, shuffle=True))
+        data = [DataLoader(Augmented(), 8, shuffle=True), DataLoader(Augmented(), 25, shuffle=True)]
+        run(net, *data, max_epochs=2, progress=False, **options)
+        return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+
+    assert torch.equal(train(), train(besides, **options))

@@ -41,7 +41,7 @@ class Trace:
                 "indices": self._batches.indices_at(state.batch - 1),
                 "batch": digest(batch),
                 "random": {name: digest(stream) for name, stream in random_state().items()},
-                "metrics": {name: repr(float(value)) for name, value in metrics.items() if _is_number(value)},
+                "metrics": {name: _number(value) for name, value in metrics.items()},
                 "weights": {name: digest(value) for name, value in state.model.state_dict().items()},
             }
         )
@@ -88,5 +88,8 @@ def _feed(found: Any, value: Any) -> None:
         found.update(repr(value).encode())
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+def _number(value: Any) -> str:
+    """A metric with all its digits; what is no single number, as a digest."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return repr(value.detach().item())
+    return repr(value) if isinstance(value, int | float) else digest(value)
