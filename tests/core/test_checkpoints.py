@@ -181,6 +181,34 @@ def test_an_error_waits_for_the_checkpoint_on_its_way(make_run, net, loader, eve
     assert [event["event"] for event in view.events()][-2:] == ["checkpoint", "finish"]
 
 
+def test_a_second_ctrl_c_waits_for_nothing_and_publishes_nothing_later(make_run, net, loader, monkeypatch):
+    """The checkpoint is just about to be made durable when the run is stopped."""
+    is_stopped, was_reached = threading.Event(), threading.Event()
+
+    def hold(record):
+        was_reached.set()
+        assert is_stopped.wait(20)
+
+    monkeypatch.setattr("blowtorch.record.Record.make_durable", hold)
+    run = make_run(validates=False)
+
+    @run.on("train_step_end")
+    def stop(step):
+        if step == 5:
+            assert was_reached.wait(20)
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(net, loader, checkpoint_every="4 steps", **QUIET)
+    (writer,) = [thread for thread in threading.enumerate() if thread.name == "blowtorch step-00000004"]
+    is_stopped.set()
+    writer.join(20)
+    (view,) = find_runs()
+    assert view.checkpoints == [] and view.status == "stopped"
+    assert not list((view.path / "checkpoints").iterdir())
+
+
 def test_nothing_is_deleted_before_its_successor_is_durable(make_run, net, loader):
     class Watching(LocalBackend):
         def __init__(self):

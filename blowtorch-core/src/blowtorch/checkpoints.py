@@ -88,6 +88,7 @@ class Checkpoints:
         self.parts = parts
         self._saved_at: Any = None
         self._writing: Writing | None = None
+        self._is_abandoned = False
         self._copies = WarmCopies()
         self._folder = folder
         self._backend = backend
@@ -168,6 +169,10 @@ class Checkpoints:
         self._saved_at = writing.moment.position
         return writing
 
+    def abandon(self) -> None:
+        """Publish no more: the process goes on without this run, which may be continued meanwhile."""
+        self._is_abandoned = True
+
     def is_current(self, state: RunState) -> bool:
         """Whether a checkpoint of this very moment is published."""
         return bool(self._saved_at == self._position(state))
@@ -243,6 +248,8 @@ class Checkpoints:
             self._record.make_durable()
             entries = {file: write_tensors(content, temporary / file) for file, content in moment.files.items()}
             write_manifest(temporary, checkpoint.step, moment.epoch, moment.metrics, entries)
+            if self._is_abandoned:
+                raise CheckpointError("the run was stopped at once")
             self._backend.call(CheckpointBackendSpec.checkpoint_publish, name=checkpoint.name, directory=temporary)
             self._point("latest", checkpoint.name)
             if is_best:

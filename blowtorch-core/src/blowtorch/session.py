@@ -317,7 +317,9 @@ class Session:
             self._record.close()
             return
         try:
-            if not isinstance(error, KeyboardInterrupt):  # which stops at once, and leaves no half a checkpoint
+            if isinstance(error, KeyboardInterrupt):  # which waits for nothing
+                self.training.checkpoints.abandon()
+            else:
                 report_saved(self.training, state)
             self.training.callbacks.call("run_end", state, status=self.status)
         except Exception as problem:
