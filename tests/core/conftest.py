@@ -17,6 +17,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     """Every test works in a folder of its own, and leaves the random streams as they were."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", pytest.__file__, raising=False)  # unset beside xdist
     streams = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     yield
     random.setstate(streams[0])

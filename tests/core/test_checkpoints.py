@@ -461,7 +461,9 @@ def test_a_loss_that_is_nan_may_be_warned_of_or_ignored(make_run, net, loader, r
 
 
 def test_what_on_nan_may_say_is_checked(make_run, net, loader):
-    with pytest.raises(OptionError, match="option on_nan: expected 'stop', 'warn', 'ignore', got 'wran'. Did you mean"):
+    with pytest.raises(
+        OptionError, match="option on_nan: expected 'stop', 'warn', 'skip', 'ignore', got 'wran'. Did you mean"
+    ):
         make_run(validates=False)(net, loader, on_nan="wran", **QUIET)
 
 

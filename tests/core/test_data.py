@@ -539,7 +539,7 @@ def test_a_batch_has_the_size_of_its_first_tensor(batch, size):
 
 def test_on_the_cpu_a_batch_is_not_walked():
     batch = {"x": [X]}
-    assert move(batch, CPU) is batch
+    assert next(Batches([batch], 0, CPU).start(1)) is batch
 
 
 def test_a_nested_batch_moves_whole():

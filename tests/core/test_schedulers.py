@@ -167,7 +167,11 @@ def test_plateau_is_that_of_torch():
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 7])
-@pytest.mark.parametrize("scheduler", [Cosine(), Cosine(floor=0.1), Linear(), OneCycle()], ids=str)
+@pytest.mark.parametrize(
+    "scheduler",
+    [Cosine(), Cosine(floor=0.1), Linear(), OneCycle()],
+    ids=["cosine", "with a floor", "linear", "one cycle"],
+)
 def test_very_short_runs_can_be_stepped_to_their_end(scheduler, total):
     optimizer = make_optimizer()
     arguments = (total,) if isinstance(scheduler, OneCycle) else (total, None)

@@ -3,12 +3,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from blowtorch import ScriptError
+from blowtorch import RunOptions, ScriptError
 from blowtorch.steps import Function, Loss, Returns
 
 
+def make_state(**values):
+    names = ("model", "compiled_model", "device", "config", "log")
+    return SimpleNamespace(
+        **{**dict.fromkeys(names), "optimizers": {}, "options": RunOptions(), "reductions": {}, **values}
+    )
+
+
 def returns(warnings=None):
-    return Returns("step", (warnings if warnings is not None else []).append)
+    return Returns("step", make_state(warn=(warnings if warnings is not None else []).append))
 
 
 def test_a_function_is_asked_for_its_names_when_it_is_registered():
@@ -35,13 +42,13 @@ def test_an_argument_with_a_default_that_bears_a_known_name_is_filled():
     def step(batch, epoch=0, other=1):
         return epoch
 
-    state = SimpleNamespace(model=None, device=None, config=None, log=None, optimizers={}, step=4, epoch=2)
+    state = make_state(step=4, epoch=2)
     bound = Function(step, "train_step").bind(state)
     assert bound.given(batch="batch") == {"batch": "batch", "epoch": 2}
 
 
 def test_the_step_that_a_train_step_is_given_is_the_one_under_way():
-    state = SimpleNamespace(model=None, device=None, config=None, log=None, optimizers={}, step=4, epoch=1)
+    state = make_state(step=4, epoch=1)
     train = Function(lambda batch, step: step, "train_step").bind(state)
     validate = Function(lambda batch, step: step, "validate_step").bind(state, is_validate=True)
     assert train.given(batch=None)["step"] == 5
@@ -50,7 +57,7 @@ def test_the_step_that_a_train_step_is_given_is_the_one_under_way():
 
 def test_binding_leaves_the_registered_function_free_for_the_next_run():
     function = Function(lambda batch, model: None, "train_step")
-    states = [SimpleNamespace(model=name, device=None, config=None, log=None, optimizers={}) for name in "ab"]
+    states = [make_state(model=name) for name in "ab"]
     first, second = (function.bind(state) for state in states)
     assert first.given(batch=1)["model"] == "a"
     assert second.given(batch=2) == {"batch": 2, "model": "b"}

@@ -79,13 +79,13 @@ class Checkpoints:
         folder: the run folder, in which checkpoints are made.
         backend: where they are stored.
         record: its length is part of a checkpoint.
+
+    Attributes:
         parts: what is saved besides the model, by name.
     """
 
-    def __init__(
-        self, folder: RunFolder, backend: Plugin, info: RunInfo, record: Record, parts: Mapping[str, Stateful]
-    ) -> None:
-        self.parts = parts
+    def __init__(self, folder: RunFolder, backend: Plugin, info: RunInfo, record: Record) -> None:
+        self.parts: dict[str, Stateful] = {}
         self._saved_at: Any = None
         self._writing: Writing | None = None
         self._is_abandoned = False
@@ -226,15 +226,19 @@ class Checkpoints:
             )
 
     def _take(self, name: str, state: RunState) -> dict[str, Any]:
-        """The content of the files of a checkpoint, copied unless it is written at once."""
-        files = {
-            "training.pt": {
-                "record_length": self._record.flush(),
-                "parts": {key: part.state_dict() for key, part in self.parts.items()},
-                "random": random_state(),
-            },
-            "model.pt": state.model.state_dict(),
+        """The content of the files of a checkpoint, copied unless it is written at once.
+
+        Whoever loads the model wants it as it was judged; only training goes on from the weights before averaging.
+        """
+        training = {
+            "record_length": self._record.flush(),
+            "parts": {key: part.state_dict() for key, part in self.parts.items()},
+            "random": random_state(),
         }
+        weights: Mapping[str, Any] = state.model.state_dict()
+        if state.averaged is not None:
+            training["weights"], weights = weights, state.averaged
+        files = {"training.pt": training, "model.pt": weights}
         problem = find_unplain(files, name)
         if problem is not None:
             raise CheckpointError(f"{problem}; only tensors, numbers, strings, lists and mappings can be stored")
@@ -283,6 +287,8 @@ class Checkpoints:
         random: dict[str, Any] = {f"random/{stream}": value for stream, value in training["random"].items()}
         streams = [f"random/{stream}" for stream in random_state()]
         _check_parts(name, [*training["parts"], *random], [*self.parts, *streams], without)
+        if "weights" in training:
+            weights, state.earlier_average = training["weights"], weights
         load_weights(state.model, weights, name)
         self._load_parts(training["parts"], name, without)
         self.put_aside_after(state.step)

@@ -36,6 +36,7 @@ class Batches:
         device: where the batches are wanted.
         limit: take at most so many batches of each epoch.
         name: what the loader is called in messages; loaders of one run with different names have different orders.
+        is_repeated: each epoch has the batches of the first.
 
     Attributes:
         num_batches: batches of one epoch, with `limit`; None when unknown.
@@ -46,7 +47,13 @@ class Batches:
     """
 
     def __init__(
-        self, loader: Iterable[Any], seed: int, device: torch.device, limit: int | None = None, name: str = "train"
+        self,
+        loader: Iterable[Any],
+        seed: int,
+        device: torch.device,
+        limit: int | None = None,
+        name: str = "train",
+        is_repeated: bool = False,
     ) -> None:
         if not isinstance(loader, Iterable):
             hint = "; wrap it in a DataLoader" if hasattr(loader, "__getitem__") else ""
@@ -55,6 +62,7 @@ class Batches:
         self._seed = derive_seed(seed, name)
         self._device = device
         self._limit = limit
+        self._is_repeated = is_repeated
         self._name = name
         self._has_started = False
         self._order: EpochOrder | None = None
@@ -80,7 +88,7 @@ class Batches:
         Raises:
             ScriptError: the loader can be iterated only once, and was.
         """
-        source = self._source
+        source, epoch = self._source, 1 if self._is_repeated else epoch
         if self._has_started and type(source).__module__ in _ONE_WAY and isinstance(source, Iterator):
             raise self._used_up()
         left = None if self._limit is None else max(0, self._limit - position)
@@ -276,14 +284,12 @@ def _draw_on(iterator: Iterator[Any], first: contextlib.AbstractContextManager[N
 
 
 def move(batch: Any, device: torch.device) -> Any:
-    """A batch with every tensor in it on a device; on the CPU it is returned as it is.
+    """A batch with every tensor in it on a device; an accelerator is not waited for unless its values are asked for.
 
     An object with a method `to` moves itself; lists, tuples, mappings and dataclasses are walked and copied.
     """
-    if device.type == "cpu":
-        return batch
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
+        return batch.to(device, non_blocking=device.type != "cpu")
     if callable(getattr(batch, "to", None)):
         return batch.to(device)
     if isinstance(batch, Mapping):

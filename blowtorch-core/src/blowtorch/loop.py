@@ -4,7 +4,8 @@
     for each epoch:
         epoch_start
         for each batch:                       # on the device, in the order of (seed, epoch), from the right position
-            train step, backward, optimizer step, schedulers per step
+            train step, backward              # for each batch of an accumulation group
+            optimizer step, schedulers per step
             train_step_end
             now and then: record, validate, decide, checkpoint
         record, validate, epoch_end, schedulers per epoch, decide, checkpoint
@@ -16,63 +17,33 @@ there and then, and written while training goes on; `checkpoint_saved` follows o
 """
 
 import contextlib
-import math
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
-from blowtorch.callbacks import Callbacks
-from blowtorch.checkpoints import Checkpoints
-from blowtorch.clock import NEVER, Trigger
-from blowtorch.data import Batches
-from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError, ScriptError, nearest
-from blowtorch.metrics import MeanWindow, count_samples, means
-from blowtorch.record import Record
-from blowtorch.reproducibility import derive_seed, isolated_random, restore_random_state
-from blowtorch.schedules import Schedules
+from blowtorch.clock import NEVER
+from blowtorch.errors import CheckpointError, ScriptError
+from blowtorch.metrics import count_samples
+from blowtorch.occasions import (
+    decide_and_save,
+    notify,
+    record_training,
+    record_validation,
+    report_missing_metric,
+    report_saved,
+    save,
+    validate_due,
+)
+from blowtorch.optimization import computing
+from blowtorch.reproducibility import restore_random_state
 from blowtorch.state import RunState
-from blowtorch.steps import Function, Loss, Returns
-from blowtorch.tensors import find_not_finite
-from blowtorch.validation import EpochLoader, Validation, ValidationCutError, validate
-
-
-@dataclass
-class Training:
-    """The parts of a run; they stay the same while it lasts."""
-
-    function: Function  # the train step, or a function that drives a whole epoch
-    batches: Batches
-    returns: Returns
-    loss: Loss
-    schedules: Schedules
-    validations: list[Validation]
-    callbacks: Callbacks
-    record: Record
-    checkpoints: Checkpoints
-    epoch_window: MeanWindow
-    record_trigger: Trigger
-    checkpoint_trigger: Trigger | None
-    changes: list[str] = field(default_factory=list)  # since the process that is continued, in words
-    random_state: dict[str, Any] | None = None  # of a checkpoint; put back before the next batch is fetched
-
-    def __post_init__(self) -> None:
-        found = [self.record_trigger, self.checkpoint_trigger, *(each.trigger for each in self.validations)]
-        self.triggers = [  # everything that may be due after a step; at the end of an epoch all are asked anyway
-            trigger for trigger in found if trigger is not None and trigger.interval.unit != "epochs"
-        ]
+from blowtorch.training import Training
+from blowtorch.validation import EpochLoader, ValidationCutError, validate
 
 
 def train(training: Training, state: RunState) -> None:
     """Train until a limit is reached or something wants the run to stop; a checkpoint stands at the end."""
-    notify(training, state, "run_start")
-    for line in training.changes:
-        state.say(line)
-    if state.step == 0 and training.random_state is None:  # else a run stopped at step 0 goes on
-        for validation in training.validations:
-            if validation.is_at_start:
-                record_validation(training, state, validation.name, validate(validation, state))
-        decide_and_save(training, state)
+    begin(training, state)
     run_epoch = train_epoch if training.function.kind == "train_step" else drive_epoch
     while should_go_on(state):
         if state.is_epoch_done:
@@ -85,6 +56,32 @@ def train(training: Training, state: RunState) -> None:
                 finish_epoch(training, state)
         if state.interruption is None:
             report_unread_overrides(state)
+    finish(training, state)
+
+
+def begin(training: Training, state: RunState) -> None:
+    """Do what comes before the first step of a process, and of a run."""
+    notify(training, state, "run_start")
+    for line in training.changes:
+        state.say(line)
+    if state.options.sanity_batches:
+        try_validations(training, state)
+    if state.step == 0 and training.random_state is None:  # else a run stopped at step 0 goes on
+        for validation in training.validations:
+            if validation.is_at_start:
+                record_validation(training, state, validation.name, validate(validation, state))
+        decide_and_save(training, state)
+
+
+def try_validations(training: Training, state: RunState) -> None:
+    """Do a little of each validation, so that a mistake in it shows now and not after an epoch of training."""
+    for validation in training.validations:
+        with training.returns.objects.put_aside():
+            validate(validation, state, most_batches=state.options.sanity_batches)
+
+
+def finish(training: Training, state: RunState) -> None:
+    """See to it that a checkpoint stands at the end; the model is left with the weights that were judged."""
     if state.interruption is not None:
         state.say(f"{state.interruption}: stopping after step {state.step}")
     report_saved(training, state)
@@ -93,14 +90,8 @@ def train(training: Training, state: RunState) -> None:
         report_saved(training, state)
     if not training.checkpoints.is_current(state):
         raise CheckpointError("the last checkpoint of the run could not be written; see the warnings above")
-
-
-def notify(training: Training, state: RunState, moment: str, **at_hand: Any) -> None:
-    """Call everybody who takes part in a moment outside of the steps; what they log is recorded at once."""
-    training.callbacks.call(moment, state, **at_hand)
-    if state.logged:
-        logged = training.returns.read(None, state.logged)
-        record_metrics(training.record, state, {name: float(value) for name, value in logged.items()})
+    if state.interruption is None and state.averaged is not None:
+        state.model.load_state_dict(dict(state.averaged))
 
 
 def report_unread_overrides(state: RunState) -> None:
@@ -116,6 +107,8 @@ def should_go_on(state: RunState) -> bool:
     if state.stop_reason is not None or state.interruption is not None:
         return False
     if state.options.max_steps is not None and state.step >= state.options.max_steps:
+        return False
+    if state.options.max_samples is not None and state.samples >= state.options.max_samples:
         return False
     if state.max_epochs is None:
         return True
@@ -139,30 +132,43 @@ def start_batches(training: Training, state: RunState) -> Iterator[Any]:
     return batches
 
 
-def train_epoch(training: Training, state: RunState) -> bool:
+def train_epoch(training: Training, state: RunState) -> bool:  # noqa: C901, PLR0912 - the loop is read in one piece
     """Train from where the epoch stands; say whether its end was reached."""
     batches = start_batches(training, state)
     function, schedules, take = training.function, training.schedules, training.returns.take
-    step, arguments = function.function, function.arguments
-    optimizers = [] if "optimizers" in function.asks_for else list(state.optimizers.values())
-    step_end, last_step, loss, logged = training.callbacks.step_end, state.options.max_steps, "", state.logged
+    step, arguments, gradients = function.function, function.arguments, training.gradients
+    optimizers = [] if function.drives_itself else list(state.optimizers.values())
+    step_end, loss, logged = training.callbacks.step_end, "", state.logged
     wants_counts, wants_schedules = function.wants_counts, schedules.wants_steps
-    for batch in batches:
+    last_step, last_sample = state.options.max_steps, state.options.max_samples or NEVER
+    more, autocast = state.options.accumulate - 1, None if gradients is None else gradients.autocast
+    for first in batches:
         for optimizer in optimizers:
             optimizer.zero_grad()
-        arguments["batch"] = batch
-        if wants_counts:
-            function.count()
-        metrics, samples = take(step(**arguments), logged, batch)
-        if optimizers:  # else the step has driven itself
-            if loss not in metrics:
-                loss = training.loss.choose(metrics)
-            metrics[loss].backward()
-            for optimizer in optimizers:
-                optimizer.step()
+        for batch in (first,) if more == 0 else itertools.chain((first,), itertools.islice(batches, more)):
+            arguments["batch"] = batch
+            if wants_counts:
+                function.count()
+            if autocast is None:
+                returned = step(**arguments)
+            else:
+                with autocast:
+                    returned = step(**arguments)
+            metrics, samples = take(returned, logged, batch)
+            state.batch += 1
+            state.samples += samples
+            if optimizers:  # else the step has driven itself
+                if loss not in metrics:
+                    loss = training.loss.choose(metrics)
+                if gradients is None:
+                    metrics[loss].backward()
+                else:
+                    gradients.add(metrics[loss], samples)
+        for optimizer in optimizers:
+            optimizer.step()
+        if gradients is not None:
+            gradients.finish_step()
         state.step += 1
-        state.batch += 1
-        state.samples += samples
         if wants_schedules:
             schedules.after_step(state)
         for notify_step_end in step_end:
@@ -171,8 +177,9 @@ def train_epoch(training: Training, state: RunState) -> bool:
             training.returns.add(None, logged, samples)
         if state.step >= state.next_event:
             after_step(training, state)
-        is_last = state.step == last_step and state.batch != training.batches.num_batches
-        if is_last or state.interruption is not None or state.stop_reason is not None:
+        is_last = state.step == last_step or state.samples >= last_sample
+        is_cut = state.interruption is not None or state.stop_reason is not None
+        if is_cut or (is_last and state.batch != training.batches.num_batches):
             return False
     return True
 
@@ -181,7 +188,8 @@ def drive_epoch(training: Training, state: RunState) -> bool:
     """Let the user's function train the whole epoch; it is never cut short."""
     batches, num_batches = start_batches(training, state), training.batches.num_batches
     loader = EpochLoader(batches, num_batches, lambda batch: count_batch(training, state, batch))
-    returned = training.function.function(**training.function.given(data_loader=loader))
+    with computing(state):
+        returned = training.function.function(**training.function.given(data_loader=loader))
     loader.finish_batch()
     if state.batch == 0 and state.max_epochs is None:
         raise ScriptError(
@@ -195,6 +203,8 @@ def drive_epoch(training: Training, state: RunState) -> bool:
 def count_batch(training: Training, state: RunState, batch: Any) -> None:
     """What happens after each batch of a function that drives a whole epoch; each counts as a step."""
     samples = count_samples(batch)
+    if training.gradients is not None:
+        training.gradients.finish_step()
     state.step += 1
     state.batch += 1
     state.samples += samples
@@ -245,146 +255,3 @@ def plan_next_event(training: Training, state: RunState) -> None:
     state.next_event = min([trigger.next_step(state.step) for trigger in training.triggers], default=NEVER)
     if training.checkpoints.has_news:
         state.next_event = 0
-
-
-def record_training(training: Training, state: RunState, closes_epoch: bool = False) -> None:
-    """Record the open window, and at the end of an epoch its means too."""
-    totals = training.returns.window.close()
-    training.epoch_window.merge(totals)
-    metrics = {f"train/{name}": value for name, value in means(totals).items()}
-    if metrics:
-        metrics |= training.schedules.rates if training.schedules.wants_steps else training.schedules.read_rates()
-    if closes_epoch:
-        metrics |= {f"train_epoch/{name}": value for name, value in means(training.epoch_window.close()).items()}
-    record_metrics(training.record, state, metrics, is_urgent=closes_epoch)
-    check_finite(training, state, metrics.get(f"train/{training.loss.name}", 0.0))
-
-
-def check_finite(training: Training, state: RunState, loss: float) -> None:
-    """Do what `on_nan` says if the mean loss of a window is not finite; to look is free, since it was read anyway."""
-    if math.isfinite(loss) or state.options.on_nan == "ignore":
-        return
-    spoiled = find_not_finite(state.model)
-    consequence = "the model is still finite" if spoiled is None else f"so is {spoiled!r} in the model"
-    text = f"train/{training.loss.name} is {loss} at step {state.step}, and {consequence}"
-    if state.options.on_nan == "stop":
-        raise NotFiniteError(
-            f"{text}; checkpoints from before are untouched. Lower the learning rate, clip the gradients, or look for "
-            f"bad data; the option on_nan='warn' goes on"
-        )
-    if "nan" not in state.reported:
-        state.reported.add("nan")
-        state.warn(f"{text}; on_nan='warn' goes on, and says so once")
-
-
-def record_metrics(record: Record, state: RunState, metrics: Mapping[str, float], is_urgent: bool = True) -> None:
-    """Put metrics into the record, as of now."""
-    if not metrics:
-        return
-    state.metrics.update(metrics)
-    state.measured_at.update(dict.fromkeys(metrics, state.step))
-    record.append("metrics", is_urgent, step=state.step, epoch=state.epoch, time=time.time(), metrics=dict(metrics))
-
-
-def validate_due(training: Training, state: RunState) -> None:
-    """Do the validations that are due now; one that is cut short is due again."""
-    for validation in training.validations:
-        trigger = validation.trigger
-        if trigger is None:
-            continue
-        before = trigger.count
-        if trigger.is_due(state.time()):
-            try:
-                metrics = validate(validation, state, may_be_cut=training.function.kind == "train_step")
-            except ValidationCutError:
-                trigger.count = before
-                raise
-            record_validation(training, state, validation.name, metrics)
-
-
-def record_validation(training: Training, state: RunState, name: str, metrics: Mapping[str, float]) -> None:
-    """Record what a validation measured, and let callbacks and schedulers know."""
-    record_metrics(training.record, state, metrics)
-    notify(training, state, "validation_end", name=name, metrics=metrics)
-    training.schedules.after_metrics(state, metrics)
-
-
-def decide_and_save(training: Training, state: RunState) -> None:
-    """Decide whether this is the best state so far, and make a checkpoint if that or the clock asks for one."""
-    trigger = training.checkpoint_trigger
-    is_due = trigger is not None and trigger.is_due(state.time())
-    if is_new_best(state) or is_due:
-        report_saved(training, state)  # a new one waits for the last, which may turn out not to be the best
-        save(training, state, is_new_best(state))
-
-
-def report_missing_metric(training: Training, state: RunState) -> None:
-    """Say, once, that the validations do not measure what decides on the best checkpoint."""
-    option, names = state.options.checkpoint_metric, tuple(f"{each.name}/" for each in training.validations)
-    measured = [name for name in state.measured_now() if name.startswith(names)]
-    is_measured = option in state.metrics and not option.startswith("train/")  # which is of a few steps only
-    if measured and not is_measured and state.options.keep_best and "metric" not in state.reported:
-        state.reported.add("metric")
-        state.say(
-            f"no checkpoint is the best one: checkpoint_metric is {option!r}, and validations measure "
-            f"{', '.join(measured)}.{nearest(option, measured)}"
-        )
-
-
-def is_new_best(state: RunState) -> bool:
-    """Whether `checkpoint_metric` was measured now and is better than ever."""
-    option = state.options.checkpoint_metric
-    if state.measured_at.get(option) != state.step or option.startswith("train/"):  # which is of a few steps only
-        return False
-    value = state.metrics[option]
-    if math.isnan(value) or not state.options.keep_best:
-        return False
-    best = None if state.best is None else state.best.metric
-    if best is None:
-        return True
-    return value < best if state.options.smaller_is_better else value > best
-
-
-def save(training: Training, state: RunState, is_best: bool) -> None:
-    """Begin to save a checkpoint; one that cannot be written is tried again at the next occasion."""
-    try:
-        training.checkpoints.begin(state, is_best)
-    except NotFiniteError as error:
-        if state.options.on_nan == "stop":
-            raise
-        warn_unsaved(state, error)
-    except CheckpointError as error:
-        warn_unsaved(state, error)
-    if not state.options.checkpoint_async:
-        report_saved(training, state)
-
-
-def report_saved(training: Training, state: RunState) -> None:
-    """Wait for the checkpoint on its way, if there is one, and let everybody know what became of it."""
-    try:
-        saved = training.checkpoints.finish(state)
-    except CheckpointError as error:
-        warn_unsaved(state, error)
-        return
-    if saved is None:
-        return
-    checkpoint = saved.moment.checkpoint
-    training.record.append(
-        "checkpoint",
-        step=checkpoint.step,
-        epoch=saved.moment.epoch,
-        time=time.time(),
-        name=checkpoint.name,
-        metric=checkpoint.metric,
-        is_best=saved.is_best,
-    )
-    with isolated_random(derive_seed(state.seed, checkpoint.name)):  # when it comes to this is chance
-        notify(training, state, "checkpoint_saved", checkpoint=checkpoint, is_best=saved.is_best)
-    problem = saved.outcome.result()
-    if problem is not None:
-        state.warn(f"an old checkpoint could not be deleted: {problem}")
-
-
-def warn_unsaved(state: RunState, error: BlowtorchError) -> None:
-    """Say loudly that a checkpoint is missing."""
-    state.warn(f"{error}; what was saved before is untouched, and it is tried again at the next occasion")

@@ -1,4 +1,4 @@
-"""Means that stay on the device until they are recorded.
+"""Means and other reductions of metrics, which stay on the device until they are recorded.
 
 Reading a tensor makes the host wait for an accelerator. So values on one are only kept, and read all together, in
 one transfer, when a window is recorded. Values on the CPU cost nothing to read and are summed at once. Either way the
@@ -6,37 +6,45 @@ sums are taken one value after the other in Python floats: a checkpoint that cut
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Totals = dict[str, tuple[float, float]]  # name → sum of weight × value, sum of weights
+from blowtorch.state import REDUCTIONS
+
+Totals = dict[str, tuple[float, float]]  # name → sum of weight × value, sum of weights; or what it is reduced to, 1
 
 NOTHING = (0.0, 0.0)  # the total of nothing
 _CHUNK = 1024  # so many values are kept as tensors of their own before they are packed into one
 
 
-class MeanWindow:
-    """Means of named scalars, weighted by batch size, since the window was opened."""
+class Window:
+    """Means of named scalars, weighted by batch size, since the window was opened.
 
-    def __init__(self) -> None:
+    Args:
+        reductions: `sum`, `max`, `min` or `last` for those of which something else than the mean is wanted.
+        only_finite: leave out values that are NaN or infinite.
+    """
+
+    def __init__(self, reductions: Mapping[str, str] | None = None, only_finite: bool = False) -> None:
         self.totals: Totals = {}  # of the values that have been read
+        self.only_finite = only_finite
+        self._reductions = {} if reductions is None else reductions
         self._waiting: list[tuple[str, float, Tensor]] = []
         self._packed: list[tuple[list[tuple[str, float]], Tensor]] = []
 
     def add(self, metrics: Mapping[str, Any], weight: float) -> None:
         """Add the metrics of one batch: name → scalar tensor, which is not waited for, or number."""
-        totals = self.totals
         for name, value in metrics.items():
             if isinstance(value, Tensor):
                 if not value.is_cpu:
                     self._wait_for(name, weight, value)
                     continue
                 value = value.item()
-            total = totals.get(name, NOTHING)
-            totals[name] = (total[0] + value * weight, total[1] + weight)
+            self._add(name, value, weight)
 
     def close(self) -> Totals:
         """The totals of the window, which is then empty; waits for the device if values are there."""
@@ -52,7 +60,10 @@ class MeanWindow:
         """Add the totals of another window."""
         for name, (value, weight) in totals.items():
             mine = self.totals.get(name, NOTHING)
-            self.totals[name] = (mine[0] + value, mine[1] + weight)
+            if name not in self._reductions:
+                self.totals[name] = (mine[0] + value, mine[1] + weight)
+            elif weight:
+                self._add(name, value, weight)
 
     def state_dict(self) -> dict[str, list[float]]:
         """The open window in plain values."""
@@ -62,6 +73,16 @@ class MeanWindow:
         """Open the window where it was."""
         self.totals = {name: (value, weight) for name, (value, weight) in state.items()}
         self._waiting, self._packed = [], []
+
+    def _add(self, name: str, value: float, weight: float) -> None:
+        if self.only_finite and not math.isfinite(value):
+            return
+        total = self.totals.get(name, NOTHING)
+        if name not in self._reductions:
+            self.totals[name] = (total[0] + value * weight, total[1] + weight)
+        else:
+            reduce = REDUCTIONS[self._reductions[name]]
+            self.totals[name] = (reduce(total[0], value) if total[1] else value, 1.0)
 
     def _wait_for(self, name: str, weight: float, value: Tensor) -> None:
         self._waiting.append((name, weight, value.detach()))
@@ -82,8 +103,7 @@ class MeanWindow:
             values = torch.cat([tensor for _, tensor in self._packed]).tolist()
             self._packed = []
             for (name, weight), value in zip(keys, values, strict=True):
-                total = self.totals.get(name, NOTHING)
-                self.totals[name] = (total[0] + value * weight, total[1] + weight)
+                self._add(name, value, weight)
         return self.totals
 
 

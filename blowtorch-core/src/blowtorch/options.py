@@ -30,12 +30,20 @@ class RunOptions:
 
     max_epochs: int | None = _option(None, "epochs to train; 1 when no limit is given")
     max_steps: int | None = _option(None, "optimizer steps to train, from the beginning of the run")
+    max_samples: int | None = _option(None, "samples to train on, from the beginning of the run")
     max_time: str | None = _option(None, "stop this process after so long, such as `11 hours`, to be continued")
     validate_every: str | None = _option("1 epoch", "interval between validations; null for none")
     validate_at_start: bool = _option(False, "validate once before the first step")
+    sanity_batches: int = _option(0, "try each validation on so many batches before the first step; records nothing")
+    inference_mode: bool = _option(False, "validate under `torch.inference_mode`; what a model caches is then spoiled")
     log_every: str = _option("50 steps", "interval between recordings of the training metrics")
     optimize_metric: str | None = _option(None, "name of the returned value to minimise; `loss` when there is one")
-    scheduler: Any = _option(None, "learning-rate scheduler: a name, or {name: options}")
+    accumulate: int = _option(1, "batches that make one optimizer step, as if they were one large batch")
+    clip_grad_norm: float | None = _option(None, "largest norm of each optimizer's gradients, taken together")
+    clip_grad_value: float | None = _option(None, "largest absolute value of a gradient")
+    scheduler: Any = _option(None, "learning-rate scheduler: a name, {name: options}, or one for each optimizer")
+    precision: str = _option("fp32", "`fp32`, or `bf16` or `fp16` where torch's autocast thinks it safe")
+    compile: bool | Mapping[str, Any] = _option(False, "train with `torch.compile(model)`; a mapping is its options")
     device: str = _option("auto", "`auto`, or a torch device such as `cpu` or `cuda:1`")
     save_path: str = _option("train_logs", "folder that holds the run folders")
     run_name: str | None = _option(None, "name of the run folder; two random words when not given")
@@ -53,10 +61,15 @@ class RunOptions:
     logger_timeout: str = _option("20 seconds", "how long the end of a run waits for all its loggers together")
     callbacks: Sequence[Any] = _option((), "callbacks: names, {name: options}, or objects")
     progress: bool = _option(True, "show progress on the console; console.log is written in any case")
-    on_nan: str = _option("stop", "what a loss that is not finite does when it is recorded: `stop`, `warn`, `ignore`")
+    on_nan: str = _option("stop", "what a loss that is not finite does: `stop`, `warn`, `ignore`, or `skip` the step")
+    detect_anomalies: bool = _option(False, "let torch name the operation whose gradient is NaN; slow")
     trace: bool = _option(False, "write digests of each step into `trace.jsonl`, to compare runs; slow")
     limit_train_batches: int | None = _option(None, "train on at most so many batches of each epoch")
     limit_validate_batches: int | None = _option(None, "validate on at most so many batches")
+    overfit_batches: int | None = _option(None, "train on the same so many batches in each epoch, to see it overfit")
+    dry_run: bool = _option(
+        False, "try everything with two steps, estimate what the run takes, and leave nothing behind"
+    )
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
@@ -76,23 +89,35 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and Interval.parse(value).unit != "seconds":
                 raise OptionError(f"option {name}: expected a time, such as '20 seconds', got {value!r}")
-        if self.on_nan not in _ON_NAN:
-            raise OptionError(
-                f"option on_nan: expected {', '.join(map(repr, _ON_NAN))}, got {self.on_nan!r}."
-                f"{nearest(self.on_nan, _ON_NAN)}"
-            )
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise OptionError(
+                    f"option {name}: expected {', '.join(map(repr, choices))}, got {value!r}.{nearest(value, choices)}"
+                )
+        for name in ("clip_grad_norm", "clip_grad_value"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise OptionError(f"option {name}: expected a number above 0, got {value!r}")
 
 
 _TIMES = ("max_time", "logger_timeout")
 _INTERVALS = ("validate_every", "log_every", "checkpoint_every", *_TIMES)
-_ON_NAN = ("stop", "warn", "ignore")
+_CHOICES = {"on_nan": ("stop", "warn", "skip", "ignore"), "precision": ("fp32", "bf16", "fp16")}
 _LEAST = {
     "max_epochs": 1,
     "max_steps": 1,
+    "max_samples": 1,
+    "sanity_batches": 0,
+    "accumulate": 1,
     "keep_last": 1,
     "keep_best": 0,
     "limit_train_batches": 1,
     "limit_validate_batches": 1,
+    "overfit_batches": 1,
 }
 # What stands beside each option is its documentation, so `help(RunOptions)` shows just that.
 RunOptions.__doc__ = f"{RunOptions.__doc__}\n    Options:\n" + "\n".join(
@@ -139,7 +164,8 @@ def _check(name: str, value: Any, expected: Any) -> None:
     choices = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
     for choice in choices:
         kind = typing.get_origin(choice) or choice
-        if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
+        kind = (int, float) if kind is float else kind
+        if kind is Any or (isinstance(value, kind) and not (kind is not bool and isinstance(value, bool))):
             return
     words = " or ".join(
         "null" if choice is types.NoneType else getattr(choice, "__name__", str(choice)) for choice in choices

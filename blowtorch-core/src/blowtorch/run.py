@@ -1,37 +1,34 @@
 """`Run`: what a training script touches. It reads configuration, collects the script's functions, and runs them."""
 
 import contextlib
-import dataclasses
 import multiprocessing
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
 from torch import nn
 from torch.utils.data import get_worker_info
 
-from blowtorch.callbacks import MOMENTS, check_moment
 from blowtorch.config import Config, load_config, split_source
-from blowtorch.data import Batches
+from blowtorch.decorators import Decorators
 from blowtorch.errors import BlowtorchWarning, ConfigError, OptionError, ScriptError
+from blowtorch.evaluation import evaluate, load_checkpoint, predict
+from blowtorch.evaluation import gather as join
 from blowtorch.hookspecs import Checkpoint, ConfigSourceSpec
 from blowtorch.interruption import interruptible
 from blowtorch.loop import train
 from blowtorch.media import log_file, log_histogram, log_image, log_text
+from blowtorch.memory import find_batch_size
 from blowtorch.options import resolve_options
 from blowtorch.plugins import Plugins
 from blowtorch.reproducibility import draw_seed, make_deterministic, seed_everything
-from blowtorch.script import Script, ValidationRequest
+from blowtorch.script import Script
 from blowtorch.session import Session
-from blowtorch.start import choose_device, detached_state, recorded_seed
+from blowtorch.start import detached_state, recorded_seed
 from blowtorch.state import RunState
-from blowtorch.steps import Function, Returns
-from blowtorch.validation import Validation, validate
-
-AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class RunResult:
             raise SystemExit(75)
 
 
-class Run:
+class Run(Decorators):
     """A training script's run: its configuration, its functions, and, when called, the training itself.
 
     Args:
@@ -90,8 +87,9 @@ class Run:
             raise ConfigError(f"config_files is the path of a file, or a list of paths, got {config_files!r}")
         self._is_in_worker = is_loader_worker()
         self._plugins = Plugins()
-        self._script = Script(command_line=list(sys.argv if command_line is None else command_line))
+        super().__init__(Script(command_line=list(sys.argv if command_line is None else command_line)))
         self._state: RunState | None = None
+        self._last_folder: Path | None = None
         with warnings.catch_warnings():
             if self._is_in_worker:
                 warnings.simplefilter("ignore", BlowtorchWarning)
@@ -123,108 +121,19 @@ class Run:
         """A value of the configuration, or `default`."""
         return self.config.get(key, default)
 
-    def init(self, function: AnyFunction) -> AnyFunction:
-        """Call the function once, when the model is on its device and the optimizers are not made yet."""
-        self._script.init.append(Function(function, "init"))
-        return function
-
-    def configure_optimizers(self, function: AnyFunction) -> AnyFunction:
-        """Use the function to make the optimizers; it may return schedulers too."""
-        self._script.configure_optimizers = Function(function, "configure_optimizers")
-        return function
-
-    @overload
-    def train_step(self, argument: AnyFunction, /) -> AnyFunction: ...
-    @overload
-    def train_step(self, argument: Iterable[Any] | None = None, /) -> Callable[[AnyFunction], AnyFunction]: ...
-    def train_step(self, argument: Any = None, /) -> Any:
-        """Train with the function, one batch a call; `@run.train_step(loader)` gives the data with it."""
-        return self._decorate("train_step", argument, self._set_train)
-
-    @overload
-    def train_epoch(self, argument: AnyFunction, /) -> AnyFunction: ...
-    @overload
-    def train_epoch(self, argument: Iterable[Any] | None = None, /) -> Callable[[AnyFunction], AnyFunction]: ...
-    def train_epoch(self, argument: Any = None, /) -> Any:
-        """Train with the function, one epoch a call: it is given `data_loader` and drives everything itself."""
-        return self._decorate("train_epoch", argument, self._set_train)
-
-    @overload
-    def validate_step(self, argument: AnyFunction, /) -> AnyFunction: ...
-    @overload
-    def validate_step(
-        self,
-        argument: Iterable[Any] | None = None,
-        /,
-        *,
-        name: str = "val",
-        every: str | None = None,
-        at_start: bool | None = None,
-    ) -> Callable[[AnyFunction], AnyFunction]: ...
-    def validate_step(
-        self, argument: Any = None, /, *, name: str = "val", every: str | None = None, at_start: bool | None = None
-    ) -> Any:
-        """Validate with the function, one batch a call.
+    def log(self, metrics: Mapping[str, Any], reduce: str = "mean") -> None:
+        """Record more from within a step, named like what the step returns; see `RunState.log`.
 
         Args:
-            argument: the data; without it, that of the call `run(model, train_loader, validate_loader)`.
-            name: what the metrics are recorded under, such as `ood/loss`; there may be any number of names.
-            every: when, such as `"2 epochs"`; the option `validate_every` unless given.
-            at_start: also before the first step; the option `validate_at_start` unless given.
-        """
-        return self._decorate("validate_step", argument, self._add_validation(ValidationRequest(name, every, at_start)))
-
-    @overload
-    def validate_epoch(self, argument: AnyFunction, /) -> AnyFunction: ...
-    @overload
-    def validate_epoch(
-        self,
-        argument: Iterable[Any] | None = None,
-        /,
-        *,
-        name: str = "val",
-        every: str | None = None,
-        at_start: bool | None = None,
-    ) -> Callable[[AnyFunction], AnyFunction]: ...
-    def validate_epoch(
-        self, argument: Any = None, /, *, name: str = "val", every: str | None = None, at_start: bool | None = None
-    ) -> Any:
-        """Validate with the function, one validation a call: it is given `data_loader`. Else like `validate_step`."""
-        return self._decorate(
-            "validate_epoch", argument, self._add_validation(ValidationRequest(name, every, at_start))
-        )
-
-    def on(self, moment: str) -> Callable[[AnyFunction], AnyFunction]:
-        """Call the function at a moment of the loop, such as `epoch_end`."""
-        check_moment(moment)
-
-        def register(function: AnyFunction) -> AnyFunction:
-            self._script.moments.setdefault(moment, []).append(Function(function, "on", MOMENTS[moment]))
-            return function
-
-        return register
-
-    def keep_state(self, name: str, instance: Any) -> None:
-        """Put an object with `state_dict` and `load_state_dict` into the checkpoints.
-
-        Raises:
-            ScriptError: it lacks one of these methods.
-        """
-        if not all(callable(getattr(instance, method, None)) for method in ("state_dict", "load_state_dict")):
-            raise ScriptError(
-                f"keep_state({name!r}) expects an object with state_dict and load_state_dict, got {instance!r}"
-            )
-        self._script.kept[name] = instance
-
-    def log(self, metrics: Mapping[str, Any]) -> None:
-        """Record more from within a step, averaged and named like what the step returns.
+            metrics: name to scalar tensor or number.
+            reduce: what is recorded of the values: `mean`, `sum`, `max`, `min` or `last`.
 
         Raises:
             ScriptError: no run is under way.
         """
         if self._state is None:
             raise ScriptError("run.log was called while nothing is being trained, validated or evaluated")
-        self._state.log(metrics)
+        self._state.log(metrics, reduce)
 
     def log_image(self, name: str, image: Any) -> None:
         """Record an image as of now; it is kept as PNG in the folder `media` of the run, and loggers are given it.
@@ -275,38 +184,92 @@ class Run:
         """
         self._refuse_in_worker()
         resolved = resolve_options(options, self._configured_options())
-        data = (model, train_loader, validate_loader)
+        loaders = (train_loader, validate_loader)
         with (
-            Session(self._script, self.config, resolved, self._plugins, data) as session,
+            Session(self._script, self.config, resolved, self._plugins, model, loaders) as session,
             interruptible(session.state),
             self._in_progress(session.state) as state,
         ):
             session.prepare()
+            self._last_folder = state.folder
             train(session.training, state)
         return RunResult(session.status, state.folder, state.epoch, state.step, session.metrics(), state.best)
 
-    def evaluate(self, model: nn.Module, loader: Iterable[Any], **options: Any) -> dict[str, float]:
+    def evaluate(
+        self, model: nn.Module, loader: Any = None, *, checkpoint: str | Path | None = None, **options: Any
+    ) -> dict[str, float]:
         """Validate a model without training, with the validation step.
+
+        Args:
+            model: the model; with `checkpoint`, it is given the weights of that.
+            loader: the data; that of the decorator unless given.
+            checkpoint: `best` or `latest` of the last run, or the path of a checkpoint or run folder.
+            options: see `RunOptions`.
 
         Returns:
             The means by the names under which a run records them, such as `val/loss`.
 
         Raises:
             ScriptError: no validation step is registered.
+            CheckpointError: there is no such checkpoint, or it belongs to another model.
         """
+        with self._in_progress(self._detach(model, checkpoint, options)) as state:
+            return evaluate(self._script, state, loader)
+
+    def predict(
+        self,
+        model: nn.Module,
+        loader: Any = None,
+        *,
+        checkpoint: str | Path | None = None,
+        gather: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Predict with the prediction step.
+
+        Args:
+            model: the model; with `checkpoint`, it is given the weights of that.
+            loader: the data; that of the decorator unless given.
+            checkpoint: `best` or `latest` of the last run, or the path of a checkpoint or run folder.
+            gather: give all at once: tensors are joined along their first dimension, within dicts and tuples too.
+            options: see `RunOptions`.
+
+        Returns:
+            What the step returns for each batch, on the CPU, in the order of the loader: an iterator that predicts as
+            it is asked, or with `gather` all of it in one.
+
+        Raises:
+            ScriptError: no prediction step is registered.
+            CheckpointError: there is no such checkpoint, or it belongs to another model.
+        """
+        outputs = predict(self._script, self._detach(model, checkpoint, options), loader)
+        return join(outputs) if gather else outputs
+
+    def find_batch_size(self, model: nn.Module, loader: Any, *, largest: int | None = None, **options: Any) -> int:
+        """The largest batch size with which the train step fits into memory, found by trying.
+
+        The size of the loader is doubled as long as two steps fit, or else halved until they do. Model, optimizers and
+        random streams are left as they are. Leave some room: a validation may take more than these two steps.
+
+        Args:
+            model: the model.
+            loader: a `DataLoader`; its dataset and `collate_fn` are used.
+            largest: do not try more than this; the size of the dataset where it has one is not passed either.
+            options: see `RunOptions`.
+
+        Raises:
+            ScriptError: something is missing for that, or a single sample does not fit.
+        """
+        with self._in_progress(self._detach(model, None, options)) as state:
+            return find_batch_size(self._script, state, loader, largest)
+
+    def _detach(self, model: nn.Module, checkpoint: str | Path | None, options: Mapping[str, Any]) -> RunState:
+        """A state that belongs to no run."""
         self._refuse_in_worker()
         resolved = resolve_options(options, self._configured_options())
-        if not self._script.validations:
-            raise ScriptError("run.evaluate needs a function decorated with @run.validate_step or @run.validate_epoch")
-        request = self._script.validations.get("val") or next(iter(self._script.validations.values()))
-        assert request.function is not None
-        device = choose_device(resolved.device)
-        detached = detached_state(model.to(device), resolved, self.config, self.seed, device)
-        batches = Batches(loader, self.seed, device, resolved.limit_validate_batches, request.name)
-        with self._in_progress(detached) as state, contextlib.closing(batches):
-            returns = Returns(request.function.name, state.warn)
-            function = request.function.bind(state, is_validate=True)
-            return validate(Validation(request.name, function, batches, returns, None, False), state)
+        state = detached_state(model, resolved, self.config, self.seed)
+        load_checkpoint(checkpoint, state, self._script, self._last_folder)
+        return state
 
     def _log_media(self, log: Callable[..., None], method: str, *arguments: Any) -> None:
         if self._state is None:
@@ -336,40 +299,12 @@ class Run:
         )
         return mapping
 
-    def _decorate(self, kind: str, argument: Any, register: Callable[[Function, Any], None]) -> Any:
-        """Register now where the decorator stands bare, else when it is given the function."""
-        if is_function(argument):
-            register(Function(argument, kind), None)
-            return argument
-
-        def decorator(function: AnyFunction) -> AnyFunction:
-            register(Function(function, kind), argument)
-            return function
-
-        return decorator
-
-    def _set_train(self, function: Function, loader: Any) -> None:
-        self._script.train = function
-        self._script.train_loader = loader
-
-    def _add_validation(self, request: ValidationRequest) -> Callable[[Function, Any], None]:
-        def register(function: Function, loader: Any) -> None:
-            complete = dataclasses.replace(request, function=function, loader=loader)
-            self._script.validations[complete.name] = complete
-
-        return register
-
     def _refuse_in_worker(self) -> None:
         if self._is_in_worker:
             raise ScriptError(
                 "a data loader's worker has imported this script and reached the call of run(...); put the call "
                 'behind `if __name__ == "__main__":`'
             )
-
-
-def is_function(argument: Any) -> bool:
-    """Whether a decorator's argument is the function itself and not a loader."""
-    return callable(argument) and not hasattr(argument, "__iter__")
 
 
 def is_loader_worker() -> bool:

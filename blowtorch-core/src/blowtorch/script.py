@@ -52,6 +52,8 @@ class Script:
     seed: int = 0
     train: Function | None = None
     train_loader: Any = None
+    predict: Function | None = None
+    predict_loader: Any = None
     configure_optimizers: Function | None = None
     init: list[Function] = field(default_factory=list)
     validations: dict[str, ValidationRequest] = field(default_factory=dict)

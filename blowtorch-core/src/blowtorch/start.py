@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,12 +11,12 @@ from blowtorch.config import Config
 from blowtorch.errors import CheckpointError, OptionError, nearest, warn
 from blowtorch.folder import RunFolder
 from blowtorch.hookspecs import RunInfo
-from blowtorch.manifest import verify
+from blowtorch.manifest import FILE_NAME
 from blowtorch.options import RunOptions
 from blowtorch.reproducibility import seed_everything
 from blowtorch.script import Script
 from blowtorch.state import RunState
-from blowtorch.tensors import load_weights, read_tensors
+from blowtorch.tensors import load_verified_weights
 from blowtorch.view import find_newest
 
 
@@ -100,8 +101,26 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_initial_weights(model: nn.Module, origin: str) -> None:
+def compile_model(model: nn.Module, options: RunOptions) -> tuple[nn.Module, Any]:
+    """The model under whose names weights are saved, and what `torch.compile` made of it, or None.
+
+    A model that the script has compiled itself is taken apart likewise.
+    """
+    if hasattr(model, "_orig_mod"):
+        plain: nn.Module = model._orig_mod  # type: ignore[assignment]
+        return plain, model
+    if options.compile is False:
+        return model, None
+    return model, torch.compile(model, **({} if options.compile is True else options.compile))
+
+
+def load_initial_weights(model: nn.Module, origin: str, asked: str = "initialize_from") -> None:
     """Load the weights of a checkpoint, or of the best or else latest one of a run folder.
+
+    Args:
+        model: takes them.
+        origin: a path.
+        asked: the option or argument that named it.
 
     Raises:
         CheckpointError: it is no checkpoint, is damaged, or belongs to another model.
@@ -110,13 +129,17 @@ def load_initial_weights(model: nn.Module, origin: str) -> None:
     for pointer in ("best", "latest"):
         if (path / "checkpoints" / pointer).is_file():
             path = path / "checkpoints" / (path / "checkpoints" / pointer).read_text().strip()
-    problems = verify(path, ["model.pt"]) if (path / "manifest.json").is_file() else ["it holds no manifest.json"]
-    if problems:
-        raise CheckpointError(f"initialize_from={origin!r} is no good checkpoint: {'; '.join(problems)}")
-    load_weights(model, read_tensors(path / "model.pt"), str(path))
+    if not (path / FILE_NAME).is_file():
+        raise CheckpointError(f"{asked}={origin!r} is no good checkpoint: it holds no {FILE_NAME}")
+    try:
+        load_verified_weights(model, path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{asked}={origin!r} is no good checkpoint: {error}") from error
 
 
-def detached_state(model: nn.Module, options: RunOptions, config: Config, seed: int, device: torch.device) -> RunState:
+def detached_state(model: nn.Module, options: RunOptions, config: Config, seed: int) -> RunState:
     """A state for an evaluation, which belongs to no run and has no folder."""
     info = RunInfo(id="", name="", folder=Path(), logger_folder=None, config={}, resumed=False)
-    return RunState(info, options, config, Path(), seed, device, model)
+    device = choose_device(options.device)
+    plain, compiled = compile_model(model.to(device), options)
+    return RunState(info, options, config, Path(), seed, device, plain, compiled)

@@ -1,5 +1,6 @@
 """`RunState`: the one carrier of everything that changes while a run is under way."""
 
+import operator
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +12,16 @@ from torch import nn
 
 from blowtorch.clock import NEVER, Time
 from blowtorch.config import Config
-from blowtorch.errors import warn
+from blowtorch.errors import ScriptError, nearest, warn
 from blowtorch.hookspecs import Checkpoint, RunInfo
 from blowtorch.options import RunOptions
+
+REDUCTIONS: dict[str, Callable[[float, float], float]] = {  # of what there was and what came
+    "sum": operator.add,
+    "max": max,
+    "min": min,
+    "last": lambda before, value: value,
+}
 
 
 @dataclass
@@ -28,6 +36,10 @@ class RunState:
         seed: the seed from which every random stream is derived.
         device: where the model and the batches are.
         model: the model in training.
+        compiled_model: what `torch.compile` made of it, which shares its weights; None without the option `compile`.
+        averaged: weights that stand in for those of the model wherever it is judged, by the names of its `state_dict`;
+            a callback that averages weights sets it.
+        earlier_average: what `averaged` was in the checkpoint from which the run goes on, for the callback to take.
         optimizers: by name; a single one is called `optimizer`.
         is_resumed: whether this process continues an earlier one.
         step: optimizer steps done.
@@ -44,6 +56,7 @@ class RunState:
         stop_reason: set it to a sentence to end the run after the current step; the run is then finished.
         interruption: what wants the run to stop early, such as SIGTERM; the run is then stopped, to be continued.
         logged: what `log` was given and nothing has recorded yet.
+        reductions: how the values of a metric make one, where that is not their mean: `sum`, `max`, `min` or `last`.
         listeners: called with every line that the run says.
         next_event: the next step after which anything can be due.
         reported: what has been warned of once and need not be again.
@@ -56,6 +69,9 @@ class RunState:
     seed: int
     device: torch.device
     model: nn.Module
+    compiled_model: Any = None
+    averaged: Mapping[str, torch.Tensor] | None = None
+    earlier_average: Mapping[str, torch.Tensor] | None = None
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
     is_resumed: bool = False
     step: int = 0
@@ -72,6 +88,7 @@ class RunState:
     stop_reason: str | None = None
     interruption: str | None = None
     logged: dict[str, Any] = field(default_factory=dict)
+    reductions: dict[str, str] = field(default_factory=dict)
     listeners: list[Callable[[str], None]] = field(default_factory=list)
     next_event: int = NEVER
     reported: set[str] = field(default_factory=set)
@@ -90,9 +107,8 @@ class RunState:
     def max_epochs(self) -> int | None:
         """The epochs that are asked for: one when nothing limits the run."""
         options = self.options
-        if options.max_epochs is None and options.max_steps is None and options.max_time is None:
-            return 1
-        return self.options.max_epochs
+        limits = (options.max_epochs, options.max_steps, options.max_samples, options.max_time)
+        return 1 if all(limit is None for limit in limits) else options.max_epochs
 
     def attach(self, write_console_log: Callable[[str], None], append: Callable[..., None]) -> None:
         """Take the places where lines and events are kept."""
@@ -109,8 +125,22 @@ class RunState:
         self.batch = 0
         self.is_epoch_done = False
 
-    def log(self, metrics: Mapping[str, Any]) -> None:
-        """Record more from within a step; averaged and named like what the step returns."""
+    def log(self, metrics: Mapping[str, Any], reduce: str = "mean") -> None:
+        """Record more from within a step, named like what the step returns.
+
+        Args:
+            metrics: name to scalar tensor or number.
+            reduce: what is recorded of the values since the last recording: their `mean`, weighted by batch size,
+                their `sum`, `max` or `min`, or the `last`.
+
+        Raises:
+            ScriptError: `reduce` is none of these.
+        """
+        if reduce != "mean":
+            if reduce not in REDUCTIONS:
+                names = ("mean", *REDUCTIONS)
+                raise ScriptError(f"log(reduce={reduce!r}): expected {', '.join(names)}.{nearest(reduce, names)}")
+            self.reductions.update(dict.fromkeys(metrics, reduce))
         self.logged.update(metrics)
 
     def measured_now(self) -> dict[str, float]:
@@ -150,6 +180,7 @@ class RunState:
             "samples": self.samples,
             "seconds": self.seconds,
             "metrics": dict(self.metrics),
+            "reductions": dict(self.reductions),
             "measured_at": dict(self.measured_at),
             "total_steps": self.total_steps,
             "best": None if self.best is None else [self.best.name, self.best.step, self.best.metric],
@@ -163,6 +194,7 @@ class RunState:
         self._earlier_seconds, self._started = state["seconds"], time.monotonic()
         self.earlier_total_steps = state["total_steps"]
         self.metrics, self.measured_at = dict(state["metrics"]), dict(state["measured_at"])
+        self.reductions.update(state["reductions"])
         is_comparable = state["best_by"] == [self.options.checkpoint_metric, self.options.smaller_is_better]
         if state["best"] is not None and is_comparable:
             name, step, metric = state["best"]

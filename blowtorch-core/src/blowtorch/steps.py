@@ -12,17 +12,20 @@ from typing import Any
 from torch import Tensor
 
 from blowtorch.errors import ScriptError, nearest
-from blowtorch.metrics import MeanWindow, count_samples
+from blowtorch.metric_objects import MetricObjects, is_metric_object
+from blowtorch.metrics import Window, count_samples
 from blowtorch.state import RunState
 
 _ALWAYS = ("model", "device", "config", "state", "epoch", "step", "log", "is_validate")
 _TRAINING = ("optimizers", "backward")
+_PLAIN_MODEL = ("init", "configure_optimizers", "on")  # functions that look at the model rather than compute with it
 
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "init": ("model", "device", "config", "state"),
     "configure_optimizers": ("model", "device", "config", "state"),
     "train_step": ("batch", *_ALWAYS, *_TRAINING),
     "validate_step": ("batch", *_ALWAYS, *_TRAINING),
+    "predict_step": ("batch", *_ALWAYS),
     "train_epoch": ("data_loader", *_ALWAYS, *_TRAINING),
     "validate_epoch": ("data_loader", *_ALWAYS, *_TRAINING),
     "on": (*_ALWAYS, *_TRAINING),
@@ -50,19 +53,26 @@ class Function:
         self.wants_counts = bool({"step", "epoch"} & set(self.asks_for))
         self._state: RunState | None = None
 
-    def bind(self, state: RunState, is_validate: bool = False) -> "Function":
+    @property
+    def drives_itself(self) -> bool:
+        """Whether it goes backward and steps the optimizers itself, so that the loop does not."""
+        return self.kind == "train_epoch" or "optimizers" in self.asks_for
+
+    def bind(
+        self, state: RunState, is_validate: bool = False, backward: Callable[..., None] = Tensor.backward
+    ) -> "Function":
         """Fill in everything that stays the same while a run lasts; returns a copy for that run."""
         bound = Function.__new__(Function)
         bound.__dict__.update(self.__dict__)
         bound._state = state
         available = {
-            "model": state.model,
+            "model": state.model if self.kind in _PLAIN_MODEL else state.compiled_model or state.model,
             "device": state.device,
             "config": state.config,
             "state": state,
             "log": state.log,
             "optimizers": state.optimizers,
-            "backward": Tensor.backward,
+            "backward": backward,
             "is_validate": is_validate,
         }
         if self.kind.endswith("_step") and "batch" not in self.asks_for:
@@ -118,14 +128,21 @@ class Returns:
 
     One of these belongs to one function, whose first return is looked at closely.
 
+    Args:
+        function: the name of the function.
+        state: of the run.
+        objects: takes the metric objects that the function returns.
+
     Attributes:
         window: the means of what was taken since it was last closed.
+        objects: the metric objects that were returned.
     """
 
-    def __init__(self, function: str, warn: Callable[[str], None]) -> None:
-        self.window = MeanWindow()
+    def __init__(self, function: str, state: RunState, objects: MetricObjects | None = None) -> None:
+        self.window = Window(state.reductions, only_finite=state.options.on_nan == "skip")
+        self.objects = objects or MetricObjects()
         self._function = function
-        self._warn = warn
+        self._warn = state.warn
         self._plain: set[str] = set()  # the metrics that were scalars on the CPU when they were last looked at
         self._is_first = True
         self._has_warned = False
@@ -172,7 +189,7 @@ class Returns:
         """Like `take`, for anything; metrics before the one called `begin` are in the window already."""
         metrics = self.read(returned, logged)
         samples = metrics.pop("batch_size") if "batch_size" in metrics else count_samples(batch)
-        is_scalar = not self._has_warned  # else averaging is the rule
+        is_scalar = not self._has_warned and not self.window.only_finite  # else each value needs a closer look
         self._plain = {name for name, value in metrics.items() if is_scalar and _is_plain(value)}
         names = list(metrics)
         self.window.add({name: metrics[name] for name in names[names.index(begin) if begin else 0 :]}, samples)
@@ -230,6 +247,9 @@ class Returns:
                 tidy[name] = self._average(name, value) if value.ndim else value
             elif isinstance(value, numbers.Real):
                 tidy[name] = value if name == "batch_size" else float(value)
+            elif is_metric_object(value):
+                self.objects.add(name, value)
+                del tidy[name]
             else:
                 raise ScriptError(
                     f"{self._function} returned {name!r} as {_described(value)}; a metric is a tensor or a number"

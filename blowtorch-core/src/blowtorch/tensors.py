@@ -1,9 +1,10 @@
 """Tensors and plain values: how a state is checked, copied, written to a file and read back."""
 
+import contextlib
 import copy
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blowtorch.errors import CheckpointError
-from blowtorch.manifest import HashedFile
+from blowtorch.manifest import HashedFile, verify
 
 _PLAIN = (type(None), bool, int, float, str, bytes, complex, torch.Size, torch.dtype, torch.device)
 _MAPPINGS = (dict, OrderedDict, Counter)
@@ -91,6 +92,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], origin: str) -> N
     Raises:
         CheckpointError: naming the first tensor that differs.
     """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile has made bears other names
     mine = model.state_dict()
     advice = "is it a checkpoint of another model or configuration?"
     for name, value in mine.items():
@@ -105,6 +107,35 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], origin: str) -> N
         if name not in mine:
             raise CheckpointError(f"{origin} has a tensor {name!r}, which the model has not; {advice}")
     model.load_state_dict(weights)
+
+
+def load_verified_weights(model: nn.Module, directory: Path) -> None:
+    """Load the weights of a checkpoint, which are those that were validated.
+
+    Raises:
+        CheckpointError: it is damaged, or of another model.
+    """
+    problems = verify(directory, ["model.pt"])
+    if problems:
+        raise CheckpointError(f"{directory} is damaged: {'; '.join(problems)}")
+    load_weights(model, read_tensors(directory / "model.pt"), str(directory))
+
+
+@contextlib.contextmanager
+def swapped_in(model: nn.Module, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Have other weights in a model, by the names of its `state_dict`; None for its own."""
+    if weights is None:
+        yield
+        return
+    own = model.state_dict()
+    kept = {name: own[name].clone() for name in weights}
+    try:
+        for name, value in weights.items():
+            own[name].copy_(value)
+        yield
+    finally:
+        for name, value in kept.items():
+            own[name].copy_(value)
 
 
 def find_not_finite(model: nn.Module) -> str | None:

@@ -1,5 +1,7 @@
 """One validation: what it is, and how it is done without a trace in the training."""
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +11,11 @@ import torch
 from blowtorch.clock import Trigger
 from blowtorch.data import Batches
 from blowtorch.metrics import means
+from blowtorch.optimization import computing
 from blowtorch.reproducibility import derive_seed, isolated_random
 from blowtorch.state import RunState
 from blowtorch.steps import Function, Returns
+from blowtorch.tensors import swapped_in
 
 
 @dataclass
@@ -30,7 +34,9 @@ class ValidationCutError(Exception):
     """The run was asked to stop during a validation, which is done again when it goes on."""
 
 
-def validate(validation: Validation, state: RunState, may_be_cut: bool = False) -> dict[str, float]:
+def validate(
+    validation: Validation, state: RunState, may_be_cut: bool = False, most_batches: int | None = None
+) -> dict[str, float]:
     """One validation: the means of what its function returns, by their recorded names.
 
     The random streams of training are untouched; those of the validation depend on seed, step and name alone.
@@ -38,14 +44,10 @@ def validate(validation: Validation, state: RunState, may_be_cut: bool = False) 
     Raises:
         ValidationCutError: the run was asked to stop meanwhile, and the validation `may_be_cut`.
     """
-    modules = list(state.model.modules())
-    modes = [module.training for module in modules]
-    state.model.eval()
     function, returns, logged = validation.function, validation.returns, state.logged
-    # no_grad and not inference_mode: what a module caches here must still be usable in training.
     try:
-        with isolated_random(derive_seed(state.seed, state.step, validation.name)), torch.no_grad():
-            batches = validation.batches.start(state.step + 1)
+        with judging(state), isolated_random(derive_seed(state.seed, state.step, validation.name)):
+            batches = itertools.islice(validation.batches.start(state.step + 1), most_batches)
             if function.kind == "validate_epoch":
                 loader = EpochLoader(batches, validation.batches.num_batches)
                 returned = function.function(**function.given(data_loader=loader))
@@ -55,12 +57,30 @@ def validate(validation: Validation, state: RunState, may_be_cut: bool = False) 
                     if may_be_cut and state.interruption is not None:
                         raise ValidationCutError
                     returns.take(function.function(**function.given(batch=batch)), logged, batch)
-            measured = means(returns.window.close())
+            measured = means(returns.window.close()) | returns.objects.compute()
     finally:
         returns.window.close()  # of one that failed or was cut, nothing is left for the next
+        returns.objects.reset()
+    return {f"{validation.name}/{name}": value for name, value in measured.items()}
+
+
+@contextlib.contextmanager
+def judging(state: RunState) -> Iterator[None]:
+    """Have the model as it is judged: in evaluation mode, without gradients, with averaged weights if there are any.
+
+    Each of its modules is then in the mode in which it was, and the weights are those of training again.
+    """
+    modules = list(state.model.modules())
+    modes = [module.training for module in modules]
+    state.model.eval()
+    # Not inference_mode unless asked for: what a module caches here must still be usable in training.
+    without_gradients = torch.inference_mode() if state.options.inference_mode else torch.no_grad()
+    try:
+        with swapped_in(state.model, state.averaged), without_gradients, computing(state):
+            yield
+    finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
-    return {f"{validation.name}/{name}": value for name, value in measured.items()}
 
 
 class EpochLoader:

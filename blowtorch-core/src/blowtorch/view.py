@@ -9,7 +9,7 @@ from blowtorch.config import Config, load_config
 from blowtorch.errors import CheckpointError, RunFolderError, nearest, warn
 from blowtorch.folder import folder_number, is_owned, read_yaml, safe_name
 from blowtorch.hookspecs import Checkpoint
-from blowtorch.manifest import read_manifest, verify
+from blowtorch.manifest import read_manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,16 +135,14 @@ class RunView:
     def load_model(self, model: "nn.Module", which: str = "best") -> "nn.Module":
         """Load the weights of a verified checkpoint into a model, which is returned.
 
+        They are those that were validated: averaged ones, where a callback of the run averages.
+
         Raises:
             CheckpointError: there is no such checkpoint, or it is damaged or of another model.
         """
-        from blowtorch.tensors import load_weights, read_tensors
+        from blowtorch.tensors import load_verified_weights
 
-        checkpoint = self.checkpoint(which)
-        problems = verify(checkpoint.path, ["model.pt"])
-        if problems:
-            raise CheckpointError(f"{checkpoint.path} is damaged: {'; '.join(problems)}")
-        load_weights(model, read_tensors(checkpoint.path / "model.pt"), str(checkpoint.path))
+        load_verified_weights(model, self.checkpoint(which).path)
         return model
 
     def __repr__(self) -> str:

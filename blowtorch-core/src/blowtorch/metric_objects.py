@@ -1,0 +1,156 @@
+"""Metric objects that steps update and return, such as those of torchmetrics: computed at the end, and saved.
+
+What makes a metric object are its methods `update`, `compute` and `reset`; torchmetrics itself is never imported.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from blowtorch.errors import CheckpointError
+
+
+class MetricObjects:
+    """Metric objects that a step updates and returns, such as those of torchmetrics: `update`, `compute`, `reset`.
+
+    Args:
+        find: finds, by the place where each lies, those that a step may return. By its place an object is known before
+            the step has returned it, which a run that is continued needs: its state must be back before it is updated.
+    """
+
+    def __init__(self, find: Callable[[], Mapping[str, Any]] = dict) -> None:
+        self._find = find
+        self._returned: dict[str, Any] = {}
+
+    def add(self, name: str, metric: Any) -> None:
+        """Take note of one that was returned under a name."""
+        self._returned[name] = metric
+
+    def compute(self) -> dict[str, float]:
+        """The value of each, of which those that are mappings or have several elements make several; all are reset."""
+        values: dict[str, float] = {}
+        for name, metric in self._returned.items():
+            values |= _flatten(name, metric.compute())
+        self.reset()
+        return values
+
+    @contextlib.contextmanager
+    def put_aside(self) -> Iterator[None]:
+        """Let something else use the same objects meanwhile, beginning with nothing."""
+        kept = [(metric, read_metric_object(metric)) for metric in self._returned.values()]
+        for metric, _ in kept:
+            metric.reset()
+        try:
+            yield
+        finally:
+            for metric, state in kept:
+                write_metric_object(metric, state)
+
+    def reset(self) -> None:
+        """Begin all of them anew."""
+        for metric in self._returned.values():
+            metric.reset()
+        self._returned.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """By the name and place of each that has something to be remembered."""
+        places = {id(metric): place for place, metric in self._find().items()} if self._returned else {}
+        state = {}
+        for name, metric in self._returned.items():
+            if id(metric) not in places:
+                raise CheckpointError(
+                    f"the metric object returned as {name!r} cannot be found again when the run is continued; keep it "
+                    f"in a variable that the step names, or in the model"
+                )
+            state[name] = [places[id(metric)], read_metric_object(metric)]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        found = self._find() if state else {}
+        for name, (place, values) in state.items():
+            if place not in found:
+                raise CheckpointError(f"there is no metric object at {place}, which was returned as {name!r}")
+            write_metric_object(found[place], values)
+            self._returned[name] = found[place]
+
+
+def find_metric_objects(function: Callable[..., Any], roots: Mapping[str, Any]) -> dict[str, Any]:
+    """The metric objects in the variables that a function names and in `roots`, by the place where each lies."""
+    function = inspect.unwrap(function)
+    variables: dict[str, Any] = {"self": getattr(function, "__self__", function)}
+    plain = getattr(function, "__func__", function)
+    if inspect.isfunction(plain):
+        named = inspect.getclosurevars(plain)
+        variables |= {**named.globals, **named.nonlocals}
+    found: dict[str, Any] = {}
+    for place, value in {**variables, **roots}.items():
+        _collect(place, value, found, depth=2)
+    return found
+
+
+def _collect(place: str, value: Any, found: dict[str, Any], depth: int) -> None:
+    if isinstance(value, type | ModuleType) or depth < 0:
+        return
+    if is_metric_object(value):
+        found[place] = value
+    elif isinstance(value, nn.Module):
+        found |= {f"{place}.{name}": module for name, module in value.named_modules() if is_metric_object(module)}
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _collect(f"{place}[{key!r}]", item, found, depth - 1)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _collect(f"{place}[{index}]", item, found, depth - 1)
+    elif hasattr(value, "__dict__") and not inspect.isroutine(value):
+        for name, item in vars(value).items():
+            _collect(f"{place}.{name}", item, found, depth - 2)
+
+
+def is_metric_object(value: Any) -> bool:
+    """Whether it can be updated, computed and reset."""
+    return all(callable(getattr(value, name, None)) for name in ("update", "compute", "reset"))
+
+
+def read_metric_object(metric: Any) -> Any:
+    """A copy of what a metric object has gathered, in tensors and plain values."""
+    if not isinstance(metric, nn.Module):
+        return metric.state_dict()
+    # A torchmetrics object leaves its state out of its state_dict unless told otherwise.
+    return {
+        place: {name: _cloned(value) for name, value in module.metric_state.items()}
+        | ({"_update_count": module._update_count} if hasattr(module, "_update_count") else {})
+        for place, module in metric.named_modules()
+        if hasattr(module, "metric_state")
+    }
+
+
+def write_metric_object(metric: Any, state: Any) -> None:
+    """Give it what `read_metric_object` gave."""
+    if not isinstance(metric, nn.Module):
+        metric.load_state_dict(state)
+        return
+    modules = dict(metric.named_modules())
+    for place, values in state.items():
+        for name, value in values.items():
+            setattr(modules[place], name, _cloned(value))
+
+
+def _cloned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return [_cloned(item) for item in value] if isinstance(value, list) else value
+
+
+def _flatten(name: str, value: Any) -> dict[str, float]:
+    if isinstance(value, Mapping):
+        return {
+            key: number for inner, item in value.items() for key, number in _flatten(f"{name}/{inner}", item).items()
+        }
+    if isinstance(value, Tensor) and value.numel() != 1:
+        return {f"{name}/{index}": number for index, number in enumerate(value.flatten().tolist())}
+    return {name: float(value)}

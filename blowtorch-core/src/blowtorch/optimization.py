@@ -1,0 +1,203 @@
+"""From a loss to a step of the optimizers: precision, accumulation, clipping, and steps that are left out.
+
+All of it hangs on the optimizers themselves, as hooks before and after their steps, so that it holds for whoever steps
+them: the loop, a train step that drives itself, or a function that drives a whole epoch.
+"""
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blowtorch.errors import NotFiniteError, OptionError, ScriptError
+from blowtorch.options import RunOptions
+from blowtorch.state import RunState
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_MOST_SKIPPED = 100  # so many steps left out in a row are no accident
+
+
+def autocast(options: RunOptions, device: torch.device) -> torch.autocast | None:
+    """The context in which the user's functions compute under the option `precision`; None for fp32."""
+    if options.precision == "fp32":
+        return None
+    return torch.autocast(device.type, dtype=_DTYPES[options.precision])
+
+
+def computing(state: RunState) -> contextlib.AbstractContextManager[Any]:
+    """The context for what does not train: validations, evaluations, predictions."""
+    return autocast(state.options, state.device) or contextlib.nullcontext()
+
+
+class Gradients:
+    """What happens to gradients between a loss and the step of an optimizer.
+
+    In this order: those of an accumulation group are averaged over its samples, scaled ones are unscaled, values are
+    clipped, then norms, so that both bounds hold; what is not finite then is left out where that is asked for.
+
+    Args:
+        state: of the run, its optimizers included.
+        num_batches: of an epoch; None when unknown.
+
+    Attributes:
+        autocast: the context in which a train step computes; None for fp32.
+    """
+
+    def __init__(self, state: RunState, num_batches: int | None) -> None:
+        options = state.options
+        self.autocast = autocast(options, state.device)
+        self._without_autocast = torch.autocast(state.device.type, enabled=False)
+        self._state = state
+        self._num_batches = num_batches
+        self._scaler = torch.amp.GradScaler(state.device.type) if options.precision == "fp16" else None
+        self._unscaled: set[str] = set()  # the optimizers that have stepped since the scaler was brought up to date
+        self._planned = 0.0  # samples of an accumulation group, if all its batches have the size of the first
+        self._samples = 0  # of the group so far
+        self._is_skipping = False
+        self._num_skipped = 0  # in a row
+        self._handles = []
+        for name, optimizer in state.optimizers.items():
+            self._handles.append(optimizer.register_step_pre_hook(self._named(name)))
+            if self.autocast is not None:
+                self._handles.append(optimizer.register_step_post_hook(_forget_casts))
+
+    @staticmethod
+    def are_touched(options: RunOptions) -> bool:
+        """Whether anything is asked for that does not happen in the plainest of loops."""
+        clips = options.clip_grad_norm is not None or options.clip_grad_value is not None
+        return clips or options.accumulate > 1 or options.precision != "fp32" or options.on_nan == "skip"
+
+    def backward(self, loss: Tensor, **options: Any) -> None:
+        """Like `loss.backward(**options)`, under any precision; what train steps are given as `backward`."""
+        with self._without_autocast:  # a train step that drives itself calls this amid its computing
+            scaled = loss if self._scaler is None else self._scaler.scale(loss)
+            scaled.backward(**options)
+
+    def add(self, loss: Tensor, samples: int) -> None:
+        """Go backward from the loss of one batch of an accumulation group, which may have one alone.
+
+        A mean over samples is weighted by their number: the divisor is the size of the group as the first batch lets
+        expect it, in batches of this size. That is the number of batches, mostly, and `_weigh` mends it otherwise.
+        """
+        if self._state.options.accumulate > 1:
+            if self._samples == 0:
+                self._planned = self._planned_batches() * float(samples)
+            self._samples += samples
+            loss = loss / (self._planned / samples)
+        self.backward(loss)
+
+    def finish_step(self) -> None:
+        """All optimizers have stepped."""
+        if self._unscaled and self._scaler is not None:
+            self._scaler.update()
+        self._unscaled.clear()
+        self._samples = 0
+        if not self._is_skipping:
+            self._num_skipped = 0
+            return
+        self._is_skipping = False
+        if self._state.options.on_nan != "skip":  # it is the scaler's, which looks for its scale by such steps
+            return
+        self._num_skipped += 1
+        self._state.log({"skipped_steps": 1}, reduce="sum")
+        step = self._state.step + 1
+        if "skipped" not in self._state.reported:
+            self._state.reported.add("skipped")
+            self._state.warn(
+                f"step {step} is left out, since its gradient is not finite; train/skipped_steps counts these"
+            )
+        if self._num_skipped >= _MOST_SKIPPED:
+            raise NotFiniteError(
+                f"the gradients of the last {self._num_skipped} steps, up to step {step}, were not finite, so "
+                f"on_nan='skip' has left out all of them; lower the learning rate, or look for the cause with "
+                f"detect_anomalies=True"
+            )
+
+    def close(self) -> None:
+        """Take the hooks off the optimizers."""
+        for handle in self._handles:
+            handle.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale of losses, and how many steps have been left out in a row."""
+        return {"scaler": {} if self._scaler is None else self._scaler.state_dict(), "num_skipped": self._num_skipped}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back; a run that had another precision before begins with a new scale."""
+        self._num_skipped = state["num_skipped"]
+        if self._scaler is not None and state["scaler"]:
+            self._scaler.load_state_dict(dict(state["scaler"]))
+
+    def _planned_batches(self) -> int:
+        most = self._state.options.accumulate
+        if self._num_batches is None:
+            return most
+        return min(most, self._num_batches - self._state.batch + 1)  # the first of the group is counted already
+
+    def _named(self, name: str) -> Any:
+        """The hook before the steps of one optimizer."""
+
+        def prepare(optimizer: torch.optim.Optimizer, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+            if any(callable(each) for each in (*arguments[1:], *keywords.values())):
+                raise OptionError(
+                    f"optimizer {name!r} is stepped with a closure, which computes gradients when it is too late for "
+                    f"the options accumulate, clip_grad_norm, clip_grad_value, precision='fp16' and on_nan='skip'"
+                )
+            every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            self._prepare(name, optimizer, [parameter for parameter in every if parameter.grad is not None])
+
+        return prepare
+
+    def _prepare(self, name: str, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+        if not parameters:
+            return
+        options = self._state.options
+        if self._scaler is not None:
+            self._unscale(name, optimizer)
+        self._weigh(parameters)
+        if options.clip_grad_value is not None:
+            nn.utils.clip_grad_value_(parameters, options.clip_grad_value)
+        may_skip = self._scaler is not None or options.on_nan == "skip"
+        if options.clip_grad_norm is None and not may_skip:
+            return
+        most = math.inf if options.clip_grad_norm is None else options.clip_grad_norm  # which clips nothing
+        norm = nn.utils.clip_grad_norm_(parameters, most)
+        if may_skip and not math.isfinite(norm):  # this waits for the device
+            self._is_skipping = True
+            for parameter in parameters:
+                parameter.grad = None  # an optimizer leaves out what has no gradient
+        elif options.clip_grad_norm is not None:
+            suffix = f"/{name}" if len(self._state.optimizers) > 1 else ""
+            self._state.log({f"grad_norm{suffix}": norm})
+
+    def _unscale(self, name: str, optimizer: torch.optim.Optimizer) -> None:
+        assert self._scaler is not None
+        if name in self._unscaled:  # a train step that drives itself may step an optimizer again: by the same scale
+            self._scaler.update(self._scaler.get_scale())
+            self._unscaled.clear()
+        self._scaler.unscale_(optimizer)
+        self._unscaled.add(name)
+
+    def _weigh(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Mend the divisor of a group whose batches were not all of one size, or fewer than expected."""
+        if self._samples and self._samples != self._planned:
+            for parameter in parameters:
+                assert parameter.grad is not None
+                parameter.grad.mul_(self._planned / self._samples)
+
+
+def _forget_casts(*_: Any) -> None:
+    """Weights have changed, and a train step that steps itself goes on computing: its casts of them are of before."""
+    torch.clear_autocast_cache()
+
+
+def check_self_driven(function: str, options: RunOptions) -> None:
+    """Raise a `ScriptError` for an option that only the loop can heed, where a function steps the optimizers itself."""
+    if options.accumulate > 1:
+        raise ScriptError(
+            f"accumulate is {options.accumulate}, but {function} steps the optimizers itself, and so decides how many "
+            f"batches make a step; leave the option out"
+        )
