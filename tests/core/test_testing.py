@@ -26,6 +26,7 @@ from blowtorch.builtin.local import LocalBackend
 from blowtorch.builtin.progress_bar import ProgressBar
 from blowtorch.builtin.schedulers import Cosine, Linear, OneCycle, Plateau, Warmup
 from blowtorch.builtin.toml_source import TomlSource
+from blowtorch.builtin.weight_averages import ExponentialMovingAverage, StochasticWeightAveraging
 from blowtorch.builtin.yaml_source import YamlSource
 from blowtorch.testing import (
     CallbackContract,
@@ -133,6 +134,20 @@ class TestImpatientEarlyStopping(CallbackContract):
 
     def make_callback(self, tmp_path):
         return EarlyStopping(patience=1, min_change=1000.0)
+
+
+class TestExponentialMovingAverage(CallbackContract):
+    changes_training = True  # the model is left with the average when the run is over
+
+    def make_callback(self, tmp_path):
+        return ExponentialMovingAverage(decay=0.5)
+
+
+class TestStochasticWeightAveraging(CallbackContract):
+    changes_training = True
+
+    def make_callback(self, tmp_path):
+        return StochasticWeightAveraging(start="1 step", every="2 steps")
 
 
 class TestConsole(CallbackContract):

@@ -1,0 +1,177 @@
+"""Averages of the weights along the way, which often are better than the last ones.
+
+Wherever the model is judged, in validations, `model.pt` and when the run is over, the average stands in for the weights
+of training, from when it begins. Training itself is untouched. Running statistics, such as those of a BatchNorm, are
+averaged like weights, and counters are those of the model.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from blowtorch import ExtensionError, Interval, OptionError, RunState, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class WeightAverage:
+    """What both averages share; a subclass says by `average` how the next weights are taken in.
+
+    Args:
+        name: of the callback, for messages.
+        start: when averaging begins.
+        every: how often it takes in the weights.
+    """
+
+    def __init__(self, name: str, start: str | float, every: str) -> None:
+        self._name = name
+        self.start = start
+        self.every = every
+        self._start = _read(name, "start", start) if isinstance(start, str) else start
+        self._every = _read(name, "every", every)
+        self._num_averaged = 0
+
+    @hookimpl
+    def run_start(self, state: RunState) -> None:
+        """Make room for the average, or go on with that of the checkpoint.
+
+        Raises:
+            OptionError: an interval cannot be counted in steps.
+        """
+        self._first_step, self._steps = self._count_start(state), self._count(state, "every", self._every)
+        weights, twins = state.model.state_dict(), {}
+        self._average: dict[str, Tensor] = {}
+        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, value in weights.items():
+            if not value.is_floating_point():
+                self._average[name] = value
+                continue
+            shared = value.data_ptr() if value.numel() else name
+            if shared not in twins:
+                twins[shared] = value.detach().clone()
+                self._pairs[name] = twins[shared], value.detach()
+            self._average[name] = twins[shared]
+        if state.earlier_average is None:
+            self._num_averaged = 0
+            return
+        for name, (average, _) in self._pairs.items():
+            average.copy_(state.earlier_average[name])
+        state.averaged, state.earlier_average = self._average, None
+
+    @hookimpl
+    def train_step_end(self, state: RunState) -> None:
+        """Take in the weights, if it is time to.
+
+        Raises:
+            ExtensionError: another callback averages too.
+        """
+        if state.step <= self._first_step or state.step % self._steps:
+            return
+        if self._num_averaged:
+            self.average([average for average, _ in self._pairs.values()], [own for _, own in self._pairs.values()])
+        elif state.averaged is not None:
+            raise ExtensionError(f"{self._name} averages the weights, and so does another callback; keep one of them")
+        else:
+            for average, own in self._pairs.values():
+                average.copy_(own)
+            state.averaged = self._average
+        self._num_averaged += 1
+
+    def average(self, averages: "list[Tensor]", weights: "list[Tensor]") -> None:
+        """Change the averages by the weights of now."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many times weights were taken in; the average itself is the `model.pt` of a checkpoint."""
+        return {"num_averaged": self._num_averaged}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self._num_averaged = state["num_averaged"]
+
+    def _count_start(self, state: RunState) -> int:
+        if isinstance(self._start, Interval):
+            return self._count(state, "start", self._start)
+        if state.total_steps is None:
+            raise OptionError(
+                f"{self._name}, option start: {self.start} of a run whose length is unknown; write an interval, such "
+                f"as '1000 steps'"
+            )
+        return round(self._start * state.total_steps)
+
+    def _count(self, state: RunState, option: str, interval: Interval) -> int:
+        if interval.unit == "steps":
+            return int(interval.amount)
+        if state.steps_per_epoch is None:
+            raise OptionError(
+                f"{self._name}, option {option}: '{interval}' cannot be counted in steps, since the train loader has "
+                f"no length; write it in steps"
+            )
+        return int(interval.amount) * state.steps_per_epoch
+
+
+class ExponentialMovingAverage(WeightAverage):
+    """Judge an exponential moving average of the weights: `torch.optim.swa_utils.get_ema_multi_avg_fn`.
+
+    Args:
+        decay: how much of the average stays at each step; it looks back over about 1 / (1 - decay) of them.
+        start: when it begins: an interval from the beginning of the run, or a fraction of it.
+        every: how often it takes in the weights.
+
+    Raises:
+        OptionError: `decay` or `start` is no fraction, or an interval is none of steps or epochs.
+    """
+
+    def __init__(self, decay: float = 0.999, start: str | float = 0.0, every: str = "1 step") -> None:
+        super().__init__("ema", _check_fraction("ema", "start", start), every)
+        self.decay = _check_fraction("ema", "decay", decay)
+
+    def average(self, averages: "list[Tensor]", weights: "list[Tensor]") -> None:
+        """average = decay × average + (1 - decay) × weights."""
+        from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+        get_ema_multi_avg_fn(self.decay)(averages, weights, self._num_averaged)
+
+
+class StochasticWeightAveraging(WeightAverage):
+    """Judge the plain mean of the weights at several moments late in a run, after Izmailov and others (2018).
+
+    It is that of `torch.optim.swa_utils.AveragedModel(model, use_buffers=True)`. A constant or cyclic learning rate
+    while it averages is part of the method, and is up to the scheduler.
+
+    Args:
+        start: when it begins: an interval from the beginning of the run, or a fraction of it.
+        every: how often it takes in the weights.
+
+    Raises:
+        OptionError: `start` is no fraction, or an interval is none of steps or epochs.
+    """
+
+    def __init__(self, start: str | float = 0.75, every: str = "1 epoch") -> None:
+        super().__init__("swa", _check_fraction("swa", "start", start), every)
+
+    def average(self, averages: "list[Tensor]", weights: "list[Tensor]") -> None:
+        """Of n + 1 weights: average + (weights - average) / (n + 1)."""
+        from torch.optim.swa_utils import get_swa_avg_fn
+
+        for average, own in zip(averages, weights, strict=True):
+            average.copy_(get_swa_avg_fn()(average, own, self._num_averaged))
+
+
+def _read(callback: str, option: str, text: str) -> Interval:
+    try:
+        interval = Interval.parse(text)
+    except OptionError as error:
+        raise OptionError(f"{callback}, option {option}: {error}") from None
+    if interval.unit not in ("steps", "epochs"):
+        raise OptionError(f"{callback}, option {option}: expected steps or epochs, got {text!r}")
+    return interval
+
+
+def _check_fraction(callback: str, option: str, value: Any) -> Any:
+    """The value, or an `OptionError` if it is neither a text nor a number from 0 to 1."""
+    is_text = isinstance(value, str) and option == "start"
+    if is_text or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1):
+        return value
+    kind = "a fraction from 0 to 1" + (", or an interval such as '1000 steps'" if option == "start" else "")
+    raise OptionError(f"{callback}, option {option}: expected {kind}, got {value!r}")
