@@ -9,7 +9,8 @@ from torch.optim import SGD, Adadelta, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, ReduceLROnPlateau
 
 from blowtorch import BlowtorchWarning, Interval, OptionError, Schedule
-from blowtorch.builtin.schedulers import Cosine, Linear, OneCycle, Plateau, Warmup
+from blowtorch.builtin.curves import Cosine, Linear, OneCycle, Polynomial, Warmup, WarmupStableDecay
+from blowtorch.builtin.drops import Exponential, Milestones, Plateau, Step
 
 TOTAL = 100
 
@@ -339,7 +340,7 @@ def test_a_cycle_has_more_than_one_step_to_rise_in():
 
 @pytest.mark.parametrize("value", [0, -1, "1", math.nan])
 def test_the_highest_rate_is_above_0(value):
-    with pytest.raises(OptionError, match="'one_cycle', option max_rate: expected a rate above 0, got "):
+    with pytest.raises(OptionError, match="'one_cycle', option max_rate: expected a number above 0, got "):
         OneCycle(max_rate=value)
 
 

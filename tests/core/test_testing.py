@@ -24,7 +24,8 @@ from blowtorch.builtin.env_source import EnvSource
 from blowtorch.builtin.json_source import JsonSource
 from blowtorch.builtin.local import LocalBackend
 from blowtorch.builtin.progress_bar import ProgressBar
-from blowtorch.builtin.schedulers import Cosine, Linear, OneCycle, Plateau, Warmup
+from blowtorch.builtin.curves import Cosine, Linear, OneCycle, Polynomial, Warmup, WarmupStableDecay
+from blowtorch.builtin.drops import Exponential, Milestones, Plateau, Step
 from blowtorch.builtin.toml_source import TomlSource
 from blowtorch.builtin.weight_averages import ExponentialMovingAverage, StochasticWeightAveraging
 from blowtorch.builtin.yaml_source import YamlSource
