@@ -32,6 +32,8 @@ LAYERS = [
     "evaluation",
     "start",
     "schedules",
+    "scheduler_option",
+    "sequence",
     "decorators",
     "callbacks",
     "script",

@@ -4,6 +4,7 @@ Rates are fractions of those that the optimizer was made with, so parameter grou
 continued, the checkpoint says how far a schedule is, and the options and the length of the run are those of now.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -51,8 +52,8 @@ class Cosine:
         factor = _rise_and_fall(_SHAPES["cosine"], warmup, total, self.floor)
 
         if warmup or self.floor:
-            return LambdaLR(optimizer, factor)
-        return _following(CosineAnnealingLR, factor, {"T_max": total})(optimizer, total)
+            return _following(LambdaLR, factor)(optimizer, factor)
+        return _following(CosineAnnealingLR, factor, T_max=total)(optimizer, total)
 
 
 class Linear:
@@ -83,9 +84,9 @@ class Linear:
         warmup = _count_steps("linear", self.warmup, total, steps_per_epoch)
         factor = _rise_and_fall(_SHAPES["linear"], warmup, total, self.floor)
         if warmup:
-            return LambdaLR(optimizer, factor)
-        options = {"end_factor": self.floor, "total_iters": total}
-        return _following(LinearLR, factor, options)(optimizer, 1.0, self.floor, total)
+            return _following(LambdaLR, factor)(optimizer, factor)
+        kind = _following(LinearLR, factor, end_factor=self.floor, total_iters=total)
+        return kind(optimizer, 1.0, self.floor, total)
 
 
 class Polynomial:
@@ -118,9 +119,9 @@ class Polynomial:
         warmup = _count_steps("polynomial", self.warmup, total, steps_per_epoch)
         factor = _rise_and_fall(lambda done: float((1 - done) ** self.power), warmup, total, self.floor)
         if warmup or self.floor:
-            return LambdaLR(optimizer, factor)
-        options = {"total_iters": total, "power": self.power}
-        return _following(PolynomialLR, factor, options)(optimizer, total, self.power)
+            return _following(LambdaLR, factor)(optimizer, factor)
+        kind = _following(PolynomialLR, factor, total_iters=total, power=self.power)
+        return kind(optimizer, total, self.power)
 
 
 class WarmupStableDecay:
@@ -167,11 +168,12 @@ class WarmupStableDecay:
             decay = round(self.decay * total)
         if warmup < total < warmup + decay:
             _warn(
-                f"scheduler {name!r}: a warm-up of {warmup} steps and a decay of {decay} do not fit into the run of "
-                f"{total} steps, so the decay is shortened"
+                f"scheduler {name!r}: a warm-up of {warmup} steps and a decay of {decay} do not fit into its {total} "
+                f"steps, so the decay is shortened"
             )
         begin = max(warmup, total - decay)
-        return LambdaLR(optimizer, _rise_and_fall(_SHAPES[self.shape], warmup, total, self.floor, begin))
+        factor = _rise_and_fall(_SHAPES[self.shape], warmup, total, self.floor, begin)
+        return _following(LambdaLR, factor)(optimizer, factor)
 
 
 class Warmup:
@@ -196,8 +198,9 @@ class Warmup:
         """Build it; the length of the run may be unknown."""
         from torch.optim.lr_scheduler import LambdaLR
 
-        warmup = _count_steps("warmup", self.warmup, total_steps, steps_per_epoch)
-        return LambdaLR(optimizer, lambda step: _rise(step, warmup, self.start_factor))
+        warmup = _count_steps("warmup", self.warmup, total_steps, steps_per_epoch, least_after=0)
+        factor = functools.partial(_rise, warmup=warmup, start=self.start_factor)
+        return _following(LambdaLR, factor)(optimizer, factor)
 
 
 class OneCycle:
@@ -225,21 +228,25 @@ class OneCycle:
         """Build it; the run must have a known number of steps."""
         from torch.optim.lr_scheduler import OneCycleLR
 
-        class ResumableOneCycle(OneCycleLR):
-            """Saves how far it is, without the length of the run, which may be another when it is continued."""
-
-            def state_dict(self) -> dict[str, Any]:
-                state = super().state_dict()
-                return {name: value for name, value in state.items() if name not in ("total_steps", "_schedule_phases")}
-
         total = _check_known("one_cycle", total_steps)
+
+        class FollowingOneCycle(OneCycleLR):
+            """Goes over to the cycle of the present length, should it have been saved in another."""
+
+            def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+                present = {"total_steps": total, "_schedule_phases": self._schedule_phases}
+                super().load_state_dict({**state_dict, **present})
+                if state_dict["total_steps"] != total and self.last_epoch <= total:
+                    self.last_epoch -= 1
+                    self.step()
+
         if self.rise * total == 1:  # torch would divide by zero
             raise OptionError(
                 f"scheduler 'one_cycle', option rise: {self.rise!r} of {total} steps is one step, in which nothing can "
                 f"rise; choose a larger fraction"
             )
         groups = optimizer.param_groups
-        return ResumableOneCycle(
+        return FollowingOneCycle(
             optimizer,
             [float(group["lr"]) if self.max_rate is None else self.max_rate for group in groups],
             total_steps=total,
@@ -273,22 +280,27 @@ def _rise_and_fall(
     return factor
 
 
-def _following(kind: type, factor: Callable[[int], float], options: Mapping[str, Any]) -> Any:
+def _following(kind: type, factor: Callable[[int], float], **options: Any) -> Any:
     """A subclass of a torch scheduler that goes over to the present curve, should it have been saved on another.
 
     Args:
-        kind: the class; it works from the rate of the step before, so other options alone would not be enough.
+        kind: the class.
         factor: that of each step on the present curve.
-        options: the present values of the attributes that the curve depends on.
+        options: the attributes of the class that the curve depends on; they stay as they are now.
     """
 
-    def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
-        kind.load_state_dict(self, {**state_dict, **options})  # type: ignore[attr-defined]
-        if any(state_dict.get(name) != value for name, value in options.items()):
-            for group, base_rate in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-                group["lr"] = base_rate * factor(self.last_epoch)
+    def state_dict(self: Any) -> dict[str, Any]:
+        return {**kind.state_dict(self), "factor": factor(self.last_epoch)}  # type: ignore[attr-defined]
 
-    return type(f"Following{kind.__name__}", (kind,), {"load_state_dict": load_state_dict})
+    def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
+        state = {name: value for name, value in state_dict.items() if name != "factor"}
+        kind.load_state_dict(self, {**state, **options})  # type: ignore[attr-defined]
+        if state_dict["factor"] != factor(self.last_epoch):
+            for group, base_rate in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+                rate = base_rate * factor(self.last_epoch)
+                group["lr"] = group["lr"].fill_(rate) if hasattr(rate, "fill_") else rate  # the same tensor
+
+    return type(f"Following{kind.__name__}", (kind,), {"state_dict": state_dict, "load_state_dict": load_state_dict})
 
 
 def _is_number(value: object) -> bool:
@@ -353,15 +365,17 @@ def _in_steps(scheduler: str, option: str, length: Interval, steps_per_epoch: in
     return int(length.amount) * steps_per_epoch
 
 
-def _count_steps(scheduler: str, warmup: Interval | None, total_steps: int | None, steps_per_epoch: int | None) -> int:
-    """The length of a warm-up in optimizer steps; 0 for none."""
+def _count_steps(
+    scheduler: str, warmup: Interval | None, total_steps: int | None, steps_per_epoch: int | None, least_after: int = 1
+) -> int:
+    """The length of a warm-up in optimizer steps, 0 for none; a warning if it leaves fewer than `least_after`."""
     if warmup is None:
         return 0
     steps = _in_steps(scheduler, "warmup", warmup, steps_per_epoch)
-    if total_steps is not None and steps >= total_steps:
+    if total_steps is not None and steps + least_after > total_steps:
         _warn(
-            f"scheduler {scheduler!r}: a warm-up of {warmup} ({steps} steps) fills the whole run of {total_steps} "
-            f"steps, so the rate only rises"
+            f"scheduler {scheduler!r}: a warm-up of {warmup} ({steps} steps) fills all of its {total_steps} steps, so "
+            f"the rate only rises"
         )
     return steps
 
