@@ -200,6 +200,7 @@ class Session:
             versions=versions(),
             git_commit=git_commit(path),
             checkpoint_metric=state.options.checkpoint_metric,
+            callbacks={moment: names for moment, names in self.training.callbacks.order.items() if names},
         )
         for problem in snapshot(self.folder.path, path):
             state.warn(problem)
