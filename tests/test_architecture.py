@@ -33,6 +33,8 @@ LAYERS = [
     "evaluation",
     "start",
     "schedules",
+    "scheduler_option",
+    "sequence",
     "decorators",
     "callbacks",
     "script",

@@ -90,6 +90,21 @@ def test_the_page_on_logging_runs(tmp_path):
     assert execute(tmp_path, "look.py") == "4 ['the first epoch is done']\n"
 
 
+def test_the_page_on_schedulers_runs(tmp_path):
+    blocks = re.findall(r"```(?:python|yaml)\n(.*?)```", (ROOT / "docs" / "schedulers.md").read_text(), re.DOTALL)
+    (tmp_path / "train.py").write_text(blocks[0])
+    (tmp_path / "cosine.yaml").write_text(blocks[1])
+    (tmp_path / "sequence.yaml").write_text(blocks[2])
+    for command in ([], ["with", "cosine.yaml"], ["with", "sequence.yaml", "run.max_epochs=8"]):
+        execute(tmp_path, "train.py", *command)
+    folders = sorted((tmp_path / "train_logs").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+    by_keyword, by_file, sequence = map(blowtorch.open_run, folders)
+    rates = by_keyword.metrics()["lr"].values.tolist()
+    assert by_file.metrics()["lr"].values.tolist() == rates
+    assert len(rates) == 6
+    assert sequence.metrics()["lr"].values[-1] == 0.1
+
+
 def test_links_of_the_documents_lead_somewhere():
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):

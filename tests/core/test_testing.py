@@ -19,15 +19,18 @@ import torch
 import blowtorch.testing
 from blowtorch import hookimpl
 from blowtorch.builtin.console import Console
+from blowtorch.builtin.curves import Cosine, Linear, OneCycle, Polynomial, Warmup, WarmupStableDecay
+from blowtorch.builtin.drops import Exponential, Milestones, Plateau, Step
 from blowtorch.builtin.early_stopping import EarlyStopping
 from blowtorch.builtin.env_source import EnvSource
 from blowtorch.builtin.json_source import JsonSource
 from blowtorch.builtin.local import LocalBackend
 from blowtorch.builtin.progress_bar import ProgressBar
-from blowtorch.builtin.schedulers import Cosine, Linear, OneCycle, Plateau, Warmup
 from blowtorch.builtin.toml_source import TomlSource
 from blowtorch.builtin.weight_averages import ExponentialMovingAverage, StochasticWeightAveraging
 from blowtorch.builtin.yaml_source import YamlSource
+from blowtorch.plugins import Plugins
+from blowtorch.scheduler_option import read_scheduler_option
 from blowtorch.testing import (
     CallbackContract,
     CheckpointBackendContract,
@@ -63,6 +66,56 @@ class TestCosineWithWarmup(SchedulerContract):
 class TestLinear(SchedulerContract):
     def make_scheduler(self, tmp_path):
         return Linear(warmup="1 epoch")
+
+
+class TestLinearWithoutWarmup(SchedulerContract):
+    def make_scheduler(self, tmp_path):
+        return Linear(floor=0.1)
+
+
+class TestPolynomial(SchedulerContract):
+    def make_scheduler(self, tmp_path):
+        return Polynomial(power=0.9)
+
+
+class TestPolynomialWithWarmup(SchedulerContract):
+    def make_scheduler(self, tmp_path):
+        return Polynomial(power=2, warmup="5 steps", floor=0.1)
+
+
+class TestWarmupStableDecay(SchedulerContract):
+    def make_scheduler(self, tmp_path):
+        return WarmupStableDecay(warmup="1 epoch", shape="square_root")
+
+
+class TestExponential(SchedulerContract):
+    def make_scheduler(self, tmp_path):
+        return Exponential(factor=0.9)
+
+
+class TestStep(SchedulerContract):
+    def make_scheduler(self, tmp_path):
+        return Step("7 steps")
+
+
+class TestMilestones(SchedulerContract):
+    def make_scheduler(self, tmp_path):
+        return Milestones(["10 steps", "40 steps"])
+
+
+class TestSequence(SchedulerContract):
+    def make_scheduler(self, tmp_path):
+        return SequenceOfTwo()
+
+
+class SequenceOfTwo:
+    """What the option makes of a list, as one extension."""
+
+    plan = read_scheduler_option([{"warmup": {"warmup": "10 steps"}, "for": "1 epoch"}, "cosine"], Plugins())
+
+    @hookimpl
+    def scheduler_build(self, optimizer, total_steps, steps_per_epoch):
+        return self.plan.build(optimizer, total_steps, steps_per_epoch)
 
 
 class TestWarmup(SchedulerContract):

@@ -22,7 +22,8 @@ from blowtorch.optimization import Gradients, check_self_driven
 from blowtorch.options import RunOptions
 from blowtorch.plugins import Plugin, Plugins
 from blowtorch.record import Record
-from blowtorch.schedules import Schedules, as_schedule, build_schedules, read_configured
+from blowtorch.scheduler_option import SchedulerOption, build_schedules, read_scheduler_option
+from blowtorch.schedules import Schedules, as_schedule, read_configured
 from blowtorch.script import Script, ValidationRequest
 from blowtorch.state import RunState
 from blowtorch.steps import Loss, Returns
@@ -37,7 +38,7 @@ class Extensions:
     loggers: list[Plugin]
     callbacks: list[Plugin]
     backend: Plugin
-    scheduler: Plugin | None
+    scheduler: SchedulerOption | None
 
     @classmethod
     def create(cls, options: RunOptions, plugins: Plugins) -> "Extensions":
@@ -46,7 +47,7 @@ class Extensions:
             loggers=[plugins.create("logger", given) for given in options.loggers],
             callbacks=_create_callbacks(options, plugins),
             backend=plugins.create("checkpoint-backend", options.checkpoint_backend),
-            scheduler=None if options.scheduler is None else plugins.create("scheduler", options.scheduler),
+            scheduler=None if options.scheduler is None else read_scheduler_option(options.scheduler, plugins),
         )
 
 
@@ -88,7 +89,7 @@ def count_steps(state: RunState, num_batches: int | None) -> None:
     state.total_steps = min((limit for limit in limits if limit is not None), default=None)
 
 
-def build_optimizers(script: Script, state: RunState, scheduler: Plugin | None) -> Schedules:
+def build_optimizers(script: Script, state: RunState, scheduler: SchedulerOption | None) -> Schedules:
     """Have the script make its optimizers, and give them their schedules."""
     assert script.configure_optimizers is not None
     configure = script.configure_optimizers.bind(state)

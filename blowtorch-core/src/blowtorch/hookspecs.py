@@ -112,12 +112,12 @@ class SchedulerSpec:
     ) -> Any:
         """Build the scheduler of one optimizer. Required.
 
-        Called once for each optimizer before the first step, also when a run is resumed: the state is put back
-        afterwards.
+        Called once for each optimizer, and for each place in a sequence, before the first step, also when a run is
+        resumed: the state is put back afterwards.
 
         Args:
             optimizer: already holding its parameters.
-            total_steps: optimizer steps of the whole run; None when unknown.
+            total_steps: optimizer steps of the whole run, or of its part of a sequence; None when unknown.
             steps_per_epoch: optimizer steps of one epoch; None when unknown.
 
         Returns:

@@ -41,7 +41,9 @@ class RunOptions:
     accumulate: int = _option(1, "batches that make one optimizer step, as if they were one large batch")
     clip_grad_norm: float | None = _option(None, "largest norm of each optimizer's gradients, taken together")
     clip_grad_value: float | None = _option(None, "largest absolute value of a gradient")
-    scheduler: Any = _option(None, "learning-rate scheduler: a name, {name: options}, or one for each optimizer")
+    scheduler: Any = _option(
+        None, "learning rates: a name, {name: options} or an object, a list as a sequence, or {optimizer: one of these}"
+    )
     precision: str = _option("fp32", "`fp32`, or `bf16` or `fp16` where torch's autocast thinks it safe")
     compile: bool | Mapping[str, Any] = _option(False, "train with `torch.compile(model)`; a mapping is its options")
     device: str = _option("auto", "`auto`, or a torch device such as `cpu` or `cuda:1`")

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 
 from blowtorch.clock import Trigger
-from blowtorch.errors import ExtensionError, ScriptError, nearest
-from blowtorch.hookspecs import Schedule, SchedulerSpec
-from blowtorch.plugins import Plugin
+from blowtorch.errors import ScriptError, nearest
+from blowtorch.hookspecs import Schedule
 from blowtorch.state import RunState
 
 
@@ -129,18 +128,3 @@ def as_schedule(name: str, scheduler: Any, checkpoint_metric: str) -> Schedule:
     if not callable(getattr(scheduler, "step", None)):
         raise ScriptError(f"configure_optimizers returned {scheduler!r} as scheduler {name!r}; it has no method step")
     return Schedule(scheduler, every="1 epoch")
-
-
-def build_schedules(
-    plugin: Plugin, optimizers: Mapping[str, torch.optim.Optimizer], total_steps: int | None, per_epoch: int | None
-) -> dict[str, Schedule]:
-    """The schedules that a scheduler extension builds, one for each optimizer, stepped per step by default."""
-    schedules = {}
-    for name, optimizer in optimizers.items():
-        built = plugin.call(
-            SchedulerSpec.scheduler_build, optimizer=optimizer, total_steps=total_steps, steps_per_epoch=per_epoch
-        )
-        if not isinstance(built, Schedule) and not callable(getattr(built, "step", None)):
-            raise ExtensionError(f"{plugin.label} built {built!r}; expected a torch scheduler or a Schedule")
-        schedules[name] = built if isinstance(built, Schedule) else Schedule(built)
-    return schedules

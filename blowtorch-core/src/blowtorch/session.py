@@ -19,6 +19,7 @@ from blowtorch.options import RunOptions
 from blowtorch.plugins import Plugins
 from blowtorch.record import LoggerFeed, Record
 from blowtorch.reproducibility import git_commit, snapshot, summarize_model, versions
+from blowtorch.scheduler_option import describe_scheduler_option
 from blowtorch.script import Script
 from blowtorch.start import agree_on_seed, choose_device, compile_model, find_start, load_initial_weights
 from blowtorch.state import RunState
@@ -155,7 +156,7 @@ class Session:
                 if scheduler is not None and state.total_steps != state.earlier_total_steps:
                     self.training.changes.append(
                         f"the run has {state.total_steps} steps now and had {state.earlier_total_steps} before: "
-                        f"{scheduler.label} follows the new length from here on"
+                        f"{describe_scheduler_option(scheduler)}, by the new length from here on"
                     )
                 # Its own event came after it was taken, so it was cut with what followed.
                 metric = state.measured_now().get(state.options.checkpoint_metric)

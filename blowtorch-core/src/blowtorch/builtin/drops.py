@@ -1,0 +1,177 @@
+"""Schedulers whose rate drops now and then, and stays in between: those of torch, by name.
+
+When a run is continued, the rate goes on from where it was, and the options are those of now.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from blowtorch import Interval, OptionError, Schedule, hookimpl
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Exponential:
+    """The rate is multiplied by `factor` again and again: `torch.optim.lr_scheduler.ExponentialLR`.
+
+    Args:
+        factor: what the rate is multiplied by.
+        every: when: `"1 step"` is after each step, `"1 epoch"` after each epoch.
+
+    Raises:
+        OptionError: `factor` is not between 0 and 1, or `every` is no interval of steps or epochs.
+    """
+
+    def __init__(self, factor: float, every: str = "1 epoch") -> None:
+        self.factor = _check_between("exponential", "factor", factor)
+        self.every = _read_interval("exponential", "every", every)
+
+    @hookimpl
+    def scheduler_build(self, optimizer: "torch.optim.Optimizer") -> Schedule:
+        """Build it; the length of the run does not matter."""
+        from torch.optim.lr_scheduler import ExponentialLR
+
+        return Schedule(_forgetting(ExponentialLR, "gamma")(optimizer, self.factor), every=str(self.every))
+
+
+class Step:
+    """The rate is multiplied by `factor` after each `every`: `torch.optim.lr_scheduler.StepLR`.
+
+    Args:
+        every: such as `"1k steps"`, which counts steps, or `"30 epochs"`, which counts epochs.
+        factor: what the rate is multiplied by.
+
+    Raises:
+        OptionError: `every` is no interval of steps or epochs, or `factor` is not between 0 and 1.
+    """
+
+    def __init__(self, every: str, factor: float = 0.1) -> None:
+        self.every = _read_interval("step", "every", every)
+        self.factor = _check_between("step", "factor", factor)
+
+    @hookimpl
+    def scheduler_build(self, optimizer: "torch.optim.Optimizer") -> Schedule:
+        """Build it; the length of the run does not matter."""
+        from torch.optim.lr_scheduler import StepLR
+
+        kind = _forgetting(StepLR, "step_size", "gamma")
+        return Schedule(kind(optimizer, int(self.every.amount), self.factor), every=f"1 {self.every.unit}")
+
+
+class Milestones:
+    """The rate is multiplied by `factor` at certain moments: `torch.optim.lr_scheduler.MultiStepLR`.
+
+    Args:
+        at: moments counted from the beginning, all in steps or all in epochs, such as `["30 epochs", "60 epochs"]`.
+        factor: what the rate is multiplied by.
+
+    Raises:
+        OptionError: `at` is no such list, or `factor` is not between 0 and 1.
+    """
+
+    def __init__(self, at: Sequence[str], factor: float = 0.1) -> None:
+        if isinstance(at, str) or not isinstance(at, Sequence) or not at:
+            raise OptionError(
+                f"scheduler 'milestones', option at: expected a list such as ['30 epochs', '60 epochs'], got {at!r}"
+            )
+        self.at = [_read_interval("milestones", "at", moment) for moment in at]
+        if len({moment.unit for moment in self.at}) > 1:
+            raise OptionError(f"scheduler 'milestones', option at: expected all in steps or all in epochs, got {at!r}")
+        self.factor = _check_between("milestones", "factor", factor)
+
+    @hookimpl
+    def scheduler_build(self, optimizer: "torch.optim.Optimizer") -> Schedule:
+        """Build it; the length of the run does not matter."""
+        from torch.optim.lr_scheduler import MultiStepLR
+
+        kind = _forgetting(MultiStepLR, "milestones", "gamma")
+        moments = [int(moment.amount) for moment in self.at]
+        return Schedule(kind(optimizer, moments, self.factor), every=f"1 {self.at[0].unit}")
+
+
+class Plateau:
+    """Lowers the rate when a metric no longer gets better: `torch.optim.lr_scheduler.ReduceLROnPlateau`.
+
+    Args:
+        metric: its recorded name; each validation that measures it counts.
+        factor: what the rate is multiplied by.
+        patience: how many validations in a row may bring nothing better; the next one lowers the rate.
+        smaller_is_better: whether a smaller value of the metric is better.
+        floor: the smallest rate, as a fraction of the optimizer's.
+
+    Raises:
+        OptionError: `factor` is not between 0 and 1, `patience` is negative, or `floor` is not from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        metric: str = "val/loss",
+        factor: float = 0.1,
+        patience: int = 10,
+        smaller_is_better: bool = True,
+        floor: float = 0.0,
+    ) -> None:
+        if not isinstance(patience, int) or patience < 0:
+            raise OptionError(f"scheduler 'plateau', option patience: expected a number from 0, got {patience!r}")
+        self.metric = metric
+        self.factor = _check_between("plateau", "factor", factor)
+        self.patience = patience
+        self.smaller_is_better = smaller_is_better
+        self.floor = _check_fraction("plateau", "floor", floor)
+
+    @hookimpl
+    def scheduler_build(self, optimizer: "torch.optim.Optimizer") -> Schedule:
+        """Build it; the length of the run does not matter."""
+        from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+        kind = _forgetting(ReduceLROnPlateau, "mode", "factor", "patience", "min_lrs", "default_min_lr")
+        scheduler = kind(
+            optimizer,
+            mode="min" if self.smaller_is_better else "max",
+            factor=self.factor,
+            patience=self.patience,
+            min_lr=[self.floor * float(group["lr"]) for group in optimizer.param_groups],
+        )
+        return Schedule(scheduler, metric=self.metric)
+
+
+def _forgetting(kind: type, *options: str) -> Any:
+    """A subclass of a torch scheduler that saves what it has seen, but none of its options, which may change."""
+
+    def state_dict(self: Any) -> dict[str, Any]:
+        state = kind.state_dict(self)  # type: ignore[attr-defined]
+        return {name: value for name, value in state.items() if name not in options}
+
+    return type(f"Forgetting{kind.__name__}", (kind,), {"state_dict": state_dict})
+
+
+def _read_interval(scheduler: str, option: str, text: object) -> Interval:
+    """An interval of steps or epochs, or an `OptionError`."""
+    try:
+        interval = Interval.parse(text)
+    except OptionError as error:
+        raise OptionError(f"scheduler {scheduler!r}, option {option}: {error}") from None
+    if interval.unit not in ("steps", "epochs"):
+        raise OptionError(f"scheduler {scheduler!r}, option {option}: expected steps or epochs, got {text!r}")
+    return interval
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_fraction(scheduler: str, option: str, value: float) -> float:
+    """The value, or an `OptionError` if it is not from 0 to 1."""
+    if not (_is_number(value) and 0 <= value <= 1):
+        raise OptionError(f"scheduler {scheduler!r}, option {option}: expected a fraction from 0 to 1, got {value!r}")
+    return value
+
+
+def _check_between(scheduler: str, option: str, value: float) -> float:
+    """The value, or an `OptionError` if it is not more than 0 and less than 1."""
+    if not (_is_number(value) and 0 < value < 1):
+        raise OptionError(
+            f"scheduler {scheduler!r}, option {option}: expected more than 0 and less than 1, got {value!r}"
+        )
+    return value
