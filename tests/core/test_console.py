@@ -25,7 +25,7 @@ def state(tmp_path):
         for listener in listeners:
             listener(text)
 
-    options = types.SimpleNamespace(checkpoint_metric="val/loss", loggers=(), resume="never")
+    options = types.SimpleNamespace(checkpoint_metric="val/loss", loggers=(), resume="never", dry_run=False)
     folder = tmp_path / "train_logs" / "26-11-23_18-42-01_brave-otter-3"
     folder.mkdir(parents=True)
     write_command(folder, ["python", "train.py"])

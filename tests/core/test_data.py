@@ -2,6 +2,7 @@ import collections
 import dataclasses
 import itertools
 import random
+import weakref
 from typing import NamedTuple
 
 import numpy as np
@@ -20,10 +21,11 @@ from torch.utils.data import (
 )
 
 from blowtorch import ScriptError
-from blowtorch.data import Batches, move
+from blowtorch.data import Batches
 from blowtorch.errors import BlowtorchWarning
 from blowtorch.metrics import count_samples
 from blowtorch.reproducibility import random_state, restore_random_state
+from blowtorch.transfer import move, one_ahead
 
 CPU = torch.device("cpu")
 META = torch.device("meta")  # moves without an accelerator
@@ -540,6 +542,44 @@ def test_a_batch_has_the_size_of_its_first_tensor(batch, size):
 def test_on_the_cpu_a_batch_is_not_walked():
     batch = {"x": [X]}
     assert next(Batches([batch], 0, CPU).start(1)) is batch
+
+
+def test_the_next_batch_is_on_its_way_while_one_is_trained_on():
+    done = []
+
+    def fetch():
+        for number in range(4):
+            done.append(f"fetch {number}")
+            yield number
+
+    for number in one_ahead(fetch(), lambda batch: done.append(f"begin {batch}") or batch, lambda begun: begun):
+        done.append(f"train {number}")
+    assert done == [
+        *("fetch 0", "begin 0", "fetch 1", "begin 1", "train 0", "fetch 2", "begin 2", "train 1"),
+        *("fetch 3", "begin 3", "train 2", "train 3"),
+    ]
+
+
+def test_no_more_than_two_batches_are_held():
+    alive, most = weakref.WeakSet(), 0
+    for batch in one_ahead((Moves() for _ in range(4)), lambda batch: batch, lambda begun: begun):
+        alive.add(batch)
+        most = max(most, len(alive))
+    assert most <= 2
+
+
+@pytest.mark.parametrize(
+    ("make", "may"),
+    [
+        (lambda: [(X, X)], True),
+        (lambda: DataLoader(Plain(), num_workers=1), True),
+        (lambda: DataLoader(Plain()), False),  # its dataset may draw from the streams of training
+        (lambda: iter([(X, X)]), False),
+        (lambda: DataLoader(CountedStream()), False),  # its position is that of what was fetched
+    ],
+)
+def test_nothing_is_fetched_ahead_where_that_could_be_noticed(make, may):
+    assert Batches(make(), 0, CPU)._may_look_ahead() is may
 
 
 def test_a_nested_batch_moves_whole():

@@ -10,6 +10,7 @@ import traceback
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -189,6 +190,33 @@ def test_a_callback_can_end_the_run(make_run, net, loader):
 
     result = run(net, loader, max_epochs=5, **QUIET)
     assert (result.status, result.step) == ("finished", 3)
+
+
+def test_the_order_in_which_callbacks_are_called_is_written_down(make_run, net, loader):
+    called = []
+
+    class Last:
+        @hookimpl(trylast=True)
+        def epoch_end(self):
+            called.append("Last")
+
+    class Plain:
+        @hookimpl
+        def epoch_end(self):
+            called.append("Plain")
+
+    run = make_run()
+
+    @run.on("epoch_end")
+    def note():
+        called.append("@run.on note")
+
+    callbacks = [Last(), "early_stopping", Plain(), "ema"]
+    result = run(net, loader, loader, callbacks=callbacks, **QUIET)
+    order = yaml.safe_load((result.folder / "run.yaml").read_text())["callbacks"]
+    assert order["epoch_end"] == ["console", "early_stopping", "Plain", "Last", "@run.on note"]
+    assert order["train_step_end"] == ["ema"]
+    assert called == order["epoch_end"][2:]
 
 
 def test_init_functions_see_the_model_before_the_optimizers(make_run, net, loader):

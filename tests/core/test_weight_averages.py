@@ -196,7 +196,7 @@ def test_options_that_cannot_be_used_say_what_is_expected(make, message):
 
 def test_a_loader_without_a_length_cannot_count_epochs(normalised, batches):
     stream = (batch for batch in batches)
-    with pytest.raises(ExtensionError, match="swa, option start: 0.75 of a run whose length is unknown"):
+    with pytest.raises(OptionError, match="swa, option start: 0.75 of a run whose length is unknown"):
         make_run()(normalised, stream, batches[:1], callbacks=["swa"], **QUIET)
-    with pytest.raises(ExtensionError, match="option every: '1 epoch' cannot be counted in steps"):
+    with pytest.raises(OptionError, match="option every: '1 epoch' cannot be counted in steps"):
         make_run()(normalised, iter(batches), batches[:1], callbacks=[{"swa": {"start": "3 steps"}}], **QUIET)

@@ -37,6 +37,7 @@ class Callbacks:
 
     Attributes:
         step_end: who takes part in `train_step_end`, to be called directly: it happens on every step.
+        order: the names of all that take part in each moment, as they are called; functions with their decorator.
     """
 
     def __init__(self, plugins: Sequence[Plugin], functions: Mapping[str, Sequence[Function]]) -> None:
@@ -44,6 +45,11 @@ class Callbacks:
         self._calls: dict[str, list[Callable[[Mapping[str, Any]], Any]]] = {
             moment: [_plugin_call(plugin, moment) for plugin in _in_order(plugins, moment)]
             + [_function_call(function) for function in functions.get(moment, ())]
+            for moment in MOMENTS
+        }
+        self.order = {
+            moment: [plugin.name for plugin in _in_order(plugins, moment)]
+            + [f"@run.on {function.name}" for function in functions.get(moment, ())]
             for moment in MOMENTS
         }
         self.step_end: list[StepEnd] = [_plugin_step_end(plugin) for plugin in _in_order(plugins, "train_step_end")] + [

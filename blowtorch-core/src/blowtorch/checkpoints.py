@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, cast
 
-from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError, nearest
+from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError
 from blowtorch.folder import RunFolder
 from blowtorch.hookspecs import Checkpoint, CheckpointBackendSpec, RunInfo
 from blowtorch.manifest import (
@@ -27,21 +27,12 @@ from blowtorch.manifest import (
     write_manifest,
 )
 from blowtorch.options import RunOptions
+from blowtorch.parts import Stateful, check_parts, check_plain, load_parts
 from blowtorch.plugins import Plugin
 from blowtorch.record import Record
 from blowtorch.reproducibility import random_state, versions
 from blowtorch.state import RunState
-from blowtorch.tensors import WarmCopies, find_not_finite, find_unplain, load_weights, read_tensors, write_tensors
-
-
-class Stateful(Protocol):
-    """Anything whose state belongs into a checkpoint."""
-
-    def state_dict(self) -> Any:
-        """Its state, in tensors and plain values."""
-
-    def load_state_dict(self, state: Any) -> Any:
-        """Take a state back."""
+from blowtorch.tensors import WarmCopies, find_not_finite, load_weights, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -102,9 +93,7 @@ class Checkpoints:
             CheckpointError: a part whose state holds something else than tensors and plain values.
         """
         for name, part in self.parts.items():
-            problem = find_unplain(part.state_dict(), name)
-            if problem is not None:
-                raise CheckpointError(f"{problem}; only tensors, numbers, strings, lists and mappings can be stored")
+            check_plain(part.state_dict(), name)
 
     def begin(self, state: RunState, is_best: bool) -> None:
         """Copy the state of this moment, and begin to write it; `finish` says what became of that.
@@ -144,6 +133,11 @@ class Checkpoints:
             threading.Thread(target=write, name=f"blowtorch {name}", daemon=True).start()
         else:
             write()
+
+    @property
+    def are_local(self) -> bool:
+        """Whether they stay in the run folder."""
+        return self._backend.name == "local"
 
     @property
     def has_news(self) -> bool:
@@ -201,6 +195,25 @@ class Checkpoints:
             warn(f"checkpoint {name} is damaged ({'; '.join(problems)}); an earlier one is taken")
         return None
 
+    def try_to_load(self, state: RunState) -> int:
+        """Load the newest checkpoint as a run that goes on from it would; returns how many bytes it has.
+
+        Raises:
+            CheckpointError: it is damaged, or a part does not take its state back.
+        """
+        name = self._backend.call(CheckpointBackendSpec.checkpoint_list)[-1]
+        with self._scratch() as scratch:
+            directory, problems = self._fetch_verified(name, Path(scratch))
+            if problems:
+                raise CheckpointError(f"checkpoint {name} was written, and is damaged: {'; '.join(problems)}")
+            self._load(name, directory, state, set())
+            return sum(path.stat().st_size for path in directory.iterdir())
+
+    def delete_all(self) -> None:
+        """Delete every checkpoint of the run."""
+        for name in self._backend.call(CheckpointBackendSpec.checkpoint_list):
+            self._backend.call(CheckpointBackendSpec.checkpoint_delete, name=name)
+
     def put_aside_after(self, step: int) -> None:
         """Put aside what lies behind the step from which the run goes on, and the pointers with it."""
         for name in self._backend.call(CheckpointBackendSpec.checkpoint_list):
@@ -239,9 +252,7 @@ class Checkpoints:
         if state.averaged is not None:
             training["weights"], weights = weights, state.averaged
         files = {"training.pt": training, "model.pt": weights}
-        problem = find_unplain(files, name)
-        if problem is not None:
-            raise CheckpointError(f"{problem}; only tensors, numbers, strings, lists and mappings can be stored")
+        check_plain(files, name)
         return self._copies.take(files) if state.options.checkpoint_async else files
 
     def _publish(self, moment: Moment, is_best: bool) -> None:
@@ -282,33 +293,29 @@ class Checkpoints:
         return None
 
     def _restore(self, name: str, directory: Path, state: RunState) -> dict[str, Any]:
-        training, weights = read_tensors(directory / "training.pt"), read_tensors(directory / "model.pt")
         without = set(state.options.resume_without)
-        random: dict[str, Any] = {f"random/{stream}": value for stream, value in training["random"].items()}
-        streams = [f"random/{stream}" for stream in random_state()]
-        _check_parts(name, [*training["parts"], *random], [*self.parts, *streams], without)
-        if "weights" in training:
-            weights, state.earlier_average = training["weights"], weights
-        load_weights(state.model, weights, name)
-        self._load_parts(training["parts"], name, without)
+        training = self._load(name, directory, state, without)
         self.put_aside_after(state.step)
         self._point("latest", name)
         if state.best is not None and state.best.name in self._backend.call(CheckpointBackendSpec.checkpoint_list):
             self._point("best", state.best.name)
         self._record.cut(training["record_length"])  # last: a checkpoint taken later would not fit to it
         self._saved_at = self._position(state)
-        return {key.removeprefix("random/"): value for key, value in random.items() if key not in without}
+        return {stream: value for stream, value in training["random"].items() if f"random/{stream}" not in without}
 
-    def _load_parts(self, saved: Mapping[str, Any], name: str, without: set[str]) -> None:
-        for part, instance in self.parts.items():
-            if part not in without:
-                try:
-                    instance.load_state_dict(saved[part])
-                except Exception as error:
-                    raise CheckpointError(
-                        f"{part} does not take its state from checkpoint {name}: {error}; to begin it anew, set "
-                        f"run.resume_without={part}"
-                    ) from error
+    def _load(self, name: str, directory: Path, state: RunState, without: set[str]) -> dict[str, Any]:
+        """Give model and parts what a checkpoint holds; returns the content of its `training.pt`."""
+        training, weights = read_tensors(directory / "training.pt"), read_tensors(directory / "model.pt")
+        saved, needed = (
+            [f"random/{stream}" for stream in training["random"]],
+            [f"random/{each}" for each in random_state()],
+        )
+        check_parts(name, [*training["parts"], *saved], [*self.parts, *needed], without)
+        if "weights" in training:
+            weights, state.earlier_average = training["weights"], weights
+        load_weights(state.model, weights, name)
+        load_parts(self.parts, training["parts"], name, without)
+        return cast(dict[str, Any], training)
 
     def _measured(self, names: Sequence[str], metric: str) -> list[tuple[float, str]]:
         """The value of a metric and the name of each checkpoint in whose manifest it stands."""
@@ -359,24 +366,3 @@ class Checkpoints:
 
     def _scratch(self) -> "tempfile.TemporaryDirectory[str]":
         return tempfile.TemporaryDirectory(prefix=".tmp-fetch-", dir=self._folder.checkpoints)
-
-
-def _check_parts(name: str, saved: Sequence[str], needed: Sequence[str], without: set[str]) -> None:
-    """Make sure that a checkpoint has just the parts that the script needs, but for those that it is told to leave."""
-    known = sorted({*saved, *needed} - {"state"})
-    for part in sorted(without):
-        if part not in known:
-            raise CheckpointError(
-                f"resume_without names {part!r}, which is no part of checkpoint {name} that can be left out."
-                f"{nearest(part, known)} There are {', '.join(known)}"
-            )
-    missing = [part for part in needed if part not in saved and part not in without]
-    left_over = [part for part in saved if part not in needed and part not in without]
-    if missing or left_over:
-        problems = [f"no {part!r}, which the script has" for part in missing]
-        problems += [f"{part!r}, which the script has not" for part in left_over]
-        raise CheckpointError(
-            f"checkpoint {name} holds {'; '.join(problems)}; restore the script, continue without by "
-            f"run.resume_without={','.join(missing + left_over)}, or start a new run with initialize_from to take the "
-            f"weights alone"
-        )

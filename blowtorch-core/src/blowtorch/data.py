@@ -7,11 +7,10 @@ it, and one that has none is drawn forward.
 
 import contextlib
 import copy
-import dataclasses
 import itertools
 import random
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, IterDataPipe
 from blowtorch.errors import ScriptError, warn
 from blowtorch.order import EpochOrder, tell_epoch
 from blowtorch.reproducibility import derive_seed
+from blowtorch.transfer import SideStream, move, one_ahead
 from blowtorch.workers import SeededDataset, SeededStream, WorkerStart
 
 
@@ -110,7 +110,16 @@ class Batches:
         self._has_started = True
         if self._device.type == "cpu":
             return batches
+        if self._device.type == "cuda" and self._may_look_ahead():
+            stream = SideStream(self._device)
+            return one_ahead(batches, stream.begin, stream.finish)
         return (move(batch, self._device) for batch in batches)
+
+    def take_at_most(self, limit: int) -> None:
+        """From now on, end each epoch after so many batches, if it does not end before."""
+        self._limit = limit if self._limit is None else min(limit, self._limit)
+        if self.num_batches is not None:
+            self.num_batches = min(limit, self.num_batches)
 
     def state_dict(self) -> dict[str, Any]:
         """The position of what is stateful, in the middle of an epoch."""
@@ -151,6 +160,8 @@ class Batches:
             "_iterator": None,
             "generator": torch.Generator(),  # else the global stream is drawn from
         }
+        if loader.num_workers and self._device.type == "cuda":
+            ours["pin_memory"] = True  # or the host would wait for each copy to the device
         if not isinstance(loader.dataset, IterableDataset):
             self._order = EpochOrder(loader, self._seed)
             ours["batch_sampler" if loader.batch_sampler is not None else "sampler"] = self._order
@@ -184,6 +195,12 @@ class Batches:
             for _ in itertools.islice(batches, position):
                 pass
         return batches
+
+    def _may_look_ahead(self) -> bool:
+        """Whether fetching a batch before it is trained on changes nothing: no position, no random stream of ours."""
+        if self.stateful is not None:
+            return False
+        return isinstance(self._source, Sequence) or getattr(self._source, "num_workers", 0) > 0
 
     def _start_stateful(self, epoch: int, position: int) -> Iterator[Any]:
         """From where its own state says; a checkpoint without one was taken when it had none."""
@@ -281,38 +298,6 @@ def _draw_on(iterator: Iterator[Any], first: contextlib.AbstractContextManager[N
     while batch is not _NOTHING:
         yield batch
         batch = next(iterator, _NOTHING)  # and not `for`, which would let some begin again
-
-
-def move(batch: Any, device: torch.device) -> Any:
-    """A batch with every tensor in it on a device; an accelerator is not waited for unless its values are asked for.
-
-    An object with a method `to` moves itself; lists, tuples, mappings and dataclasses are walked and copied.
-    """
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=device.type != "cpu")
-    if callable(getattr(batch, "to", None)):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return _move_mapping(batch, device)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(value, device) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(move(value, device) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        twin: Any = copy.copy(batch)
-        for field in dataclasses.fields(batch):  # frozen ones too, and fields that __init__ does not take
-            object.__setattr__(twin, field.name, move(getattr(batch, field.name), device))
-        return twin
-    return batch
-
-
-def _move_mapping(batch: Mapping[Any, Any], device: torch.device) -> Mapping[Any, Any]:
-    moved = {key: move(value, device) for key, value in batch.items()}
-    if isinstance(batch, MutableMapping):
-        twin = copy.copy(batch)  # keeps what else it holds, such as the default of a defaultdict
-        twin.update(moved)
-        return twin
-    return type(batch)(moved)  # type: ignore[call-arg]
 
 
 def _find_stateful(loader: Any) -> Any:

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from blowtorch.data import Batches, OwnStreams, move
+from blowtorch.data import Batches, OwnStreams
 from blowtorch.errors import CheckpointError, ScriptError
 from blowtorch.reproducibility import derive_seed
 from blowtorch.script import Script
 from blowtorch.start import load_initial_weights
 from blowtorch.state import RunState
 from blowtorch.steps import Function, Returns
+from blowtorch.transfer import move
 from blowtorch.validation import Validation, judging, validate
 from blowtorch.view import find_newest
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from blowtorch.data import move
 from blowtorch.errors import ScriptError
 from blowtorch.optimization import Gradients
 from blowtorch.reproducibility import derive_seed, isolated_random
@@ -15,6 +14,7 @@ from blowtorch.script import Script
 from blowtorch.state import RunState
 from blowtorch.steps import Loss, Returns
 from blowtorch.tensors import WarmCopies
+from blowtorch.transfer import move
 
 _STEPS = 2  # in the first an optimizer makes its state, in the second all of it is there from the beginning
 

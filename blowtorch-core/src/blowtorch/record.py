@@ -176,6 +176,11 @@ class LoggerFeed:
         info: handed to `log_start`; the cursor is kept in its `logger_folder`.
         record: path of the record.
         rewound: for a run that continues, the step and the length of the record it went back to.
+
+    Attributes:
+        trouble: what the logger raised last, if it has not worked since.
+        skipped: events that it refused again and again.
+        is_finished: whether it has been given everything, the end of the run included.
     """
 
     def __init__(self, plugin: Plugin, info: RunInfo, record: Path, rewound: tuple[int, int] | None) -> None:
@@ -187,7 +192,7 @@ class LoggerFeed:
         self._record = record
         self._cursor_path = info.logger_folder / ".cursor"
         self._position, self._step, self._rewind_step = self._read_cursor(rewound)
-        self._is_finished = False
+        self.is_finished = False
         self._wake = threading.Event()
         self._is_closing = False
         self._is_abandoned = False
@@ -201,13 +206,13 @@ class LoggerFeed:
         self._thread.join(max(0.0, deadline - time.monotonic()))
         self._is_abandoned = True
         self._wake.set()
-        return self._is_finished
+        return self.is_finished
 
     def report(self, warn: Callable[[str], None]) -> None:
         """Warn if, after `close`, the logger is behind, or if events had to be skipped."""
         if self.skipped:
             warn(f"{self.plugin.label} refused {self.skipped} events, which were skipped; they are in {self._record}")
-        if not self._is_finished:
+        if not self.is_finished:
             with self._record.open("rb") as file:
                 file.seek(self._position)
                 behind = sum(1 for _ in file)
@@ -234,7 +239,7 @@ class LoggerFeed:
 
     def _run(self) -> None:
         self._try_until_it_works(self._start)
-        while not self._is_finished and not self._is_abandoned:
+        while not self.is_finished and not self._is_abandoned:
             is_last_look = self._is_closing
             is_caught_up = self._deliver_burst()
             if is_caught_up and is_last_look:
@@ -259,7 +264,7 @@ class LoggerFeed:
             self._try_until_it_works(lambda line=line: self._deliver(line), following)  # type: ignore[misc]
             if not self._is_abandoned:
                 self._position += len(line)
-        if lines and not self._is_finished:
+        if lines and not self.is_finished:
             self._try_until_it_works(lambda: self.plugin.call(LoggerSpec.log_flush))
         if lines:
             self._write_cursor()
@@ -284,7 +289,7 @@ class LoggerFeed:
             self._step = event["step"]
         elif event["event"] == "finish":
             self.plugin.call(LoggerSpec.log_finish, status=event["status"], summary=event["summary"])
-            self._is_finished = True
+            self.is_finished = True
 
     def _try_until_it_works(self, deliver: Callable[[], None], following: bytes | None = None) -> None:
         pause, tries = 1.0, 0

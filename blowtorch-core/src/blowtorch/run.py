@@ -22,8 +22,9 @@ from blowtorch.interruption import interruptible
 from blowtorch.loop import train
 from blowtorch.media import log_file, log_histogram, log_image, log_text
 from blowtorch.memory import find_batch_size
-from blowtorch.options import resolve_options
+from blowtorch.options import RunOptions, resolve_options
 from blowtorch.plugins import Plugins
+from blowtorch.rehearsal import as_rehearsal, check_loggers, leaving_no_trace, rehearse, remove_traces, report
 from blowtorch.reproducibility import draw_seed, make_deterministic, seed_everything
 from blowtorch.script import Script
 from blowtorch.session import Session
@@ -185,6 +186,8 @@ class Run(Decorators):
         self._refuse_in_worker()
         resolved = resolve_options(options, self._configured_options())
         loaders = (train_loader, validate_loader)
+        if resolved.dry_run:
+            return self._rehearse(model, loaders, resolved)
         with (
             Session(self._script, self.config, resolved, self._plugins, model, loaders) as session,
             interruptible(session.state),
@@ -262,6 +265,22 @@ class Run(Decorators):
         """
         with self._in_progress(self._detach(model, None, options)) as state:
             return find_batch_size(self._script, state, loader, largest)
+
+    def _rehearse(self, model: nn.Module, loaders: tuple[Any, Any], options: RunOptions) -> RunResult:
+        """What the option `dry_run` asks for."""
+        had_save_path = Path(options.save_path).exists()
+        with leaving_no_trace(self._script, model, self.seed):
+            session = Session(self._script, self.config, as_rehearsal(options), self._plugins, model, loaders)
+            try:
+                with session, interruptible(session.state), self._in_progress(session.state) as state:
+                    session.prepare()
+                    findings = rehearse(session.training, state)
+                check_loggers(session)
+            finally:
+                remove_traces(session, had_save_path)
+        for line in report(session, findings):
+            print(line)
+        return RunResult(session.status, state.folder, state.epoch, state.step, session.metrics(), None)
 
     def _detach(self, model: nn.Module, checkpoint: str | Path | None, options: Mapping[str, Any]) -> RunState:
         """A state that belongs to no run."""

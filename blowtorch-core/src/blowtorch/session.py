@@ -75,7 +75,7 @@ class Session:
         )
         self.state = RunState(info, options, config, self.folder.path, seed, device, model)
         self.state.is_resumed, self.state.compiled_model = is_resumed, compiled
-        self._feeds: list[LoggerFeed] = []
+        self.feeds: list[LoggerFeed] = []
         self._has_begun = False
         try:
             self._record = Record(self.folder.record, self.folder.beat)
@@ -126,7 +126,7 @@ class Session:
         logger_infos = self._make_logger_folders()
         self._begin()
         for plugin, info in zip(self._extensions.loggers, logger_infos, strict=True):
-            self._feeds.append(LoggerFeed(plugin, info, self.folder.record, self._rewound))
+            self.feeds.append(LoggerFeed(plugin, info, self.folder.record, self._rewound))
 
     def metrics(self) -> dict[str, float]:
         """The last value of every metric; of one never recorded, its mean in the window that is still open."""
@@ -201,6 +201,7 @@ class Session:
             versions=versions(),
             git_commit=git_commit(path),
             checkpoint_metric=state.options.checkpoint_metric,
+            callbacks={moment: names for moment, names in self.training.callbacks.order.items() if names},
         )
         for problem in snapshot(self.folder.path, path):
             state.warn(problem)
@@ -256,9 +257,9 @@ class Session:
             summary=summary,
         )
         deadline = time.monotonic() + Interval.parse(state.options.logger_timeout).amount
-        for feed in self._feeds:
+        for feed in self.feeds:
             feed.close(deadline)
-        for feed in self._feeds:
+        for feed in self.feeds:
             feed.report(self._warn_unrecorded)
         if not self._record.close():
             self._warn_unrecorded(f"{self.folder.record} lacks its end, which the disk had no room for")

@@ -74,6 +74,12 @@ class Console:
         reason = state.interruption or state.stop_reason if status != "failed" else None
         ended = [f"{state.info.name} {status}", *([reason] if reason else [])]
         state.say(_line(*ended, *_place(state), _duration(state.seconds)))
+        if not state.options.dry_run:  # of which nothing is left
+            self._say_where(state, status)
+        if self.show in state.listeners:
+            state.listeners.remove(self.show)
+
+    def _say_where(self, state: RunState, status: str) -> None:
         if state.best is not None and state.best.metric is not None:
             metric = f"{state.options.checkpoint_metric} {format_number(state.best.metric)}"
             state.say(_line(f"  best      {metric}", f"step {state.best.step}", _short(state.best.path)))
@@ -82,8 +88,6 @@ class Console:
             state.say(f"  look      tensorboard --logdir {shlex.quote(_short(state.folder.parent))}")
         if status != "finished" and (command := _resume_command(state)):
             state.say(f"  continue  {command}")
-        if self.show in state.listeners:
-            state.listeners.remove(self.show)
 
     def _say_held(self, state: RunState) -> None:
         for line in self._held:

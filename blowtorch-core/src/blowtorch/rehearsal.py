@@ -1,0 +1,225 @@
+"""A dry run: everything that a run does is done once, on the real thing, and nothing of it is left behind.
+
+Two steps, two batches of each validation, a checkpoint that is written, verified and loaded again, and loggers that are
+started, fed and finished. What that took tells what the whole run will take.
+"""
+
+import contextlib
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from blowtorch.clock import Time
+from blowtorch.errors import CheckpointError, ExtensionError
+from blowtorch.loop import begin, drive_epoch, finish, finish_epoch, report_unread_overrides, train_epoch
+from blowtorch.occasions import notify, record_validation
+from blowtorch.options import RunOptions
+from blowtorch.reproducibility import derive_seed, isolated_random
+from blowtorch.script import Script
+from blowtorch.session import Session
+from blowtorch.state import RunState
+from blowtorch.tensors import WarmCopies
+from blowtorch.training import Training
+from blowtorch.validation import Validation, validate
+
+_TIMES = 2  # steps, and batches of each validation
+
+
+@dataclass
+class Findings:
+    """What a dry run has measured.
+
+    Attributes:
+        seconds_per_step: None where there was no step.
+        validations: seconds of one batch, batches, and how often it will be done; None where that is not known.
+        checkpoint_bytes: the size of one checkpoint.
+        checkpoint_seconds: from its copy until it could be read.
+    """
+
+    seconds_per_step: float | None = None
+    validations: dict[str, tuple[float | None, int | None, int | None]] = field(default_factory=dict)
+    checkpoint_bytes: int = 0
+    checkpoint_seconds: float = 0.0
+
+
+@contextlib.contextmanager
+def leaving_no_trace(script: Script, model: nn.Module, seed: int) -> Iterator[None]:
+    """Give back the model, what the script keeps, and the random streams as they were."""
+    parts: dict[str, Any] = {"model": model, **script.kept}
+    before = WarmCopies().take({name: part.state_dict() for name, part in parts.items()})
+    device = next((parameter.device for parameter in model.parameters()), None)
+    try:
+        with isolated_random(derive_seed(seed, "dry run")):
+            yield
+    finally:
+        if device is not None:
+            model.to(device)
+        for name, part in parts.items():
+            part.load_state_dict(before[name])
+
+
+def as_rehearsal(options: RunOptions) -> RunOptions:
+    """The options of a dry run: a new run beside those that exist; no recording disturbs its steps."""
+    return dataclasses.replace(options, resume="never", run_name="dry-run", log_every="2 steps", sanity_batches=0)
+
+
+def rehearse(training: Training, state: RunState) -> Findings:
+    """Do everything that a run does, two times at most.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be written or loaded, or the disk has no room for those of the run.
+    """
+    findings = Findings()
+    intervals = [None if each.trigger is None else each.trigger.interval for each in training.validations]
+    starts = [each.is_at_start for each in training.validations]
+    for validation in training.validations:
+        validation.trigger, validation.is_at_start = None, False  # done below, for two batches only
+    begin(training, state)
+    state.begin_epoch()
+    notify(training, state, "epoch_start")
+    training.batches.take_at_most(_TIMES * state.options.accumulate)
+    marks: list[float] = []
+    training.callbacks.step_end.append(lambda *_: marks.append(time.perf_counter()))
+    started = time.perf_counter()
+    (train_epoch if training.function.kind == "train_step" else drive_epoch)(training, state)
+    findings.seconds_per_step = _last_gap([started, *marks])
+    for validation, interval, is_at_start in zip(training.validations, intervals, starts, strict=True):
+        seconds = time_validation(training, state, validation)
+        end = _foresee_end(state, findings.seconds_per_step)
+        times = None if end is None else (0 if interval is None else interval.count(end)) + is_at_start
+        findings.validations[validation.name] = seconds, validation.batches.num_batches, times
+    finish_epoch(training, state)
+    report_unread_overrides(state)
+    started = time.perf_counter()
+    finish(training, state)
+    findings.checkpoint_bytes = training.checkpoints.try_to_load(state)
+    findings.checkpoint_seconds = time.perf_counter() - started
+    _check_room(training, state, findings.checkpoint_bytes)
+    return findings
+
+
+def time_validation(training: Training, state: RunState, validation: Validation) -> float | None:
+    """Do two batches of a validation; the seconds of the second."""
+    marks: list[float] = [time.perf_counter()]
+    function = validation.function.function
+
+    def marking(**arguments: Any) -> Any:
+        marks.append(time.perf_counter())
+        return function(**arguments)
+
+    validation.function.function = marking
+    with training.returns.objects.put_aside():
+        metrics = validate(validation, state, most_batches=_TIMES)
+    validation.function.function = function
+    record_validation(training, state, validation.name, metrics)
+    return _last_gap([*marks[1:], time.perf_counter()])
+
+
+def remove_traces(session: Session, had_save_path: bool) -> None:
+    """Delete the run folder and the checkpoints, wherever these are."""
+    if hasattr(session, "training"):
+        session.training.checkpoints.delete_all()
+    shutil.rmtree(session.folder.path, ignore_errors=True)
+    if not had_save_path:
+        with contextlib.suppress(OSError):  # another run has begun there meanwhile
+            session.folder.path.parent.rmdir()
+
+
+def check_loggers(session: Session) -> None:
+    """Raise an `ExtensionError` for a logger that did not take all that it was given."""
+    for feed in session.feeds:
+        if not feed.is_finished or feed.skipped:
+            raise ExtensionError(
+                f"the dry run failed: {feed.trouble or f'{feed.plugin.label} is too slow'}; a run would go on without "
+                f"this logger, which could catch up later"
+            )
+
+
+def report(session: Session, findings: Findings) -> Iterator[str]:
+    """What a dry run has found, in lines for people."""
+    state, options = session.state, session.state.options
+    steps, seconds = state.total_steps, findings.seconds_per_step
+    yield "dry run: everything works, and this is what the run will be like"
+    if seconds is not None:
+        yield f"  steps        {state.step} done of {_or_unknown(steps)}, {_duration(seconds)} each"
+    for name, (each, batches, times) in findings.validations.items():
+        pace = "" if each is None else f", {_duration(each)} each"
+        yield f"  {name:<12} {_TIMES} batches done of {_or_unknown(batches)}{pace}; {_or_unknown(times)} times"
+    size, kept = findings.checkpoint_bytes, _most_checkpoints(options)
+    yield f"  checkpoint   {_size(size)} written, verified and loaded in {_duration(findings.checkpoint_seconds)}"
+    if session.training.checkpoints.are_local:
+        free = shutil.disk_usage(_existing(Path(options.save_path))).free
+        yield f"  disk         {_size(kept * size)} for up to {kept} checkpoints; {_size(free)} are free"
+    if session.feeds:
+        names = ", ".join(feed.plugin.name for feed in session.feeds)
+        yield f"  loggers      {names}: started, fed and finished; what they keep elsewhere stays there"
+    yield f"  whole run    {_foresee(findings, steps)}"
+
+
+def _foresee(findings: Findings, steps: int | None) -> str:
+    if steps is None or findings.seconds_per_step is None:
+        return "its length is not known, so neither is its time"
+    total = steps * findings.seconds_per_step
+    for each, batches, times in findings.validations.values():
+        if each is None or batches is None or times is None:
+            return f"about {_duration(total)}, and its validations"
+        total += each * batches * times
+    return f"about {_duration(total)}"
+
+
+def _foresee_end(state: RunState, seconds_per_step: float | None) -> Time | None:
+    steps = state.total_steps
+    if steps is None or seconds_per_step is None:
+        return None
+    epochs = steps // state.steps_per_epoch if state.steps_per_epoch else 0
+    return Time(steps, epochs, steps * state.samples // max(1, state.step), steps * seconds_per_step)
+
+
+def _last_gap(marks: list[float]) -> float | None:
+    return marks[-1] - marks[-2] if len(marks) > 1 else None
+
+
+def _most_checkpoints(options: RunOptions) -> int:
+    return options.keep_last + options.keep_best + 1  # the new one is there before an old one is deleted
+
+
+def _check_room(training: Training, state: RunState, size: int) -> None:
+    """Raise a `CheckpointError` if the disk has no room for the checkpoints that the run will keep."""
+    needed, free = _most_checkpoints(state.options) * size, shutil.disk_usage(state.folder).free
+    if training.checkpoints.are_local and free < needed:
+        raise CheckpointError(
+            f"the run keeps up to {_most_checkpoints(state.options)} checkpoints of {_size(size)}, {_size(needed)} in "
+            f"all, and {state.folder.parent} has {_size(free)} left; free some, or lower keep_last or keep_best"
+        )
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.absolute().parent)
+
+
+def _or_unknown(number: int | None) -> str:
+    return "an unknown number" if number is None else f"{number:,}"
+
+
+def _size(count: float) -> str:
+    """A number of bytes.
+
+    >>> _size(1_234_567)
+    '1.2 MB'
+    """
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds))) if seconds >= 60 else f"{seconds:.2g} s"
