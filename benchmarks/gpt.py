@@ -2,11 +2,11 @@
 
     python benchmarks/gpt.py [--rounds 9] [--steps 20] [--threads 1] [--device cpu]
 
-Both train the model of `examples/gpt` on the same batches of a `DataLoader`, and do the same to it: bf16, two batches a
-step, norms of gradients clipped, AdamW with two groups, a cosine after a warm-up, and the loss read every 10 steps. The
-first round warms up and does not count; it makes sure that the weights come out alike, on a CPU bit for bit. They take turns in one process, round
-by round, so that a machine whose speed drifts treats both alike; what is printed are medians over the rounds, and the
-median of the ratios of the rounds. Checkpoints and validations are left out of both.
+Both train the model of `examples/gpt` on the same batches of a `DataLoader`, and do the same to it: bf16, two batches
+a step, norms of gradients clipped, AdamW with two groups, a cosine after a warm-up, and the loss read every 10 steps.
+They take turns in one process, round by round, so that a machine whose speed drifts treats both alike; what is printed
+are medians over the rounds, and the median of the ratios of the rounds. The first round warms up and does not count; it
+makes sure that the weights come out alike, on a CPU bit for bit. Checkpoints and validations are left out of both.
 """
 
 import argparse
