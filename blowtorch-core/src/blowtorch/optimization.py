@@ -35,8 +35,9 @@ def computing(state: RunState) -> contextlib.AbstractContextManager[Any]:
 class Gradients:
     """What happens to gradients between a loss and the step of an optimizer.
 
-    In this order: those of an accumulation group are averaged over its samples, scaled ones are unscaled, values are
-    clipped, then norms, so that both bounds hold; what is not finite then is left out where that is asked for.
+    In this order: scaled ones are unscaled, those of an accumulation group are averaged over its samples, a step whose
+    gradients are not finite is left out where that is asked for, values are clipped, then norms, so that both bounds
+    hold.
 
     Args:
         state: of the run, its optimizers included.
@@ -158,18 +159,15 @@ class Gradients:
         if self._scaler is not None:
             self._unscale(name, optimizer)
         self._weigh(parameters)
-        if options.clip_grad_value is not None:
-            nn.utils.clip_grad_value_(parameters, options.clip_grad_value)
-        may_skip = self._scaler is not None or options.on_nan == "skip"
-        if options.clip_grad_norm is None and not may_skip:
-            return
-        most = math.inf if options.clip_grad_norm is None else options.clip_grad_norm  # which clips nothing
-        norm = nn.utils.clip_grad_norm_(parameters, most)
-        if may_skip and not math.isfinite(norm):  # this waits for the device
+        if (self._scaler is not None or options.on_nan == "skip") and not _are_finite(parameters):
             self._is_skipping = True
             for parameter in parameters:
                 parameter.grad = None  # an optimizer leaves out what has no gradient
-        elif options.clip_grad_norm is not None:
+            return
+        if options.clip_grad_value is not None:  # which makes infinities finite, so it comes after the look for them
+            nn.utils.clip_grad_value_(parameters, options.clip_grad_value)
+        if options.clip_grad_norm is not None:
+            norm = nn.utils.clip_grad_norm_(parameters, options.clip_grad_norm)
             suffix = f"/{name}" if len(self._state.optimizers) > 1 else ""
             self._state.log({f"grad_norm{suffix}": norm})
 
@@ -187,6 +185,12 @@ class Gradients:
             for parameter in parameters:
                 assert parameter.grad is not None
                 parameter.grad.mul_(self._planned / self._samples)
+
+
+def _are_finite(parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether all gradients are; this waits for the device, once."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return math.isfinite(nn.utils.get_total_norm(gradients))
 
 
 def _forget_casts(*_: Any) -> None:
