@@ -55,6 +55,7 @@ class Gradients:
         self._num_batches = num_batches
         self._scaler = torch.amp.GradScaler(state.device.type) if options.precision == "fp16" else None
         self._unscaled: set[str] = set()  # the optimizers that have stepped since the scaler was brought up to date
+        self._has_lost_overflow = False  # the scaler was brought up to date before it could heed one
         self._planned = 0.0  # samples of an accumulation group, if all its batches have the size of the first
         self._samples = 0  # of the group so far
         self._is_skipping = False
@@ -93,28 +94,28 @@ class Gradients:
     def finish_step(self) -> None:
         """All optimizers have stepped."""
         if self._unscaled and self._scaler is not None:
-            self._scaler.update()
+            factor = self._scaler.get_backoff_factor()
+            self._scaler.update(self._scaler.get_scale() * factor if self._has_lost_overflow else None)
         self._unscaled.clear()
+        self._has_lost_overflow = False
         self._samples = 0
         if not self._is_skipping:
             self._num_skipped = 0
             return
         self._is_skipping = False
-        if self._state.options.on_nan != "skip":  # it is the scaler's, which looks for its scale by such steps
-            return
         self._num_skipped += 1
-        self._state.log({"skipped_steps": 1}, reduce="sum")
-        step = self._state.step + 1
-        if "skipped" not in self._state.reported:
-            self._state.reported.add("skipped")
-            self._state.warn(
-                f"step {step} is left out, since its gradient is not finite; train/skipped_steps counts these"
-            )
-        if self._num_skipped >= _MOST_SKIPPED:
+        step, on_nan = self._state.step + 1, self._state.options.on_nan
+        if on_nan == "skip":  # else it is the scaler's, which looks for its scale by such steps
+            self._state.log({"skipped_steps": 1}, reduce="sum")
+            if "skipped" not in self._state.reported:
+                self._state.reported.add("skipped")
+                self._state.warn(
+                    f"step {step} is left out, since its gradient is not finite; train/skipped_steps counts these"
+                )
+        if self._num_skipped >= _MOST_SKIPPED and on_nan != "ignore":
             raise NotFiniteError(
-                f"the gradients of the last {self._num_skipped} steps, up to step {step}, were not finite, so "
-                f"on_nan='skip' has left out all of them; lower the learning rate, or look for the cause with "
-                f"detect_anomalies=True"
+                f"the gradients of the last {self._num_skipped} steps, up to step {step}, were not finite, so all of "
+                f"them were left out; lower the learning rate, or look for the cause with detect_anomalies=True"
             )
 
     def close(self) -> None:
@@ -176,6 +177,7 @@ class Gradients:
         if name in self._unscaled:  # a train step that drives itself may step an optimizer again: by the same scale
             self._scaler.update(self._scaler.get_scale())
             self._unscaled.clear()
+            self._has_lost_overflow = self._is_skipping
         self._scaler.unscale_(optimizer)
         self._unscaled.add(name)
 
@@ -198,10 +200,21 @@ def _forget_casts(*_: Any) -> None:
     torch.clear_autocast_cache()
 
 
-def check_self_driven(function: str, options: RunOptions) -> None:
-    """Raise a `ScriptError` for an option that only the loop can heed, where a function steps the optimizers itself."""
+def check_self_driven(function: str, asks_for: Sequence[str], options: RunOptions) -> None:
+    """Raise a `ScriptError` for an option that cannot be heeded, where a function steps the optimizers itself."""
     if options.accumulate > 1:
         raise ScriptError(
             f"accumulate is {options.accumulate}, but {function} steps the optimizers itself, and so decides how many "
             f"batches make a step; leave the option out"
         )
+    if options.precision == "fp16" and "backward" not in asks_for:
+        raise ScriptError(
+            f"precision is 'fp16', which scales losses, but {function} does not ask for 'backward'; add it to the "
+            f"arguments, and call backward(loss) instead of loss.backward()"
+        )
+
+
+def detecting_anomalies(options: RunOptions) -> contextlib.AbstractContextManager[Any]:
+    """The context in which torch names the operation whose gradient is NaN, if the option asks for it."""
+    # Unlike `detect_anomaly`, this says nothing of being slow, which whoever sets the option has read there.
+    return torch.autograd.set_detect_anomaly(True) if options.detect_anomalies else contextlib.nullcontext()
