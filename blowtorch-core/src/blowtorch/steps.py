@@ -139,8 +139,9 @@ class Returns:
     """
 
     def __init__(self, function: str, state: RunState, objects: MetricObjects | None = None) -> None:
-        self.window = Window(state.reductions, only_finite=state.options.on_nan == "skip")
+        self.window = Window(only_finite=state.options.on_nan == "skip")
         self.objects = objects or MetricObjects()
+        self._reductions = state.reductions
         self._function = function
         self._warn = state.warn
         self._plain: set[str] = set()  # the metrics that were scalars on the CPU when they were last looked at
@@ -230,6 +231,12 @@ class Returns:
                 f"{self._function} returned {_described(returned)}; expected a scalar tensor or a dict of name to "
                 f"tensor or number, such as {{'loss': loss}}"
             )
+        for name in logged:
+            reduce = self._reductions.get(name, "mean")
+            if reduce != "mean":
+                if name in returned:
+                    raise ScriptError(f"{self._function} returns {name!r}, and logs it with reduce={reduce!r} too")
+                self.window.reductions[name] = reduce
         metrics = {**returned, **logged}
         logged.clear()
         if "batch_size" in metrics:
