@@ -46,6 +46,10 @@ class Window:
                 value = value.item()
             self._add(name, value, weight)
 
+    def reduces(self, name: str) -> bool:
+        """Whether something else than the mean is wanted of a metric."""
+        return name in self._reductions
+
     def close(self) -> Totals:
         """The totals of the window, which is then empty; waits for the device if values are there."""
         totals = self._read()

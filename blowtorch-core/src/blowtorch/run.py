@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import get_worker_info
 
@@ -300,8 +301,10 @@ class Run(Decorators):
     def _in_progress(self, state: RunState) -> Iterator[RunState]:
         """Let `log` reach a state inside; an evaluation may take place inside of a training."""
         outer, self._state = self._state, state
+        detects = state.options.detect_anomalies or torch.is_anomaly_enabled()
         try:
-            yield state
+            with torch.autograd.set_detect_anomaly(detects):
+                yield state
         finally:
             self._state = outer
 

@@ -190,7 +190,9 @@ class Returns:
         metrics = self.read(returned, logged)
         samples = metrics.pop("batch_size") if "batch_size" in metrics else count_samples(batch)
         is_scalar = not self._has_warned and not self.window.only_finite  # else each value needs a closer look
-        self._plain = {name for name, value in metrics.items() if is_scalar and _is_plain(value)}
+        self._plain = {
+            name for name, value in metrics.items() if is_scalar and _is_plain(value) and not self.window.reduces(name)
+        }
         names = list(metrics)
         self.window.add({name: metrics[name] for name in names[names.index(begin) if begin else 0 :]}, samples)
         return metrics, samples
