@@ -1235,3 +1235,27 @@ def test_hooks_that_nobody_implements_add_nothing_to_a_step(make_run, net, loade
         counts.append(calls)
     assert counts[0] == counts[1]
     assert len(counts[0]) > 100
+
+
+def test_an_anomaly_names_the_operation_whose_gradient_is_nan_and_is_looked_for_in_no_later_run(make_run, net, loader):
+    run = make_run(validates=False)
+    run.train_step(lambda batch, model: (model(batch[0]).mean() * 0).sqrt())
+    options = {"detect_anomalies": True, "progress": False}
+    with pytest.warns(UserWarning, match="forward call"), pytest.raises(RuntimeError, match="MulBackward0.*nan"):
+        run(net, loader, **options)
+    assert not torch.is_anomaly_enabled()
+    with pytest.warns(UserWarning, match="forward call"), pytest.raises(RuntimeError, match="MulBackward0.*nan"):
+        run(net, loader, dry_run=True, **options)
+
+
+def test_a_metric_that_is_reduced_in_training_is_reduced_alike_in_a_validation_that_returns_it(make_run, net, loader):
+    run = make_run(validates=False)
+
+    @run.train_step
+    def train_step(batch, model, log):
+        log({"samples": len(batch[0])}, reduce="sum")
+        return model(batch[0]).square().mean()
+
+    run.validate_step(lambda batch, model: {"samples": float(len(batch[0]))})
+    result = run(net, loader, loader, progress=False)
+    assert (result.metrics["train_epoch/samples"], result.metrics["val/samples"]) == (64, 64)
