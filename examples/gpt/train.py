@@ -90,7 +90,8 @@ def sample(model, state, step):
     """
     text = model.write(**run["sample"])
     run.log_text("sample", text)
-    state.say(f"what it writes after {step} steps:\n\n{indent(text.strip(), ' ' * 8)}\n")
+    shown = "".join(each if each.isprintable() or each == "\n" else "�" for each in text)  # a terminal obeys the rest
+    state.say(f"what it writes after {step} steps:\n\n{indent(shown.strip(), ' ' * 8)}\n")
 
 
 @run.configure_optimizers
