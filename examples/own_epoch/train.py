@@ -72,4 +72,4 @@ if __name__ == "__main__":
     train, validate = random_split(dataset, [0.75, 0.25], generator=torch.Generator().manual_seed(run.seed))
     model = nn.Sequential(nn.Linear(64, run["width"]), nn.ReLU(), nn.Linear(run["width"], 10))
     train_loader = DataLoader(train, run["batch_size"], shuffle=True)
-    run(model, train_loader, DataLoader(validate, 256), max_epochs=10, validate_at_start=True)
+    run(model, train_loader, DataLoader(validate, 256), run_name="own_epoch", max_epochs=10, validate_at_start=True)

@@ -95,6 +95,7 @@ if __name__ == "__main__":
         ByteModel(**run["model"]),
         DataLoader(stream, run["batch_size"], num_workers=run["workers"]),
         validate_batches,
+        run_name="stream",
         max_steps=1000,
         log_every="25 steps",
         validate_every="100 steps",

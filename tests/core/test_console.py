@@ -100,6 +100,12 @@ def test_a_validation_has_one_line(state):
     assert state.lines == ["epoch  3/10 · step  120 · val/loss 0.04123 · val/accuracy 0.987"]
 
 
+def test_a_validation_that_measures_nothing_has_none(state):
+    """It may be there to show something, such as samples."""
+    Console().validation_end(state, {})
+    assert state.lines == []
+
+
 def test_at_the_end_of_an_epoch_its_own_line_comes_before_those_of_validations(state):
     console = Console()
     state.is_epoch_done = True

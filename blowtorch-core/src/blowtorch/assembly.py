@@ -114,10 +114,12 @@ def assemble(
     count_steps(state, data.train.num_batches)
     schedules = build_optimizers(script, state, extensions.scheduler)
     gradients = _build_gradients(script, state, data.train.num_batches)
-    assert script.train is not None
-    function = script.train.bind(state, backward=Tensor.backward if gradients is None else gradients.backward)
+    train = script.train
+    assert train is not None
+    function = train.bind(state, backward=Tensor.backward if gradients is None else gradients.backward)
     roots = {"model": state.model, **script.kept}
-    objects = MetricObjects(lambda: find_metric_objects(function.function, roots))
+    objects = MetricObjects(lambda: find_metric_objects(train.function, roots))
+    returns = Returns(function.name, state, objects)
     callbacks = Callbacks(
         extensions.callbacks,
         {moment: [each.bind(state) for each in functions] for moment, functions in script.moments.items()},
@@ -125,7 +127,7 @@ def assemble(
     training = Training(
         function=function,
         batches=data.train,
-        returns=Returns(function.name, state, objects),
+        returns=returns,
         loss=Loss(function, state.options.optimize_metric),
         schedules=schedules,
         validations=_build_validations(state, data),
@@ -133,7 +135,7 @@ def assemble(
         record=record,
         checkpoints=Checkpoints(folder, extensions.backend, state.info, record),
         gradients=gradients,
-        epoch_window=Window(state.reductions),
+        epoch_window=Window(returns.window.reductions),
         record_trigger=Trigger(Interval.parse(state.options.log_every)),
         checkpoint_trigger=_trigger(state.options.checkpoint_every),
     )
@@ -165,7 +167,7 @@ def _name_parts(training: Training, state: RunState, kept: Mapping[str, Any]) ->
 def _build_gradients(script: Script, state: RunState, num_batches: int | None) -> Gradients | None:
     assert script.train is not None
     if script.train.drives_itself:
-        check_self_driven(script.train.name, state.options)
+        check_self_driven(script.train.name, script.train.asks_for, state.options)
     return Gradients(state, num_batches) if Gradients.are_touched(state.options) else None
 
 

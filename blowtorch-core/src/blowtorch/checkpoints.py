@@ -228,7 +228,7 @@ class Checkpoints:
 
     def _refuse_not_finite(self, name: str, state: RunState) -> None:
         """Let no spoiled state take the place of a good one."""
-        open_sums = [value for value, _ in self.parts["window"].state_dict().values()]
+        open_sums = [total for total, *_ in self.parts["window"].state_dict().values()]
         if all(map(math.isfinite, [*state.metrics.values(), *open_sums])):
             return
         spoiled = find_not_finite(state.model)

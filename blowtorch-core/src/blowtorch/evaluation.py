@@ -9,6 +9,7 @@ import torch
 
 from blowtorch.data import Batches, OwnStreams
 from blowtorch.errors import CheckpointError, ScriptError
+from blowtorch.metric_objects import find_metric_objects, put_aside
 from blowtorch.reproducibility import derive_seed
 from blowtorch.script import Script
 from blowtorch.start import load_initial_weights
@@ -33,7 +34,8 @@ def evaluate(script: Script, state: RunState, loader: Any) -> dict[str, float]:
     assert request.function is not None
     loader = _choose(loader, request.loader, "evaluate", "validate_step")
     batches = Batches(loader, state.seed, state.device, state.options.limit_validate_batches, request.name)
-    with contextlib.closing(batches):
+    objects = find_metric_objects(request.function.function, {"model": state.model, **script.kept})
+    with contextlib.closing(batches), put_aside(objects.values()):  # a training under way may use the same ones
         function = request.function.bind(state, is_validate=True)
         return validate(Validation(request.name, function, batches, Returns(function.name, state), None, False), state)
 

@@ -75,9 +75,11 @@ def begin(training: Training, state: RunState) -> None:
 
 def try_validations(training: Training, state: RunState) -> None:
     """Do a little of each validation, so that a mistake in it shows now and not after an epoch of training."""
+    state.is_trying = True
     for validation in training.validations:
         with training.returns.objects.put_aside():
             validate(validation, state, most_batches=state.options.sanity_batches)
+    state.is_trying = False
 
 
 def finish(training: Training, state: RunState) -> None:

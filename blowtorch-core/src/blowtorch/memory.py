@@ -1,12 +1,15 @@
 """How large a batch fits into the memory of a device."""
 
+import contextlib
 import gc
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from blowtorch.errors import ScriptError
+from blowtorch.metric_objects import find_metric_objects, put_aside
 from blowtorch.optimization import Gradients
 from blowtorch.reproducibility import derive_seed, isolated_random
 from blowtorch.schedules import read_configured
@@ -22,7 +25,7 @@ _STEPS = 2  # in the first an optimizer makes its state, in the second all of it
 def find_batch_size(script: Script, state: RunState, loader: Any, largest: int | None) -> int:
     """The largest batch size, in doublings or halvings of the loader's, with which two steps fit into memory.
 
-    Model and random streams are afterwards as they were.
+    Model, kept objects and random streams are afterwards as they were.
 
     Raises:
         ScriptError: there is no train step, the loader is none of torch, or not even one sample fits.
@@ -33,18 +36,33 @@ def find_batch_size(script: Script, state: RunState, loader: Any, largest: int |
         raise ScriptError(f"run.find_batch_size expects a DataLoader with a batch size, got {loader!r:.100}")
     limits = [limit for limit in (largest, _length(loader.dataset)) if limit is not None]
     size, most = loader.batch_size, min(limits, default=2**31)
-    kept = WarmCopies().take(state.model.state_dict())
     fits: dict[int, bool] = {}
-    with isolated_random(derive_seed(state.seed, "find_batch_size")):
+    with leaving_as_it_is(script, state), isolated_random(derive_seed(state.seed, "find_batch_size")):
         while size >= 1 and size not in fits:
             size = min(size, most)
             fits[size] = _fits(script, state, loader, size)
-            state.model.load_state_dict(kept)
             size = (2 * size if size < most else size) if fits[size] else size // 2
     best = max((size for size, does in fits.items() if does), default=None)
     if best is None:
         raise ScriptError(f"a step with a single sample does not fit into the memory of {state.device}")
     return best
+
+
+@contextlib.contextmanager
+def leaving_as_it_is(script: Script, state: RunState) -> Iterator[None]:
+    """Give back what steps change: weights, modes, metric objects, and what the script keeps."""
+    assert script.train is not None
+    parts: dict[str, Any] = {"model": state.model, **script.kept}
+    before = WarmCopies().take({name: part.state_dict() for name, part in parts.items()})
+    modes = [(module, module.training) for module in state.model.modules()]
+    with put_aside(find_metric_objects(script.train.function, parts).values()):
+        try:
+            yield
+        finally:
+            for name, part in parts.items():
+                part.load_state_dict(before[name])
+            for module, mode in modes:
+                module.training = mode
 
 
 def _fits(script: Script, state: RunState, loader: DataLoader[Any], size: int) -> bool:

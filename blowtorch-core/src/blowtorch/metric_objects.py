@@ -5,13 +5,13 @@ What makes a metric object are its methods `update`, `compute` and `reset`; torc
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
-from blowtorch.errors import CheckpointError
+from blowtorch.errors import CheckpointError, ScriptError
 
 
 class MetricObjects:
@@ -20,14 +20,24 @@ class MetricObjects:
     Args:
         find: finds, by the place where each lies, those that a step may return. By its place an object is known before
             the step has returned it, which a run that is continued needs: its state must be back before it is updated.
+            None where nothing is saved.
     """
 
-    def __init__(self, find: Callable[[], Mapping[str, Any]] = dict) -> None:
+    def __init__(self, find: Callable[[], Mapping[str, Any]] | None = None) -> None:
         self._find = find
         self._returned: dict[str, Any] = {}
+        self._places: dict[str, str] = {}
 
     def add(self, name: str, metric: Any) -> None:
-        """Take note of one that was returned under a name."""
+        """Take note of one that was returned under a name.
+
+        Raises:
+            ScriptError: it could not be continued after a restart.
+        """
+        if self._returned.get(name) is metric:
+            return
+        if self._find is not None:
+            self._places[name] = _place_of(name, metric, self._find())
         self._returned[name] = metric
 
     def compute(self) -> dict[str, float]:
@@ -38,17 +48,9 @@ class MetricObjects:
         self.reset()
         return values
 
-    @contextlib.contextmanager
-    def put_aside(self) -> Iterator[None]:
+    def put_aside(self) -> contextlib.AbstractContextManager[None]:
         """Let something else use the same objects meanwhile, beginning with nothing."""
-        kept = [(metric, read_metric_object(metric)) for metric in self._returned.values()]
-        for metric, _ in kept:
-            metric.reset()
-        try:
-            yield
-        finally:
-            for metric, state in kept:
-                write_metric_object(metric, state)
+        return put_aside(self._returned.values())
 
     def reset(self) -> None:
         """Begin all of them anew."""
@@ -58,25 +60,52 @@ class MetricObjects:
 
     def state_dict(self) -> dict[str, Any]:
         """By the name and place of each that has something to be remembered."""
-        places = {id(metric): place for place, metric in self._find().items()} if self._returned else {}
-        state = {}
-        for name, metric in self._returned.items():
-            if id(metric) not in places:
-                raise CheckpointError(
-                    f"the metric object returned as {name!r} cannot be found again when the run is continued; keep it "
-                    f"in a variable that the step names, or in the model"
-                )
-            state[name] = [places[id(metric)], read_metric_object(metric)]
-        return state
+        return {
+            name: [self._places[name], read_metric_object(metric)]
+            for name, metric in self._returned.items()
+            if name in self._places
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it back."""
-        found = self._find() if state else {}
+        found = self._find() if state and self._find is not None else {}
         for name, (place, values) in state.items():
             if place not in found:
                 raise CheckpointError(f"there is no metric object at {place}, which was returned as {name!r}")
             write_metric_object(found[place], values)
-            self._returned[name] = found[place]
+            self._returned[name], self._places[name] = found[place], place
+
+
+@contextlib.contextmanager
+def put_aside(metrics: Iterable[Any]) -> Iterator[None]:
+    """Let something else use metric objects meanwhile, beginning with nothing."""
+    kept = [(metric, read_metric_object(metric)) for metric in metrics if _has_state(metric)]
+    for metric, _ in kept:
+        metric.reset()
+    try:
+        yield
+    finally:
+        for metric, state in kept:
+            write_metric_object(metric, state)
+
+
+def _place_of(name: str, metric: Any, found: Mapping[str, Any]) -> str:
+    if not _has_state(metric):
+        raise ScriptError(
+            f"the metric object returned as {name!r} has no state_dict and load_state_dict, so a run that is stopped "
+            f"would forget what it has gathered"
+        )
+    for place, each in found.items():
+        if each is metric:
+            return place
+    raise ScriptError(
+        f"the metric object returned as {name!r} could not be found again when the run is continued; keep it in a "
+        f"variable that the step names, or in the model"
+    )
+
+
+def _has_state(metric: Any) -> bool:
+    return all(callable(getattr(metric, name, None)) for name in ("state_dict", "load_state_dict"))
 
 
 def find_metric_objects(function: Callable[..., Any], roots: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,8 +147,8 @@ def is_metric_object(value: Any) -> bool:
 
 def read_metric_object(metric: Any) -> Any:
     """A copy of what a metric object has gathered, in tensors and plain values."""
-    if not isinstance(metric, nn.Module):
-        return metric.state_dict()
+    if not _is_of_torchmetrics(metric):
+        return _cloned(metric.state_dict())
     # A torchmetrics object leaves its state out of its state_dict unless told otherwise.
     return {
         place: {name: _cloned(value) for name, value in module.metric_state.items()}
@@ -131,8 +160,8 @@ def read_metric_object(metric: Any) -> Any:
 
 def write_metric_object(metric: Any, state: Any) -> None:
     """Give it what `read_metric_object` gave."""
-    if not isinstance(metric, nn.Module):
-        metric.load_state_dict(state)
+    if not _is_of_torchmetrics(metric):
+        metric.load_state_dict(_cloned(state))
         return
     modules = dict(metric.named_modules())
     for place, values in state.items():
@@ -140,10 +169,16 @@ def write_metric_object(metric: Any, state: Any) -> None:
             setattr(modules[place], name, _cloned(value))
 
 
+def _is_of_torchmetrics(metric: Any) -> bool:
+    return isinstance(metric, nn.Module) and any(hasattr(module, "metric_state") for module in metric.modules())
+
+
 def _cloned(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
-    return [_cloned(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, Mapping):
+        return {key: _cloned(item) for key, item in value.items()}
+    return type(value)(map(_cloned, value)) if type(value) in (list, tuple) else value
 
 
 def _flatten(name: str, value: Any) -> dict[str, float]:

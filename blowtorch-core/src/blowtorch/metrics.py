@@ -25,14 +25,15 @@ class Window:
     """Means of named scalars, weighted by batch size, since the window was opened.
 
     Args:
-        reductions: `sum`, `max`, `min` or `last` for those of which something else than the mean is wanted.
+        reductions: `sum`, `max`, `min` or `last` for those of which something else than the mean is wanted; it may
+            grow, and two windows of the same metrics share it.
         only_finite: leave out values that are NaN or infinite.
     """
 
-    def __init__(self, reductions: Mapping[str, str] | None = None, only_finite: bool = False) -> None:
+    def __init__(self, reductions: dict[str, str] | None = None, only_finite: bool = False) -> None:
         self.totals: Totals = {}  # of the values that have been read
         self.only_finite = only_finite
-        self._reductions = {} if reductions is None else reductions
+        self.reductions: dict[str, str] = {} if reductions is None else reductions
         self._waiting: list[tuple[str, float, Tensor]] = []
         self._packed: list[tuple[list[tuple[str, float]], Tensor]] = []
 
@@ -45,10 +46,6 @@ class Window:
                     continue
                 value = value.item()
             self._add(name, value, weight)
-
-    def reduces(self, name: str) -> bool:
-        """Whether something else than the mean is wanted of a metric."""
-        return name in self._reductions
 
     def close(self) -> Totals:
         """The totals of the window, which is then empty; waits for the device if values are there."""
@@ -64,28 +61,29 @@ class Window:
         """Add the totals of another window."""
         for name, (value, weight) in totals.items():
             mine = self.totals.get(name, NOTHING)
-            if name not in self._reductions:
+            if name not in self.reductions:
                 self.totals[name] = (mine[0] + value, mine[1] + weight)
             elif weight:
                 self._add(name, value, weight)
 
-    def state_dict(self) -> dict[str, list[float]]:
-        """The open window in plain values."""
-        return {name: list(total) for name, total in self._read().items()}
+    def state_dict(self) -> dict[str, list[Any]]:
+        """The open window in plain values: total, weight and reduction of each name."""
+        return {name: [*total, self.reductions.get(name, "mean")] for name, total in self._read().items()}
 
-    def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
+    def load_state_dict(self, state: Mapping[str, list[Any]]) -> None:
         """Open the window where it was."""
-        self.totals = {name: (value, weight) for name, (value, weight) in state.items()}
+        self.totals = {name: (value, weight) for name, (value, weight, _) in state.items()}
+        self.reductions |= {name: reduce for name, (_, _, reduce) in state.items() if reduce != "mean"}
         self._waiting, self._packed = [], []
 
     def _add(self, name: str, value: float, weight: float) -> None:
         if self.only_finite and not math.isfinite(value):
             return
         total = self.totals.get(name, NOTHING)
-        if name not in self._reductions:
+        if name not in self.reductions:
             self.totals[name] = (total[0] + value * weight, total[1] + weight)
         else:
-            reduce = REDUCTIONS[self._reductions[name]]
+            reduce = REDUCTIONS[self.reductions[name]]
             self.totals[name] = (reduce(total[0], value) if total[1] else value, 1.0)
 
     def _wait_for(self, name: str, weight: float, value: Tensor) -> None:

@@ -35,8 +35,9 @@ def computing(state: RunState) -> contextlib.AbstractContextManager[Any]:
 class Gradients:
     """What happens to gradients between a loss and the step of an optimizer.
 
-    In this order: those of an accumulation group are averaged over its samples, scaled ones are unscaled, values are
-    clipped, then norms, so that both bounds hold; what is not finite then is left out where that is asked for.
+    In this order: scaled ones are unscaled, those of an accumulation group are averaged over its samples, a step whose
+    gradients are not finite is left out where that is asked for, values are clipped, then norms, so that both bounds
+    hold.
 
     Args:
         state: of the run, its optimizers included.
@@ -54,6 +55,7 @@ class Gradients:
         self._num_batches = num_batches
         self._scaler = torch.amp.GradScaler(state.device.type) if options.precision == "fp16" else None
         self._unscaled: set[str] = set()  # the optimizers that have stepped since the scaler was brought up to date
+        self._has_lost_overflow = False  # the scaler was brought up to date before it could heed one
         self._planned = 0.0  # samples of an accumulation group, if all its batches have the size of the first
         self._samples = 0  # of the group so far
         self._is_skipping = False
@@ -92,28 +94,28 @@ class Gradients:
     def finish_step(self) -> None:
         """All optimizers have stepped."""
         if self._unscaled and self._scaler is not None:
-            self._scaler.update()
+            factor = self._scaler.get_backoff_factor()
+            self._scaler.update(self._scaler.get_scale() * factor if self._has_lost_overflow else None)
         self._unscaled.clear()
+        self._has_lost_overflow = False
         self._samples = 0
         if not self._is_skipping:
             self._num_skipped = 0
             return
         self._is_skipping = False
-        if self._state.options.on_nan != "skip":  # it is the scaler's, which looks for its scale by such steps
-            return
         self._num_skipped += 1
-        self._state.log({"skipped_steps": 1}, reduce="sum")
-        step = self._state.step + 1
-        if "skipped" not in self._state.reported:
-            self._state.reported.add("skipped")
-            self._state.warn(
-                f"step {step} is left out, since its gradient is not finite; train/skipped_steps counts these"
-            )
-        if self._num_skipped >= _MOST_SKIPPED:
+        step, on_nan = self._state.step + 1, self._state.options.on_nan
+        if on_nan == "skip":  # else it is the scaler's, which looks for its scale by such steps
+            self._state.log({"skipped_steps": 1}, reduce="sum")
+            if "skipped" not in self._state.reported:
+                self._state.reported.add("skipped")
+                self._state.warn(
+                    f"step {step} is left out, since its gradient is not finite; train/skipped_steps counts these"
+                )
+        if self._num_skipped >= _MOST_SKIPPED and on_nan != "ignore":
             raise NotFiniteError(
-                f"the gradients of the last {self._num_skipped} steps, up to step {step}, were not finite, so "
-                f"on_nan='skip' has left out all of them; lower the learning rate, or look for the cause with "
-                f"detect_anomalies=True"
+                f"the gradients of the last {self._num_skipped} steps, up to step {step}, were not finite, so all of "
+                f"them were left out; lower the learning rate, or look for the cause with detect_anomalies=True"
             )
 
     def close(self) -> None:
@@ -158,18 +160,15 @@ class Gradients:
         if self._scaler is not None:
             self._unscale(name, optimizer)
         self._weigh(parameters)
-        if options.clip_grad_value is not None:
-            nn.utils.clip_grad_value_(parameters, options.clip_grad_value)
-        may_skip = self._scaler is not None or options.on_nan == "skip"
-        if options.clip_grad_norm is None and not may_skip:
-            return
-        most = math.inf if options.clip_grad_norm is None else options.clip_grad_norm  # which clips nothing
-        norm = nn.utils.clip_grad_norm_(parameters, most)
-        if may_skip and not math.isfinite(norm):  # this waits for the device
+        if (self._scaler is not None or options.on_nan == "skip") and not _are_finite(parameters):
             self._is_skipping = True
             for parameter in parameters:
                 parameter.grad = None  # an optimizer leaves out what has no gradient
-        elif options.clip_grad_norm is not None:
+            return
+        if options.clip_grad_value is not None:  # which makes infinities finite, so it comes after the look for them
+            nn.utils.clip_grad_value_(parameters, options.clip_grad_value)
+        if options.clip_grad_norm is not None:
+            norm = nn.utils.clip_grad_norm_(parameters, options.clip_grad_norm)
             suffix = f"/{name}" if len(self._state.optimizers) > 1 else ""
             self._state.log({f"grad_norm{suffix}": norm})
 
@@ -178,6 +177,7 @@ class Gradients:
         if name in self._unscaled:  # a train step that drives itself may step an optimizer again: by the same scale
             self._scaler.update(self._scaler.get_scale())
             self._unscaled.clear()
+            self._has_lost_overflow = self._is_skipping
         self._scaler.unscale_(optimizer)
         self._unscaled.add(name)
 
@@ -189,15 +189,32 @@ class Gradients:
                 parameter.grad.mul_(self._planned / self._samples)
 
 
+def _are_finite(parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether all gradients are; this waits for the device, once."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return math.isfinite(nn.utils.get_total_norm(gradients))
+
+
 def _forget_casts(*_: Any) -> None:
     """Weights have changed, and a train step that steps itself goes on computing: its casts of them are of before."""
     torch.clear_autocast_cache()
 
 
-def check_self_driven(function: str, options: RunOptions) -> None:
-    """Raise a `ScriptError` for an option that only the loop can heed, where a function steps the optimizers itself."""
+def check_self_driven(function: str, asks_for: Sequence[str], options: RunOptions) -> None:
+    """Raise a `ScriptError` for an option that cannot be heeded, where a function steps the optimizers itself."""
     if options.accumulate > 1:
         raise ScriptError(
             f"accumulate is {options.accumulate}, but {function} steps the optimizers itself, and so decides how many "
             f"batches make a step; leave the option out"
         )
+    if options.precision == "fp16" and "backward" not in asks_for:
+        raise ScriptError(
+            f"precision is 'fp16', which scales losses, but {function} does not ask for 'backward'; add it to the "
+            f"arguments, and call backward(loss) instead of loss.backward()"
+        )
+
+
+def detecting_anomalies(options: RunOptions) -> contextlib.AbstractContextManager[Any]:
+    """The context in which torch names the operation whose gradient is NaN, if the option asks for it."""
+    # Unlike `detect_anomaly`, this says nothing of being slow, which whoever sets the option has read there.
+    return torch.autograd.set_detect_anomaly(True) if options.detect_anomalies else contextlib.nullcontext()

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.data import get_worker_info
 
@@ -23,6 +22,7 @@ from blowtorch.interruption import interruptible
 from blowtorch.loop import train
 from blowtorch.media import log_file, log_histogram, log_image, log_text
 from blowtorch.memory import find_batch_size
+from blowtorch.optimization import detecting_anomalies
 from blowtorch.options import RunOptions, resolve_options
 from blowtorch.plugins import Plugins
 from blowtorch.rehearsal import as_rehearsal, check_loggers, leaving_no_trace, rehearse, remove_traces, report
@@ -193,6 +193,7 @@ class Run(Decorators):
             Session(self._script, self.config, resolved, self._plugins, model, loaders) as session,
             interruptible(session.state),
             self._in_progress(session.state) as state,
+            detecting_anomalies(resolved),
         ):
             session.prepare()
             self._last_folder = state.folder
@@ -273,7 +274,12 @@ class Run(Decorators):
         with leaving_no_trace(self._script, model, self.seed):
             session = Session(self._script, self.config, as_rehearsal(options), self._plugins, model, loaders)
             try:
-                with session, interruptible(session.state), self._in_progress(session.state) as state:
+                with (
+                    session,
+                    interruptible(session.state),
+                    self._in_progress(session.state) as state,
+                    detecting_anomalies(options),
+                ):
                     session.prepare()
                     findings = rehearse(session.training, state)
                 check_loggers(session)
@@ -294,17 +300,15 @@ class Run(Decorators):
     def _log_media(self, log: Callable[..., None], method: str, *arguments: Any) -> None:
         if self._state is None:
             raise ScriptError(f"run.{method} was called while nothing is being trained, validated or evaluated")
-        if self._state.info.id:  # an evaluation belongs to no run
+        if self._state.info.id and not self._state.is_trying:  # an evaluation belongs to no run
             log(self._state, *arguments)
 
     @contextlib.contextmanager
     def _in_progress(self, state: RunState) -> Iterator[RunState]:
         """Let `log` reach a state inside; an evaluation may take place inside of a training."""
         outer, self._state = self._state, state
-        detects = state.options.detect_anomalies or torch.is_anomaly_enabled()
         try:
-            with torch.autograd.set_detect_anomaly(detects):
-                yield state
+            yield state
         finally:
             self._state = outer
 

@@ -16,12 +16,17 @@ from blowtorch.errors import ScriptError, nearest, warn
 from blowtorch.hookspecs import Checkpoint, RunInfo
 from blowtorch.options import RunOptions
 
-REDUCTIONS: dict[str, Callable[[float, float], float]] = {  # of what there was and what came
+REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {  # of what there was and what came; no tensor is waited for
     "sum": operator.add,
-    "max": max,
-    "min": min,
+    "max": lambda before, value: _choose(torch.maximum, max, before, value),
+    "min": lambda before, value: _choose(torch.minimum, min, before, value),
     "last": lambda before, value: value,
 }
+
+
+def _choose(of_tensors: Callable[..., Any], of_numbers: Callable[..., Any], before: Any, value: Any) -> Any:
+    are_tensors = isinstance(before, torch.Tensor) and isinstance(value, torch.Tensor)
+    return of_tensors(before, value) if are_tensors else of_numbers(before, value)
 
 
 @dataclass
@@ -56,7 +61,8 @@ class RunState:
         stop_reason: set it to a sentence to end the run after the current step; the run is then finished.
         interruption: what wants the run to stop early, such as SIGTERM; the run is then stopped, to be continued.
         logged: what `log` was given and nothing has recorded yet.
-        reductions: how the values of a metric make one, where that is not their mean: `sum`, `max`, `min` or `last`.
+        reductions: what is recorded of each name that was logged: `mean`, `sum`, `max`, `min` or `last`.
+        is_trying: whether what happens now is tried alone, so that nothing of it is recorded.
         listeners: called with every line that the run says.
         next_event: the next step after which anything can be due.
         reported: what has been warned of once and need not be again.
@@ -89,6 +95,7 @@ class RunState:
     interruption: str | None = None
     logged: dict[str, Any] = field(default_factory=dict)
     reductions: dict[str, str] = field(default_factory=dict)
+    is_trying: bool = False
     listeners: list[Callable[[str], None]] = field(default_factory=list)
     next_event: int = NEVER
     reported: set[str] = field(default_factory=set)
@@ -131,17 +138,22 @@ class RunState:
         Args:
             metrics: name to scalar tensor or number.
             reduce: what is recorded of the values since the last recording: their `mean`, weighted by batch size,
-                their `sum`, `max` or `min`, or the `last`.
+                their `sum`, `max` or `min`, or the `last`. Of a mean, the last value of each step counts.
 
         Raises:
-            ScriptError: `reduce` is none of these.
+            ScriptError: `reduce` is none of these, or another than before.
         """
-        if reduce != "mean":
-            if reduce not in REDUCTIONS:
-                names = ("mean", *REDUCTIONS)
-                raise ScriptError(f"log(reduce={reduce!r}): expected {', '.join(names)}.{nearest(reduce, names)}")
-            self.reductions.update(dict.fromkeys(metrics, reduce))
-        self.logged.update(metrics)
+        if reduce != "mean" and reduce not in REDUCTIONS:
+            names = ("mean", *REDUCTIONS)
+            raise ScriptError(f"log(reduce={reduce!r}): expected {', '.join(names)}.{nearest(reduce, names)}")
+        for name, value in metrics.items():
+            if self.reductions.setdefault(name, reduce) != reduce:
+                raise ScriptError(
+                    f"{name!r} is logged with reduce={reduce!r}, and was with {self.reductions[name]!r}; give one of "
+                    f"them another name"
+                )
+            has_more = reduce != "mean" and name in self.logged
+            self.logged[name] = REDUCTIONS[reduce](self.logged[name], value) if has_more else value
 
     def measured_now(self) -> dict[str, float]:
         """The metrics that were recorded at this very step."""
@@ -180,7 +192,6 @@ class RunState:
             "samples": self.samples,
             "seconds": self.seconds,
             "metrics": dict(self.metrics),
-            "reductions": dict(self.reductions),
             "measured_at": dict(self.measured_at),
             "total_steps": self.total_steps,
             "best": None if self.best is None else [self.best.name, self.best.step, self.best.metric],
@@ -194,7 +205,6 @@ class RunState:
         self._earlier_seconds, self._started = state["seconds"], time.monotonic()
         self.earlier_total_steps = state["total_steps"]
         self.metrics, self.measured_at = dict(state["metrics"]), dict(state["measured_at"])
-        self.reductions.update(state["reductions"])
         is_comparable = state["best_by"] == [self.options.checkpoint_metric, self.options.smaller_is_better]
         if state["best"] is not None and is_comparable:
             name, step, metric = state["best"]

@@ -139,8 +139,9 @@ class Returns:
     """
 
     def __init__(self, function: str, state: RunState, objects: MetricObjects | None = None) -> None:
-        self.window = Window(state.reductions, only_finite=state.options.on_nan == "skip")
+        self.window = Window(only_finite=state.options.on_nan == "skip")
         self.objects = objects or MetricObjects()
+        self._reductions = state.reductions
         self._function = function
         self._warn = state.warn
         self._plain: set[str] = set()  # the metrics that were scalars on the CPU when they were last looked at
@@ -190,9 +191,7 @@ class Returns:
         metrics = self.read(returned, logged)
         samples = metrics.pop("batch_size") if "batch_size" in metrics else count_samples(batch)
         is_scalar = not self._has_warned and not self.window.only_finite  # else each value needs a closer look
-        self._plain = {
-            name for name, value in metrics.items() if is_scalar and _is_plain(value) and not self.window.reduces(name)
-        }
+        self._plain = {name for name, value in metrics.items() if is_scalar and _is_plain(value)}
         names = list(metrics)
         self.window.add({name: metrics[name] for name in names[names.index(begin) if begin else 0 :]}, samples)
         return metrics, samples
@@ -232,6 +231,12 @@ class Returns:
                 f"{self._function} returned {_described(returned)}; expected a scalar tensor or a dict of name to "
                 f"tensor or number, such as {{'loss': loss}}"
             )
+        for name in logged:
+            reduce = self._reductions.get(name, "mean")
+            if reduce != "mean":
+                if name in returned:
+                    raise ScriptError(f"{self._function} returns {name!r}, and logs it with reduce={reduce!r} too")
+                self.window.reductions[name] = reduce
         metrics = {**returned, **logged}
         logged.clear()
         if "batch_size" in metrics:

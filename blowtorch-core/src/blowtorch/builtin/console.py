@@ -46,7 +46,9 @@ class Console:
 
     @hookimpl
     def validation_end(self, state: RunState, metrics: Mapping[str, float]) -> None:
-        """Say what a validation found, at the end of an epoch together with that."""
+        """Say what a validation found, if it measured anything; at the end of an epoch together with that."""
+        if not metrics:
+            return
         line = _line(*_place(state), *_describe(metrics))
         if state.is_epoch_done and state.epoch > 0:
             self._held.append(line)
