@@ -19,8 +19,8 @@ from blowtorch import OptionError, Run, RunOptions, RunResult
 from blowtorch.callbacks import MOMENTS
 from blowtorch.contracts import hooks
 from blowtorch.decorators import Decorators
-from blowtorch.metrics import REDUCTIONS
 from blowtorch.plugins import SPECS
+from blowtorch.state import REDUCTIONS
 from blowtorch.steps import ARGUMENTS
 
 ROOT = Path(__file__).parents[1]
