@@ -1248,7 +1248,9 @@ def test_an_anomaly_names_the_operation_whose_gradient_is_nan_and_is_looked_for_
         run(net, loader, dry_run=True, **options)
 
 
-def test_a_metric_that_is_reduced_in_training_is_reduced_alike_in_a_validation_that_returns_it(make_run, net, loader):
+def test_a_metric_that_training_logs_with_a_reduction_is_averaged_in_a_validation_that_returns_it(
+    make_run, net, loader
+):
     run = make_run(validates=False)
 
     @run.train_step
@@ -1258,4 +1260,4 @@ def test_a_metric_that_is_reduced_in_training_is_reduced_alike_in_a_validation_t
 
     run.validate_step(lambda batch, model: {"samples": float(len(batch[0]))})
     result = run(net, loader, loader, progress=False)
-    assert (result.metrics["train_epoch/samples"], result.metrics["val/samples"]) == (64, 64)
+    assert (result.metrics["train_epoch/samples"], result.metrics["val/samples"]) == (64, 8)
