@@ -1,7 +1,10 @@
 import math
+from pathlib import Path
 
+import pytest
 import torch
 
+from blowtorch import RunInfo, RunOptions, RunState, ScriptError
 from blowtorch.metrics import Window, means
 
 
@@ -78,3 +81,96 @@ def test_windows_merge_by_their_weights():
 
 def test_a_mean_without_weight_is_not_a_number():
     assert math.isnan(means({"loss": (0.0, 0.0)})["loss"])
+
+
+@pytest.mark.parametrize(("reduce", "expected"), [("sum", 9.0), ("max", 5.0), ("min", 1.0), ("last", 3.0)])
+def test_a_window_may_hold_something_else_than_means_and_be_merged_and_saved(reduce, expected):
+    values = [torch.tensor(1.0), 5, torch.tensor(3.0)]
+    window, parts, epoch = Window({"x": reduce}), Window({"x": reduce}), Window({"x": reduce})
+    for value in values:
+        window.add({"x": value, "loss": value}, weight=2)
+        parts.add({"x": value, "loss": value}, weight=2)
+        state, parts = parts.state_dict(), Window()
+        parts.load_state_dict(state)
+        epoch.merge(parts.close())
+    assert window.means() == epoch.means() == {"x": expected, "loss": 3.0}
+
+
+@pytest.mark.parametrize("reduce", ["sum", "max", "min", "last"])
+def test_reductions_on_an_accelerator_are_not_read_before_the_window_is(reduce):
+    """The meta device cannot be read at all, so neither adding nor logging twice in a step may try."""
+    window, state = Window({"x": reduce}), bare_state()
+    for _ in range(3000):
+        window.add({"x": torch.empty((), device="meta")}, weight=1)
+    for _ in range(3):
+        state.log({"x": torch.empty((), device="meta")}, reduce=reduce)
+    assert len(window._waiting) < 1024 and state.logged["x"].device.type == "meta"
+
+
+def test_values_that_are_not_finite_are_left_out_where_asked():
+    window = Window({"worst": "max"}, only_finite=True)
+    for value in (1.0, math.nan, torch.tensor(math.inf), 3.0):
+        window.add({"loss": value, "worst": value}, weight=1)
+    assert window.means() == {"loss": 2.0, "worst": 3.0}
+
+
+def bare_state():
+    info = RunInfo("", "", Path(), None, {}, False)
+    return RunState(info, RunOptions(), None, Path(), 0, torch.device("cpu"), torch.nn.Identity())
+
+
+@pytest.mark.parametrize(
+    ("reduce", "expected"), [("sum", 6.0), ("max", 3.0), ("min", 1.0), ("last", 2.0), ("mean", 2.0)]
+)
+def test_what_is_logged_several_times_in_a_step_is_reduced_there(reduce, expected):
+    state = bare_state()
+    for value in (1.0, torch.tensor(3.0), torch.tensor(2.0)):
+        state.log({"x": value}, reduce=reduce)
+    assert float(state.logged["x"]) == expected
+
+
+def test_one_name_is_reduced_in_one_way():
+    state = bare_state()
+    state.log({"x": 1}, reduce="max")
+    with pytest.raises(ScriptError, match="'x' is logged with reduce='mean', and was with 'max'; give one of them"):
+        state.log({"x": 1})
+    with pytest.raises(ScriptError, match=r"log\(reduce='maximum'\): expected mean, sum, max, min, last"):
+        state.log({"y": 1}, reduce="maximum")
+
+
+def test_reductions_are_recorded_for_windows_epochs_and_validations(make_run, net, loader, events):
+    run = make_run(validates=False)
+    step = run._script.train.function
+
+    @run.train_step
+    def train(batch, model, log, step):
+        for reduce in ("sum", "max", "min", "last"):
+            log({reduce: step}, reduce=reduce)
+        return train_step(batch, model)
+
+    train_step = step
+
+    @run.validate_step
+    def validate(batch):
+        run.log({"batches": 1, "first": batch[0][0, 0]}, reduce="sum")
+        return {"last": 1.0}  # another's name, of which this is the mean
+
+    result = run(net, loader, loader, log_every="3 steps", progress=False)
+    recorded = [event["metrics"] for event in events(result, "metrics")]
+    windows = [[metrics[f"train/{name}"] for name in ("sum", "max", "min", "last")] for metrics in recorded[:3]]
+    assert windows == [[6, 3, 1, 3], [15, 6, 4, 6], [15, 8, 7, 8]]
+    assert [recorded[2][f"train_epoch/{name}"] for name in ("sum", "max", "min", "last")] == [36, 8, 1, 8]
+    assert result.metrics["val/batches"] == 8 and result.metrics["val/last"] == 1.0
+
+
+def test_a_name_that_a_step_returns_is_not_reduced_in_another_way(make_run, net, loader):
+    run = make_run(validates=False)
+
+    @run.train_step
+    def step(batch, model, log):
+        loss = model(batch[0]).mean()
+        log({"energy": loss}, reduce="max")
+        return {"loss": loss, "energy": loss}
+
+    with pytest.raises(ScriptError, match="step returns 'energy', and logs it with reduce='max' too"):
+        run(net, loader, progress=False)

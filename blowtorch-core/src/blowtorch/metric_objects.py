@@ -147,30 +147,30 @@ def is_metric_object(value: Any) -> bool:
 
 def read_metric_object(metric: Any) -> Any:
     """A copy of what a metric object has gathered, in tensors and plain values."""
-    if not _is_of_torchmetrics(metric):
+    metrics = _torchmetrics_in(metric)
+    if not metrics:
         return _cloned(metric.state_dict())
     # A torchmetrics object leaves its state out of its state_dict unless told otherwise.
     return {
-        place: {name: _cloned(value) for name, value in module.metric_state.items()}
-        | ({"_update_count": module._update_count} if hasattr(module, "_update_count") else {})
-        for place, module in metric.named_modules()
-        if hasattr(module, "metric_state")
+        place: _cloned({**each.metric_state, "_update_count": each._update_count}) for place, each in metrics.items()
     }
 
 
 def write_metric_object(metric: Any, state: Any) -> None:
     """Give it what `read_metric_object` gave."""
-    if not _is_of_torchmetrics(metric):
+    metrics = _torchmetrics_in(metric)
+    if not metrics:
         metric.load_state_dict(_cloned(state))
         return
-    modules = dict(metric.named_modules())
     for place, values in state.items():
         for name, value in values.items():
-            setattr(modules[place], name, _cloned(value))
+            setattr(metrics[place], name, _cloned(value))
 
 
-def _is_of_torchmetrics(metric: Any) -> bool:
-    return isinstance(metric, nn.Module) and any(hasattr(module, "metric_state") for module in metric.modules())
+def _torchmetrics_in(metric: Any) -> dict[str, Any]:
+    """The objects of torchmetrics that it is made of, itself included unless it is only a collection."""
+    modules = metric.named_modules() if isinstance(metric, nn.Module) else ()
+    return {place: module for place, module in modules if hasattr(module, "_update_count")}
 
 
 def _cloned(value: Any) -> Any:

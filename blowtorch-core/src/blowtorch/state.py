@@ -103,7 +103,7 @@ class RunState:
     _started: float = field(default_factory=time.monotonic)
     _write_console_log: Callable[[str], None] = lambda _: None
     _append: Callable[..., None] = lambda event, **values: None
-    _media: tuple[int, list[str]] = (0, [])
+    _media: tuple[int, list[str]] = field(default_factory=lambda: (0, []))
 
     @property
     def seconds(self) -> float:
