@@ -219,6 +219,45 @@ def test_the_order_in_which_callbacks_are_called_is_written_down(make_run, net, 
     assert called == order["epoch_end"][2:]
 
 
+def test_a_cell_that_is_run_again_replaces_its_functions_and_lambdas_add_up(make_run, net, loader):
+    run = make_run(validates=False)
+    called = []
+    for number in (1, 2):  # what a notebook does when a cell is run twice
+        exec(
+            f"@run.on('run_start')\ndef note():\n    called.append({number})\n"
+            "@run.init\ndef prepare():\n    called.append('init')",
+            {"run": run, "called": called, "__name__": "__main__"},
+        )
+        run.on("run_start")(lambda: called.append("lambda"))
+    run(net, loader, **QUIET)
+    assert called == ["init", 2, "lambda", "lambda"]
+
+
+def test_what_is_logged_when_the_run_ends_is_recorded(make_run, net, loader, events):
+    run = make_run(validates=False)
+    run.on("run_end")(lambda log: log({"size": 12.0}))
+    result = run(net, loader, max_steps=2, **QUIET)
+    assert events(result, "metrics")[-1]["metrics"] == {"size": 12.0}
+    assert events(result)[-1]["event"] == "finish"
+
+
+def test_random_numbers_after_a_validation_do_not_move_training(make_run, loader):
+    def train(every):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        run = make_run()
+        run.on("validation_end")(lambda: torch.rand(3))
+        run(net, loader, loader, max_epochs=2, validate_every=every, **QUIET)
+        return weights(net)
+
+    assert all(torch.equal(a, b) for a, b in zip(train("1 epoch"), train("3 steps"), strict=True))
+
+
+def test_a_prediction_step_is_not_given_what_it_could_not_record(make_run):
+    with pytest.raises(ScriptError, match="asks for an argument 'log', which a predict_step function cannot be given"):
+        make_run().predict_step(lambda batch, log: None)
+
+
 def test_init_functions_see_the_model_before_the_optimizers(make_run, net, loader):
     run = make_run(validates=False)
     order = []

@@ -24,7 +24,7 @@ class Decorators:
 
     def init(self, function: AnyFunction) -> AnyFunction:
         """Call the function once, when the model is on its device and the optimizers are not made yet."""
-        self._script.init.append(Function(function, "init"))
+        _register(self._script.init, Function(function, "init"))
         return function
 
     def configure_optimizers(self, function: AnyFunction) -> AnyFunction:
@@ -106,7 +106,7 @@ class Decorators:
         check_moment(moment)
 
         def register(function: AnyFunction) -> AnyFunction:
-            self._script.moments.setdefault(moment, []).append(Function(function, "on", MOMENTS[moment]))
+            _register(self._script.moments.setdefault(moment, []), Function(function, "on", MOMENTS[moment]))
             return function
 
         return register
@@ -149,6 +149,22 @@ class Decorators:
             self._script.validations[complete.name] = complete
 
         return register
+
+
+def _register(functions: list[Function], function: Function) -> None:
+    """Add a function; one that the script has defined anew, as a notebook's cell does, replaces its namesake."""
+    names = [_name_in_script(each) for each in functions]
+    name = _name_in_script(function)
+    if name is not None and name in names:
+        functions[names.index(name)] = function
+    else:
+        functions.append(function)
+
+
+def _name_in_script(function: Function) -> tuple[str, str] | None:
+    """The module and the name under which a function can be reached; None for lambdas and those made by others."""
+    name = getattr(function.function, "__qualname__", "<")
+    return None if "<" in name else (function.function.__module__, name)
 
 
 def is_function(argument: Any) -> bool:

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from blowtorch.data import Batches, OwnStreams
 from blowtorch.errors import CheckpointError, ScriptError
 from blowtorch.metric_objects import find_metric_objects, put_aside
-from blowtorch.reproducibility import derive_seed
+from blowtorch.reproducibility import derive_seed, isolated_random
 from blowtorch.script import Script
 from blowtorch.start import load_initial_weights
 from blowtorch.state import RunState
 from blowtorch.steps import Function, Returns
+from blowtorch.tensors import WarmCopies
 from blowtorch.transfer import move
 from blowtorch.validation import Validation, judging, validate
 from blowtorch.view import find_newest
@@ -119,6 +121,28 @@ def load_checkpoint(checkpoint: str | Path | None, state: RunState, script: Scri
             )
         path = folder / "checkpoints" / str(checkpoint)
     load_initial_weights(state.model, str(path), "checkpoint")
+
+
+@contextlib.contextmanager
+def left_as_it_was(script: Script, model: nn.Module, seed: int) -> Iterator[None]:
+    """Train inside, on random streams of this seed, and have all that it changes as it was before.
+
+    That is the model, its device and the modes of its modules, metric objects, and what the script keeps.
+    """
+    parts: dict[str, Any] = {"model": model, **script.kept}
+    before = WarmCopies().take({name: part.state_dict() for name, part in parts.items()})
+    modes = [(module, module.training) for module in model.modules()]
+    device = next((parameter.device for parameter in model.parameters()), None)
+    objects = {} if script.train is None else find_metric_objects(script.train.function, parts)
+    with put_aside(objects.values()), isolated_random(seed):
+        try:
+            yield
+        finally:
+            model.to(device)
+            for name, part in parts.items():
+                part.load_state_dict(before[name])
+            for module, mode in modes:
+                module.training = mode
 
 
 def _choose(given: Any, registered: Any, method: str, decorator: str) -> Any:

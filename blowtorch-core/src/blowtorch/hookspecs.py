@@ -281,6 +281,8 @@ class CallbackSpec:
     def validation_end(self, state: RunState, name: str, metrics: Mapping[str, float]) -> None:
         """A validation is done and recorded, and nothing has been decided by it yet.
 
+        Random numbers drawn here do not move the streams of training.
+
         Args:
             name: `val`, or the name given to the decorator.
             metrics: by their recorded names, such as `{"val/loss": 0.3}`.

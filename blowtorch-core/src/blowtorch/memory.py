@@ -1,22 +1,19 @@
 """How large a batch fits into the memory of a device."""
 
-import contextlib
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from blowtorch.errors import ScriptError
-from blowtorch.metric_objects import find_metric_objects, put_aside
+from blowtorch.evaluation import left_as_it_was
 from blowtorch.optimization import Gradients
-from blowtorch.reproducibility import derive_seed, isolated_random
+from blowtorch.reproducibility import derive_seed
 from blowtorch.schedules import read_configured
 from blowtorch.script import Script
 from blowtorch.state import RunState
 from blowtorch.steps import Loss, Returns
-from blowtorch.tensors import WarmCopies
 from blowtorch.transfer import move
 
 _STEPS = 2  # in the first an optimizer makes its state, in the second all of it is there from the beginning
@@ -37,7 +34,7 @@ def find_batch_size(script: Script, state: RunState, loader: Any, largest: int |
     limits = [limit for limit in (largest, _length(loader.dataset)) if limit is not None]
     size, most = loader.batch_size, min(limits, default=2**31)
     fits: dict[int, bool] = {}
-    with leaving_as_it_is(script, state), isolated_random(derive_seed(state.seed, "find_batch_size")):
+    with left_as_it_was(script, state.model, derive_seed(state.seed, "find_batch_size")):
         while size >= 1 and size not in fits:
             size = min(size, most)
             fits[size] = _fits(script, state, loader, size)
@@ -46,23 +43,6 @@ def find_batch_size(script: Script, state: RunState, loader: Any, largest: int |
     if best is None:
         raise ScriptError(f"a step with a single sample does not fit into the memory of {state.device}")
     return best
-
-
-@contextlib.contextmanager
-def leaving_as_it_is(script: Script, state: RunState) -> Iterator[None]:
-    """Give back what steps change: weights, modes, metric objects, and what the script keeps."""
-    assert script.train is not None
-    parts: dict[str, Any] = {"model": state.model, **script.kept}
-    before = WarmCopies().take({name: part.state_dict() for name, part in parts.items()})
-    modes = [(module, module.training) for module in state.model.modules()]
-    with put_aside(find_metric_objects(script.train.function, parts).values()):
-        try:
-            yield
-        finally:
-            for name, part in parts.items():
-                part.load_state_dict(before[name])
-            for module, mode in modes:
-                module.training = mode
 
 
 def _fits(script: Script, state: RunState, loader: DataLoader[Any], size: int) -> bool:

@@ -83,7 +83,8 @@ def validate_due(training: Training, state: RunState) -> None:
 def record_validation(training: Training, state: RunState, name: str, metrics: Mapping[str, float]) -> None:
     """Record what a validation measured, and let callbacks and schedulers know."""
     record_metrics(training.record, state, metrics)
-    notify(training, state, "validation_end", name=name, metrics=metrics)
+    with isolated_random(derive_seed(state.seed, state.step, name, "end")):  # how often one validates changes nothing
+        notify(training, state, "validation_end", name=name, metrics=metrics)
     training.schedules.after_metrics(state, metrics)
 
 

@@ -14,18 +14,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from blowtorch.clock import Time
 from blowtorch.errors import CheckpointError, ExtensionError
 from blowtorch.loop import begin, drive_epoch, finish, finish_epoch, report_unread_overrides, train_epoch
 from blowtorch.occasions import notify, record_validation
 from blowtorch.options import RunOptions
-from blowtorch.reproducibility import derive_seed, isolated_random
-from blowtorch.script import Script
 from blowtorch.session import Session
 from blowtorch.state import RunState
-from blowtorch.tensors import WarmCopies
 from blowtorch.training import Training
 from blowtorch.validation import Validation, validate
 
@@ -47,22 +42,6 @@ class Findings:
     validations: dict[str, tuple[float | None, int | None, int | None]] = field(default_factory=dict)
     checkpoint_bytes: int = 0
     checkpoint_seconds: float = 0.0
-
-
-@contextlib.contextmanager
-def leaving_no_trace(script: Script, model: nn.Module, seed: int) -> Iterator[None]:
-    """Give back the model, what the script keeps, and the random streams as they were."""
-    parts: dict[str, Any] = {"model": model, **script.kept}
-    before = WarmCopies().take({name: part.state_dict() for name, part in parts.items()})
-    device = next((parameter.device for parameter in model.parameters()), None)
-    try:
-        with isolated_random(derive_seed(seed, "dry run")):
-            yield
-    finally:
-        if device is not None:
-            model.to(device)
-        for name, part in parts.items():
-            part.load_state_dict(before[name])
 
 
 def as_rehearsal(options: RunOptions) -> RunOptions:

@@ -15,7 +15,7 @@ from torch.utils.data import get_worker_info
 from blowtorch.config import Config, load_config, split_source
 from blowtorch.decorators import Decorators
 from blowtorch.errors import BlowtorchWarning, ConfigError, OptionError, ScriptError
-from blowtorch.evaluation import evaluate, load_checkpoint, predict
+from blowtorch.evaluation import evaluate, left_as_it_was, load_checkpoint, predict
 from blowtorch.evaluation import gather as join
 from blowtorch.hookspecs import Checkpoint, ConfigSourceSpec
 from blowtorch.interruption import interruptible
@@ -25,8 +25,8 @@ from blowtorch.memory import find_batch_size
 from blowtorch.optimization import detecting_anomalies
 from blowtorch.options import RunOptions, resolve_options
 from blowtorch.plugins import Plugins
-from blowtorch.rehearsal import as_rehearsal, check_loggers, leaving_no_trace, rehearse, remove_traces, report
-from blowtorch.reproducibility import draw_seed, make_deterministic, seed_everything
+from blowtorch.rehearsal import as_rehearsal, check_loggers, rehearse, remove_traces, report
+from blowtorch.reproducibility import derive_seed, draw_seed, make_deterministic, seed_everything
 from blowtorch.script import Script
 from blowtorch.session import Session
 from blowtorch.start import detached_state, recorded_seed
@@ -271,7 +271,7 @@ class Run(Decorators):
     def _rehearse(self, model: nn.Module, loaders: tuple[Any, Any], options: RunOptions) -> RunResult:
         """What the option `dry_run` asks for."""
         had_save_path = Path(options.save_path).exists()
-        with leaving_no_trace(self._script, model, self.seed):
+        with left_as_it_was(self._script, model, derive_seed(self.seed, "dry_run")):
             session = Session(self._script, self.config, as_rehearsal(options), self._plugins, model, loaders)
             try:
                 with (

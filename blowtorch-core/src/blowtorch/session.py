@@ -14,7 +14,7 @@ from blowtorch.config import Config
 from blowtorch.errors import BlowtorchError, RunFolderError, warn
 from blowtorch.folder import RunFolder, find_differences, mask_secrets, plain
 from blowtorch.hookspecs import RunInfo
-from blowtorch.occasions import report_saved
+from blowtorch.occasions import notify, report_saved
 from blowtorch.options import RunOptions
 from blowtorch.plugins import Plugins
 from blowtorch.record import LoggerFeed, Record
@@ -232,7 +232,9 @@ class Session:
                 self.training.checkpoints.abandon()
             else:
                 report_saved(self.training, state)
-            self.training.callbacks.call("run_end", state, status=self.status)
+            if error is not None:
+                state.logged.clear()  # by the step that failed
+            notify(self.training, state, "run_end", status=self.status)
         except Exception as problem:
             if error is None:
                 self.status = "failed"
