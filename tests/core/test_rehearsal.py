@@ -1,4 +1,5 @@
 import random
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -127,6 +128,13 @@ def test_groups_of_batches_functions_for_epochs_and_validations_of_their_own(mak
     result = make_run()(net, loader, loader, max_epochs=6, accumulate=3, dry_run=True, progress=False)
     assert result.step == 2
     assert "2 done of 18, " in capsys.readouterr().out
+
+
+def test_a_validation_that_takes_no_batches_is_timed_as_a_whole(make_run, net, loader, capsys):
+    run = make_run()
+    run.validate_epoch(name="sample")(lambda model: {"size": 1.0})
+    run(net, loader, loader, max_epochs=3, dry_run=True, progress=False)
+    assert re.search(r"sample +done once in [\d.e-]+ s; 3 times\n", capsys.readouterr().out)
 
 
 def test_a_logger_that_does_not_work_fails_a_dry_run(make_run, net, loader):

@@ -27,19 +27,48 @@ from blowtorch.validation import Validation, validate
 _TIMES = 2  # steps, and batches of each validation
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How long a validation takes.
+
+    Attributes:
+        num_done: batches that were tried; 0 for a function that drives a validation and takes none.
+        num_batches: of a whole one; None when unknown.
+        seconds: of a batch, or of all of one that takes none.
+        num_times: how often it will be done; None when unknown.
+    """
+
+    num_done: int
+    num_batches: int | None
+    seconds: float
+    num_times: int | None
+
+    @property
+    def total(self) -> float | None:
+        """Seconds of all of them; None when unknown."""
+        parts = 1 if self.num_done == 0 else self.num_batches
+        return None if parts is None or self.num_times is None else self.seconds * parts * self.num_times
+
+    def __str__(self) -> str:
+        if self.num_done == 0:
+            return f"done once in {_duration(self.seconds)}; {_or_unknown(self.num_times)} times"
+        done = f"{self.num_done} batches done of {_or_unknown(self.num_batches)}"
+        return f"{done}, {_duration(self.seconds)} each; {_or_unknown(self.num_times)} times"
+
+
 @dataclass
 class Findings:
     """What a dry run has measured.
 
     Attributes:
         seconds_per_step: None where there was no step.
-        validations: seconds of one batch, batches, and how often it will be done; None where that is not known.
+        validations: by name.
         checkpoint_bytes: the size of one checkpoint.
         checkpoint_seconds: from its copy until it could be read.
     """
 
     seconds_per_step: float | None = None
-    validations: dict[str, tuple[float | None, int | None, int | None]] = field(default_factory=dict)
+    validations: dict[str, Pace] = field(default_factory=dict)
     checkpoint_bytes: int = 0
     checkpoint_seconds: float = 0.0
 
@@ -70,10 +99,11 @@ def rehearse(training: Training, state: RunState) -> Findings:
     (train_epoch if training.function.kind == "train_step" else drive_epoch)(training, state)
     findings.seconds_per_step = _last_gap([started, *marks])
     for validation, interval, is_at_start in zip(training.validations, intervals, starts, strict=True):
-        seconds = time_validation(training, state, validation)
+        num_done, seconds = time_validation(training, state, validation)
         end = _foresee_end(state, findings.seconds_per_step)
-        times = None if end is None else (0 if interval is None else interval.count(end)) + is_at_start
-        findings.validations[validation.name] = seconds, validation.batches.num_batches, times
+        num_times = None if end is None else (0 if interval is None else interval.count(end)) + is_at_start
+        pace = Pace(num_done, validation.batches.num_batches, seconds, num_times)
+        findings.validations[validation.name] = pace
     finish_epoch(training, state)
     report_unread_overrides(state)
     started = time.perf_counter()
@@ -84,21 +114,39 @@ def rehearse(training: Training, state: RunState) -> Findings:
     return findings
 
 
-def time_validation(training: Training, state: RunState, validation: Validation) -> float | None:
-    """Do two batches of a validation; the seconds of the second."""
-    marks: list[float] = [time.perf_counter()]
-    function = validation.function.function
+def time_validation(training: Training, state: RunState, validation: Validation) -> tuple[int, float]:
+    """Try a validation on two batches; how many it took, and the seconds of the last, or of all where it took none."""
+    begun, taken = [], []
+    function, move_on = validation.function.function, validation.batches.start
 
-    def marking(**arguments: Any) -> Any:
-        marks.append(time.perf_counter())
+    def start(epoch: int, position: int = 0) -> Iterator[Any]:
+        for batch in move_on(epoch, position):
+            taken.append(time.perf_counter())
+            yield batch
+
+    def call(**arguments: Any) -> Any:
+        begun.append(time.perf_counter())
         return function(**arguments)
 
-    validation.function.function = marking
-    with training.returns.objects.put_aside():
+    with (
+        training.returns.objects.put_aside(),
+        _in_place_of(validation.function, "function", call),
+        _in_place_of(validation.batches, "start", start),
+    ):
         metrics = validate(validation, state, most_batches=_TIMES)
-    validation.function.function = function
+    ended = time.perf_counter()
     record_validation(training, state, validation.name, metrics)
-    return _last_gap([*marks[1:], time.perf_counter()])
+    return len(taken), ended - (taken or begun)[-1]
+
+
+@contextlib.contextmanager
+def _in_place_of(owner: Any, name: str, substitute: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, substitute)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
 
 
 def remove_traces(session: Session, had_save_path: bool) -> None:
@@ -128,9 +176,8 @@ def report(session: Session, findings: Findings) -> Iterator[str]:
     yield "dry run: everything works, and this is what the run will be like"
     if seconds is not None:
         yield f"  steps        {state.step} done of {_or_unknown(steps)}, {_duration(seconds)} each"
-    for name, (each, batches, times) in findings.validations.items():
-        pace = "" if each is None else f", {_duration(each)} each"
-        yield f"  {name:<12} {_TIMES} batches done of {_or_unknown(batches)}{pace}; {_or_unknown(times)} times"
+    for name, pace in findings.validations.items():
+        yield f"  {name:<12} {pace}"
     size, kept = findings.checkpoint_bytes, _most_checkpoints(options)
     yield f"  checkpoint   {_size(size)} written, verified and loaded in {_duration(findings.checkpoint_seconds)}"
     if session.training.checkpoints.are_local:
@@ -146,11 +193,10 @@ def _foresee(findings: Findings, steps: int | None) -> str:
     if steps is None or findings.seconds_per_step is None:
         return "its length is not known, so neither is its time"
     total = steps * findings.seconds_per_step
-    for each, batches, times in findings.validations.values():
-        if each is None or batches is None or times is None:
-            return f"about {_duration(total)}, and its validations"
-        total += each * batches * times
-    return f"about {_duration(total)}"
+    validations = [pace.total for pace in findings.validations.values()]
+    if None in validations:
+        return f"about {_duration(total)}, and its validations"
+    return f"about {_duration(total + sum(each for each in validations if each is not None))}"
 
 
 def _foresee_end(state: RunState, seconds_per_step: float | None) -> Time | None:
