@@ -1,5 +1,6 @@
 """Runs that are stopped in the middle of epochs and continued, over every kind of loader: the same bits in the end."""
 
+import json
 import random
 
 import numpy as np
@@ -228,3 +229,11 @@ def test_nothing_but_training_moves_the_random_streams_of_training(make_run, opt
         return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
 
     assert torch.equal(train(), train(besides, **options))
+
+
+def test_a_trace_has_the_samples_of_every_batch_of_a_group(make_run, net, data):
+    run = make_run(validates=False)
+    result = run(net, DataLoader(data, 8), max_epochs=2, accumulate=3, trace=True, progress=False)
+    lines = [json.loads(line) for line in (result.folder / "trace.jsonl").read_text().splitlines()]
+    groups = [[list(range(8 * n, 8 * n + 8)) for n in numbers] for numbers in ((0, 1, 2), (3, 4, 5), (6, 7))]
+    assert [line["indices"] for line in lines[1:]] == 2 * groups

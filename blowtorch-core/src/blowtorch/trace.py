@@ -26,6 +26,7 @@ class Trace:
 
     def __init__(self, state: RunState, batches: Batches) -> None:
         self._batches = batches
+        self._position = state.batch
         batches.note_indices()
         self._path = state.folder / FILE_NAME
         if self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n"):
@@ -38,13 +39,20 @@ class Trace:
             {
                 "step": state.step,
                 "epoch": state.epoch,
-                "indices": self._batches.indices_at(state.batch - 1),
+                "indices": self._indices(state.batch),
                 "batch": digest(batch),
                 "random": {name: digest(stream) for name, stream in random_state().items()},
                 "metrics": {name: _number(value) for name, value in metrics.items()},
                 "weights": {name: digest(value) for name, value in state.model.state_dict().items()},
             }
         )
+
+    def _indices(self, position: int) -> Any:
+        """Those of the batch of a step, or of each batch of its group."""
+        first = self._position if self._position < position else 0  # an epoch has begun
+        self._position = position
+        found = [self._batches.indices_at(each) for each in range(first, position)]
+        return found[0] if len(found) == 1 else found
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self._append(json.dumps(line, default=repr).encode() + b"\n")
