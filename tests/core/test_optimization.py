@@ -279,7 +279,7 @@ def scale_after(run, net, data):
     result = run(net, data, precision="fp16", **QUIET)
     name = (result.folder / "checkpoints" / "latest").read_text().strip()
     training = torch.load(result.folder / "checkpoints" / name / "training.pt", weights_only=True)
-    return training["parts"]["gradients"]["scaler"]["scale"]
+    return training["parts"]["gradients"]["scale"]
 
 
 def test_the_scale_is_halved_by_an_overflow_and_saved(net):
@@ -478,3 +478,54 @@ def test_a_validation_computes_with_the_compiled_model_in_evaluation_mode(net):
     run(net, batches(8), batches(8), compile={"backend": "eager"}, **QUIET)
     assert seen == [("OptimizedModule", False, False)]
     assert net.training
+
+
+def test_options_for_gradients_may_be_set_anew_when_a_run_goes_on(net):
+    first = start()(net, batches(*[8] * 4), max_steps=2, run_name="a", **QUIET)
+    for options in ({"clip_grad_norm": 1.0}, {"accumulate": 2, "precision": "bf16"}, {"on_nan": "skip"}):
+        continued = start()(net, batches(*[8] * 4), max_steps=4, resume=str(first.folder), **options, **QUIET)
+        assert continued.status == "finished"
+
+
+def test_a_closure_is_refused_only_by_what_comes_too_late_for_it(net):
+    def make(**options):
+        run = Run(random_seed=0, command_line=[])
+
+        @run.train_step
+        def step(batch, model, optimizers, backward):
+            def closure():
+                optimizers["optimizer"].zero_grad()
+                loss = nn.functional.mse_loss(model(batch[0]), batch[1])
+                backward(loss)
+                return loss
+
+            return optimizers["optimizer"].step(closure)
+
+        run.configure_optimizers(lambda model: torch.optim.LBFGS(model.parameters(), max_iter=2))
+        return run(net, batches(8, 8), **options, **QUIET)
+
+    assert make(precision="bf16").step == 2
+    with pytest.raises(OptionError, match="a closure, which .* when it is too late for clip_grad_norm=1.0;"):
+        make(clip_grad_norm=1.0)
+
+
+def test_large_gradients_and_sparse_ones_are_finite(net):
+    data = batches(*[8] * 3)
+    run = start()
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=1e-25))
+    for _, y in data:
+        y *= 1e18  # gradients whose norm is infinite, though they are not
+    assert "train/skipped_steps" not in run(net, data, on_nan="skip", **QUIET).metrics
+
+    embedding = nn.Embedding(5, 3, sparse=True)
+    run = Run(random_seed=0, command_line=[])
+    run.train_step(lambda batch, model: model(batch).square().mean())
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    assert run(embedding, [torch.tensor([1, 2, 2])] * 3, on_nan="skip", **QUIET).step == 3
+
+
+def test_what_a_group_logs_at_its_end_is_weighted_by_the_group(net, events):
+    run = start()
+    run.on("train_step_end")(lambda log, step: log({"number": float(step)}))
+    result = run(net, batches(8, 8, 5), accumulate=2, log_every="5 steps", **QUIET)
+    assert result.metrics["train_epoch/number"] == pytest.approx((16 * 1 + 5 * 2) / 21)

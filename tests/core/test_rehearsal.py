@@ -100,6 +100,22 @@ def test_the_run_after_a_dry_run_is_the_run_without_one(make_run, data):
     assert all(torch.equal(one, other) for one, other in zip(train(True), train(False), strict=True))
 
 
+def test_a_model_that_an_init_function_rebuilds_is_given_back_as_it_was(make_run, loader):
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    head, run = net[2], make_run()
+
+    @run.init
+    def prepare(model):
+        model[2] = nn.Linear(8, 1)
+        model[0].requires_grad_(False)
+
+    before = copy_of(net)
+    run(net, loader, loader, dry_run=True, progress=False)
+    assert net[2] is head
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert all(torch.equal(one, other) for one, other in zip(before, copy_of(net), strict=True))
+
+
 def test_other_runs_in_the_folder_stay_and_resume_does_not_see_the_dry_run(make_run, net, loader):
     first = make_run()(net, loader, loader, max_epochs=1, progress=False, run_name="a")
     options = {"max_epochs": 2, "run_name": "a", "resume": "auto", "progress": False}

@@ -219,7 +219,10 @@ def test_the_order_in_which_callbacks_are_called_is_written_down(make_run, net, 
     assert called == order["epoch_end"][2:]
 
 
-def test_a_cell_that_is_run_again_replaces_its_functions_and_lambdas_add_up(make_run, net, loader):
+@pytest.mark.parametrize("is_notebook", [True, False])
+def test_a_cell_that_is_run_again_replaces_its_functions(make_run, net, loader, monkeypatch, is_notebook):
+    if is_notebook:
+        monkeypatch.delattr(sys.modules["__main__"], "__file__")
     run = make_run(validates=False)
     called = []
     for number in (1, 2):  # what a notebook does when a cell is run twice
@@ -230,7 +233,7 @@ def test_a_cell_that_is_run_again_replaces_its_functions_and_lambdas_add_up(make
         )
         run.on("run_start")(lambda: called.append("lambda"))
     run(net, loader, **QUIET)
-    assert called == ["init", 2, "lambda", "lambda"]
+    assert called == (["init", 2, "lambda", "lambda"] if is_notebook else ["init", "init", 1, "lambda", 2, "lambda"])
 
 
 def test_what_is_logged_when_the_run_ends_is_recorded(make_run, net, loader, events):
@@ -1300,3 +1303,28 @@ def test_a_metric_that_training_logs_with_a_reduction_is_averaged_in_a_validatio
     run.validate_step(lambda batch, model: {"samples": float(len(batch[0]))})
     result = run(net, loader, loader, progress=False)
     assert (result.metrics["train_epoch/samples"], result.metrics["val/samples"]) == (64, 8)
+
+
+def test_what_is_logged_at_a_moment_is_no_fault_of_the_step(make_run, net, loader):
+    run = make_run(validates=False)
+    run.on("epoch_start")(lambda log: log({"name": "text"}))
+    with pytest.raises(ScriptError, match="what takes part in epoch_start returned 'name' as a str"):
+        run(net, loader, **QUIET)
+
+
+def test_functions_for_epochs_tell_of_checkpoints_and_log_like_steps(net, loader, events):
+    run = Run(random_seed=0, command_line=[])
+
+    @run.train_epoch
+    def train_epoch(data_loader, model, optimizers):
+        for x, _ in data_loader:
+            optimizers["optimizer"].zero_grad()
+            model(x).square().mean().backward()
+            optimizers["optimizer"].step()
+
+    run.on("train_step_end")(lambda log: log({"steps": 1.0}, reduce="sum"))
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    result = run(net, loader, log_every="4 steps", **QUIET)
+    recorded = [event["metrics"].get("train/steps") for event in events(result, "metrics")]
+    assert recorded[:2] == [4.0, 4.0]
+    assert result.metrics["train_epoch/steps"] == 8.0

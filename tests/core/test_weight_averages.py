@@ -169,7 +169,12 @@ def test_an_average_can_be_left_out_when_a_run_goes_on(batches, normalised):
 def test_two_averages_are_one_too_many(batches, normalised):
     with pytest.raises(ExtensionError, match="swa averages the weights, and so does another callback; keep one"):
         make_run()(
-            normalised, batches, batches[:1], callbacks=["ema", {"swa": {"start": 0, "every": "2 steps"}}], **QUIET
+            normalised,
+            batches,
+            batches[:1],
+            callbacks=["ema", {"swa": {"start": 0, "every": "2 steps"}}],
+            max_steps=4,
+            **QUIET,
         )
 
 
@@ -200,3 +205,48 @@ def test_a_loader_without_a_length_cannot_count_epochs(normalised, batches):
         make_run()(normalised, stream, batches[:1], callbacks=["swa"], **QUIET)
     with pytest.raises(OptionError, match="option every: '1 epoch' cannot be counted in steps"):
         make_run()(normalised, iter(batches), batches[:1], callbacks=[{"swa": {"start": "3 steps"}}], **QUIET)
+
+
+def test_buffers_that_a_module_replaces_are_those_of_now(batches):
+    class Counting(nn.Module):
+        """Puts new tensors in the place of its buffers, and has a state that is no tensor."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 1)
+            self.register_buffer("count", torch.zeros((), dtype=torch.long))
+            self.register_buffer("mean", torch.zeros(4))
+
+        def forward(self, x):
+            if self.training:
+                self.count = self.count + 1
+                self.mean = 0.5 * self.mean + 0.5 * x.mean(dim=0)
+            return self.layer(x)
+
+        def get_extra_state(self):
+            return {"version": 1}
+
+        def set_extra_state(self, state):
+            self.version = state["version"]
+
+    torch.manual_seed(0)
+    net = Counting()
+    result = make_run()(net, batches, batches[:1], max_epochs=1, callbacks=[EMA], **QUIET)
+    weights = checkpoint_of(result)[0]
+    assert int(weights["count"]) == 10
+    assert weights["mean"].abs().sum() > 0
+    assert_same({name: weights[name] for name in ("count", "mean")}, {"count": net.count, "mean": net.mean})
+
+
+def test_an_average_may_begin_anew_when_a_run_goes_on(batches, normalised):
+    stopped = make_run()(normalised, batches, batches[:1], max_steps=12, callbacks=[EMA], run_name="a", **QUIET)
+    options = {"max_steps": 14, "resume": str(stopped.folder), "resume_without": "callbacks/ema", "callbacks": [EMA]}
+    continued = make_run()(normalised, batches, batches[:1], **options, **QUIET)
+    assert checkpoint_of(continued)[1]["parts"]["callbacks/ema"] == {"num_averaged": 2}
+
+
+def test_an_average_that_never_begins_says_so(batches, normalised):
+    with pytest.warns(
+        UserWarning, match="swa averages nothing: it begins after step 4, .* every 10 steps, .* run has 5"
+    ):
+        make_run()(normalised, batches, batches[:1], max_steps=5, callbacks=["swa"], **QUIET)

@@ -158,7 +158,7 @@ def test_everything_that_is_asked_for_happens(straight):
     expected = {f"train/{name}" for name in ("loss", "sum", "max", "min", "last", "grad_norm/first", "grad_norm/rest")}
     expected |= {"train_epoch/metric", "val/metric", "val/sum", "val/distance", "lr/first/0", "lr/rest/0"}
     assert expected <= recorded
-    assert 0 < parts["gradients"]["scaler"]["scale"] < 2.0**16  # losses have overflowed
+    assert 0 < parts["gradients"]["scale"] < 2.0**16  # losses have overflowed
     assert parts["state"]["step"] == 32  # of 36: three validations after the best one it has stopped early
     assert digests["weights"] != straight["an average of the weights"][1]["weights"]
 

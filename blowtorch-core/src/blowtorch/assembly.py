@@ -155,7 +155,7 @@ def _name_parts(training: Training, state: RunState, kept: Mapping[str, Any]) ->
         "window": training.returns.window,
         "epoch_window": training.epoch_window,
         "metric_objects": training.returns.objects,
-        **({} if training.gradients is None else {"gradients": training.gradients}),
+        **({"gradients": training.gradients} if training.gradients and training.gradients.has_state else {}),
         **{f"optimizers/{name}": optimizer for name, optimizer in state.optimizers.items()},
         **training.schedules.parts(),
         **training.callbacks.parts(),

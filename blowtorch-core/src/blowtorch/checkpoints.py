@@ -5,6 +5,7 @@ back. The loop waits while the state is copied; the copy is written, made durabl
 the manifest last, then the pointers, and only then is anything older deleted. Nothing incomplete is ever published.
 """
 
+import copy
 import math
 import shutil
 import tempfile
@@ -248,9 +249,11 @@ class Checkpoints:
             "parts": {key: part.state_dict() for key, part in self.parts.items()},
             "random": random_state(),
         }
-        weights: Mapping[str, Any] = state.model.state_dict()
-        if state.averaged is not None:
-            training["weights"], weights = weights, state.averaged
+        weights = state.model.state_dict()
+        if state.averaged:
+            training["weights"] = weights
+            weights = copy.copy(weights)  # it carries the versions of the modules
+            weights.update(state.averaged)
         files = {"training.pt": training, "model.pt": weights}
         check_plain(files, name)
         return self._copies.take(files) if state.options.checkpoint_async else files

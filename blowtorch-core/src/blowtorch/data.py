@@ -67,6 +67,7 @@ class Batches:
         self._has_started = False
         self._order: EpochOrder | None = None
         self._stream: SeededStream | None = None
+        self._stream_beside: SideStream | None = None  # one for all epochs, since each keeps memory of its own
         self._state: Any = None  # of what is stateful, in a checkpoint that the run continues from
         self._is_under_way = False
         self._running: weakref.ref[Any] | None = None  # the loader's iterator, whose workers are to be ended
@@ -111,8 +112,8 @@ class Batches:
         if self._device.type == "cpu":
             return batches
         if self._device.type == "cuda" and self._may_look_ahead():
-            stream = SideStream(self._device)
-            return one_ahead(batches, stream.begin, stream.finish)
+            self._stream_beside = self._stream_beside or SideStream(self._device)
+            return one_ahead(batches, self._stream_beside.begin, self._stream_beside.finish)
         return (move(batch, self._device) for batch in batches)
 
     def take_at_most(self, limit: int) -> None:

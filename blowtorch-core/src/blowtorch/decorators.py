@@ -1,6 +1,7 @@
 """The decorators of a training script: each takes a function, remembers what it is for, and returns it unchanged."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
@@ -152,19 +153,20 @@ class Decorators:
 
 
 def _register(functions: list[Function], function: Function) -> None:
-    """Add a function; one that the script has defined anew, as a notebook's cell does, replaces its namesake."""
-    names = [_name_in_script(each) for each in functions]
-    name = _name_in_script(function)
+    """Add a function; in a notebook, whose cells are run again, it replaces the one of its name."""
+    names = [_name_in_notebook(each) for each in functions]
+    name = _name_in_notebook(function)
     if name is not None and name in names:
         functions[names.index(name)] = function
     else:
         functions.append(function)
 
 
-def _name_in_script(function: Function) -> tuple[str, str] | None:
-    """The module and the name under which a function can be reached; None for lambdas and those made by others."""
+def _name_in_notebook(function: Function) -> str | None:
+    """The name of a function that a cell has defined; None for lambdas, those made by others, and those of scripts."""
     name = getattr(function.function, "__qualname__", "<")
-    return None if "<" in name else (function.function.__module__, name)
+    is_script = hasattr(sys.modules["__main__"], "__file__")
+    return None if "<" in name or is_script or function.function.__module__ != "__main__" else name
 
 
 def is_function(argument: Any) -> bool:

@@ -127,8 +127,11 @@ def load_checkpoint(checkpoint: str | Path | None, state: RunState, script: Scri
 def left_as_it_was(script: Script, model: nn.Module, seed: int) -> Iterator[None]:
     """Train inside, on random streams of this seed, and have all that it changes as it was before.
 
-    That is the model, its device and the modes of its modules, metric objects, and what the script keeps.
+    That is the model with its modules, their modes, their device and what needs gradients; metric objects; and what the
+    script keeps.
     """
+    structure = [(module, _members(module)) for module in model.modules()]
+    needs = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     parts: dict[str, Any] = {"model": model, **script.kept}
     before = WarmCopies().take({name: part.state_dict() for name, part in parts.items()})
     modes = [(module, module.training) for module in model.modules()]
@@ -138,11 +141,22 @@ def left_as_it_was(script: Script, model: nn.Module, seed: int) -> Iterator[None
         try:
             yield
         finally:
+            for module, members in structure:
+                for name, before_it in members.items():
+                    getattr(module, name).clear()
+                    getattr(module, name).update(before_it)
+            for parameter, needs_gradient in needs:
+                parameter.requires_grad_(needs_gradient)
             model.to(device)
             for name, part in parts.items():
                 part.load_state_dict(before[name])
             for module, mode in modes:
                 module.training = mode
+
+
+def _members(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """The modules, parameters and buffers that a module is made of, by the attributes that hold them."""
+    return {name: dict(getattr(module, name)) for name in ("_modules", "_parameters", "_buffers")}
 
 
 def _choose(given: Any, registered: Any, method: str, decorator: str) -> Any:

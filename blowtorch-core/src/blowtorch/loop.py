@@ -76,10 +76,12 @@ def begin(training: Training, state: RunState) -> None:
 def try_validations(training: Training, state: RunState) -> None:
     """Do a little of each validation, so that a mistake in it shows now and not after an epoch of training."""
     state.is_trying = True
-    for validation in training.validations:
-        with training.returns.objects.put_aside():
-            validate(validation, state, most_batches=state.options.sanity_batches)
-    state.is_trying = False
+    try:
+        for validation in training.validations:
+            with training.returns.objects.put_aside():
+                validate(validation, state, most_batches=state.options.sanity_batches)
+    finally:
+        state.is_trying = False
 
 
 def finish(training: Training, state: RunState) -> None:
@@ -92,8 +94,8 @@ def finish(training: Training, state: RunState) -> None:
         report_saved(training, state)
     if not training.checkpoints.is_current(state):
         raise CheckpointError("the last checkpoint of the run could not be written; see the warnings above")
-    if state.interruption is None and state.averaged is not None:
-        state.model.load_state_dict(dict(state.averaged))
+    if state.interruption is None and state.averaged:
+        state.model.load_state_dict({**state.model.state_dict(), **state.averaged})
 
 
 def report_unread_overrides(state: RunState) -> None:
@@ -145,6 +147,7 @@ def train_epoch(training: Training, state: RunState) -> bool:  # noqa: C901, PLR
     last_step, last_sample = state.options.max_steps, state.options.max_samples or NEVER
     more, autocast = state.options.accumulate - 1, None if gradients is None else gradients.autocast
     for first in batches:
+        earlier_samples = state.samples
         for optimizer in optimizers:
             optimizer.zero_grad()
         for batch in (first,) if more == 0 else itertools.chain((first,), itertools.islice(batches, more)):
@@ -176,7 +179,7 @@ def train_epoch(training: Training, state: RunState) -> bool:  # noqa: C901, PLR
         for notify_step_end in step_end:
             notify_step_end(state, batch, metrics)
         if logged:
-            training.returns.add(None, logged, samples)
+            training.returns.add(None, logged, state.samples - earlier_samples)
         if state.step >= state.next_event:
             after_step(training, state)
         is_last = state.step == last_step or state.samples >= last_sample
@@ -210,28 +213,32 @@ def count_batch(training: Training, state: RunState, batch: Any) -> None:
     state.step += 1
     state.batch += 1
     state.samples += samples
-    if state.logged:
-        training.returns.add(None, state.logged, samples)
     if training.schedules.wants_steps:
         training.schedules.after_step(state)
     for notify_step_end in training.callbacks.step_end:
         notify_step_end(state, batch, {})
+    if state.logged:
+        training.returns.add(None, state.logged, samples)
     if state.step >= state.next_event:
-        if training.record_trigger.is_due(state.time()):
-            record_training(training, state)
+        record_and_report(training, state)
         plan_next_event(training, state)
 
 
 def after_step(training: Training, state: RunState) -> None:
     """Do what is due after a step; what falls on the last step of an epoch waits for the end of that epoch."""
-    if training.record_trigger.is_due(state.time()):
-        record_training(training, state)
-    if training.checkpoints.has_news:
-        report_saved(training, state)
+    record_and_report(training, state)
     if state.batch != training.batches.num_batches:
         validate_due(training, state)
         decide_and_save(training, state)
     plan_next_event(training, state)
+
+
+def record_and_report(training: Training, state: RunState) -> None:
+    """Record the metrics if that is due, and tell of a checkpoint that has been published meanwhile."""
+    if training.record_trigger.is_due(state.time()):
+        record_training(training, state)
+    if training.checkpoints.has_news:
+        report_saved(training, state)
 
 
 def finish_epoch(training: Training, state: RunState) -> None:

@@ -33,8 +33,12 @@ def find_batch_size(script: Script, state: RunState, loader: Any, largest: int |
         raise ScriptError(f"run.find_batch_size expects a DataLoader with a batch size, got {loader!r:.100}")
     limits = [limit for limit in (largest, _length(loader.dataset)) if limit is not None]
     size, most = loader.batch_size, min(limits, default=2**31)
+    if most < 1:
+        raise ScriptError(f"run.find_batch_size has nothing to try: at most {most} samples may make a batch")
     fits: dict[int, bool] = {}
     with left_as_it_was(script, state.model, derive_seed(state.seed, "find_batch_size")):
+        for function in script.init:
+            function.function(**function.bind(state).given())
         while size >= 1 and size not in fits:
             size = min(size, most)
             fits[size] = _fits(script, state, loader, size)

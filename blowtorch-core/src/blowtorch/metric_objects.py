@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from blowtorch.errors import CheckpointError, ScriptError
+from blowtorch.transfer import move
 
 
 class MetricObjects:
@@ -164,7 +165,7 @@ def write_metric_object(metric: Any, state: Any) -> None:
         return
     for place, values in state.items():
         for name, value in values.items():
-            setattr(metrics[place], name, _cloned(value))
+            setattr(metrics[place], name, move(_cloned(value), metrics[place].device))
 
 
 def _torchmetrics_in(metric: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from blowtorch.metrics import means
 from blowtorch.record import Record
 from blowtorch.reproducibility import derive_seed, isolated_random
 from blowtorch.state import RunState
+from blowtorch.steps import Returns
 from blowtorch.tensors import find_not_finite
 from blowtorch.training import Training
 from blowtorch.validation import ValidationCutError, validate
@@ -19,7 +20,7 @@ def notify(training: Training, state: RunState, moment: str, **at_hand: Any) -> 
     """Call everybody who takes part in a moment outside of the steps; what they log is recorded at once."""
     training.callbacks.call(moment, state, **at_hand)
     if state.logged:
-        logged = training.returns.read(None, state.logged)
+        logged = Returns(f"what takes part in {moment}", state).read(None, state.logged)
         record_metrics(training.record, state, {name: float(value) for name, value in logged.items()})
 
 

@@ -5,7 +5,6 @@ them: the loop, a train step that drives itself, or a function that drives a who
 """
 
 import contextlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,7 +49,6 @@ class Gradients:
     def __init__(self, state: RunState, num_batches: int | None) -> None:
         options = state.options
         self.autocast = autocast(options, state.device)
-        self._without_autocast = torch.autocast(state.device.type, enabled=False)
         self._state = state
         self._num_batches = num_batches
         self._scaler = torch.amp.GradScaler(state.device.type) if options.precision == "fp16" else None
@@ -59,22 +57,30 @@ class Gradients:
         self._planned = 0.0  # samples of an accumulation group, if all its batches have the size of the first
         self._samples = 0  # of the group so far
         self._is_skipping = False
-        self._num_skipped = 0  # in a row
         self._handles = []
+        changes = ", ".join(_find_changes(options))
         for name, optimizer in state.optimizers.items():
-            self._handles.append(optimizer.register_step_pre_hook(self._named(name)))
+            if changes:
+                self._handles.append(optimizer.register_step_pre_hook(self._named(name, changes)))
             if self.autocast is not None:
                 self._handles.append(optimizer.register_step_post_hook(_forget_casts))
 
     @staticmethod
     def are_touched(options: RunOptions) -> bool:
         """Whether anything is asked for that does not happen in the plainest of loops."""
-        clips = options.clip_grad_norm is not None or options.clip_grad_value is not None
-        return clips or options.accumulate > 1 or options.precision != "fp32" or options.on_nan == "skip"
+        return bool(_find_changes(options)) or options.precision != "fp32"
+
+    @property
+    def has_state(self) -> bool:
+        """Whether a run that is continued needs to know anything: other options may be set anew then."""
+        return self._scaler is not None
 
     def backward(self, loss: Tensor, **options: Any) -> None:
         """Like `loss.backward(**options)`, under any precision; what train steps are given as `backward`."""
-        with self._without_autocast:  # a train step that drives itself calls this amid its computing
+        if self.autocast is None:
+            loss.backward(**options)
+            return
+        with torch.autocast(self._state.device.type, enabled=False):  # a step that drives itself is amid its computing
             scaled = loss if self._scaler is None else self._scaler.scale(loss)
             scaled.backward(**options)
 
@@ -100,21 +106,24 @@ class Gradients:
         self._has_lost_overflow = False
         self._samples = 0
         if not self._is_skipping:
-            self._num_skipped = 0
+            self._state.num_skipped = 0
             return
         self._is_skipping = False
-        self._num_skipped += 1
-        step, on_nan = self._state.step + 1, self._state.options.on_nan
+        self._report_skipped(self._state)
+
+    def _report_skipped(self, state: RunState) -> None:
+        state.num_skipped += 1
+        step, on_nan = state.step + 1, state.options.on_nan
         if on_nan == "skip":  # else it is the scaler's, which looks for its scale by such steps
-            self._state.log({"skipped_steps": 1}, reduce="sum")
-            if "skipped" not in self._state.reported:
-                self._state.reported.add("skipped")
-                self._state.warn(
+            state.log({"skipped_steps": 1}, reduce="sum")
+            if "skipped" not in state.reported:
+                state.reported.add("skipped")
+                state.warn(
                     f"step {step} is left out, since its gradient is not finite; train/skipped_steps counts these"
                 )
-        if self._num_skipped >= _MOST_SKIPPED and on_nan != "ignore":
+        if state.num_skipped >= _MOST_SKIPPED and on_nan != "ignore":
             raise NotFiniteError(
-                f"the gradients of the last {self._num_skipped} steps, up to step {step}, were not finite, so all of "
+                f"the gradients of the last {state.num_skipped} steps, up to step {step}, were not finite, so all of "
                 f"them were left out; lower the learning rate, or look for the cause with detect_anomalies=True"
             )
 
@@ -124,14 +133,13 @@ class Gradients:
             handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """The scale of losses, and how many steps have been left out in a row."""
-        return {"scaler": {} if self._scaler is None else self._scaler.state_dict(), "num_skipped": self._num_skipped}
+        """The scale of losses."""
+        return {} if self._scaler is None else self._scaler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back; a run that had another precision before begins with a new scale."""
-        self._num_skipped = state["num_skipped"]
-        if self._scaler is not None and state["scaler"]:
-            self._scaler.load_state_dict(dict(state["scaler"]))
+        """Take it back."""
+        if self._scaler is not None:
+            self._scaler.load_state_dict(dict(state))
 
     def _planned_batches(self) -> int:
         most = self._state.options.accumulate
@@ -139,14 +147,14 @@ class Gradients:
             return most
         return min(most, self._num_batches - self._state.batch + 1)  # the first of the group is counted already
 
-    def _named(self, name: str) -> Any:
+    def _named(self, name: str, changes: str) -> Any:
         """The hook before the steps of one optimizer."""
 
         def prepare(optimizer: torch.optim.Optimizer, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
             if any(callable(each) for each in (*arguments[1:], *keywords.values())):
                 raise OptionError(
                     f"optimizer {name!r} is stepped with a closure, which computes gradients when it is too late for "
-                    f"the options accumulate, clip_grad_norm, clip_grad_value, precision='fp16' and on_nan='skip'"
+                    f"{changes}; leave that out, or take another optimizer"
                 )
             every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             self._prepare(name, optimizer, [parameter for parameter in every if parameter.grad is not None])
@@ -189,10 +197,22 @@ class Gradients:
                 parameter.grad.mul_(self._planned / self._samples)
 
 
+def _find_changes(options: RunOptions) -> list[str]:
+    """The options that change gradients before a step."""
+    found = [f"accumulate={options.accumulate}"] if options.accumulate > 1 else []
+    for name in ("clip_grad_norm", "clip_grad_value"):
+        value = getattr(options, name)
+        found += [] if value is None else [f"{name}={value}"]
+    found += ["precision='fp16'"] if options.precision == "fp16" else []
+    return found + (["on_nan='skip'"] if options.on_nan == "skip" else [])
+
+
 def _are_finite(parameters: Sequence[nn.Parameter]) -> bool:
     """Whether all gradients are; this waits for the device, once."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return math.isfinite(nn.utils.get_total_norm(gradients))
+    values = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+    device = values[0].device
+    return bool(torch.stack([torch.isfinite(value).all().to(device) for value in values]).all())
 
 
 def _forget_casts(*_: Any) -> None:

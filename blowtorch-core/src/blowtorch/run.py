@@ -285,8 +285,9 @@ class Run(Decorators):
                 check_loggers(session)
             finally:
                 remove_traces(session, had_save_path)
-        for line in report(session, findings):
-            print(line)
+        if session.status == "finished":
+            for line in report(session, findings):
+                print(line)
         return RunResult(session.status, state.folder, state.epoch, state.step, session.metrics(), None)
 
     def _detach(self, model: nn.Module, checkpoint: str | Path | None, options: Mapping[str, Any]) -> RunState:

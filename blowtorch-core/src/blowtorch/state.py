@@ -43,7 +43,7 @@ class RunState:
         model: the model in training.
         compiled_model: what `torch.compile` made of it, which shares its weights; None without the option `compile`.
         averaged: weights that stand in for those of the model wherever it is judged, by the names of its `state_dict`;
-            a callback that averages weights sets it.
+            a callback that averages weights sets it when the run starts, to a mapping that it fills later.
         earlier_average: what `averaged` was in the checkpoint from which the run goes on, for the callback to take.
         optimizers: by name; a single one is called `optimizer`.
         is_resumed: whether this process continues an earlier one.
@@ -60,6 +60,7 @@ class RunState:
         steps_per_epoch: None when unknown.
         stop_reason: set it to a sentence to end the run after the current step; the run is then finished.
         interruption: what wants the run to stop early, such as SIGTERM; the run is then stopped, to be continued.
+        num_skipped: steps that have been left out in a row, since their gradients were not finite.
         logged: what `log` was given and nothing has recorded yet.
         reductions: what is recorded of each name that was logged: `mean`, `sum`, `max`, `min` or `last`.
         is_trying: whether what happens now is tried alone, so that nothing of it is recorded.
@@ -93,6 +94,7 @@ class RunState:
     steps_per_epoch: int | None = None
     stop_reason: str | None = None
     interruption: str | None = None
+    num_skipped: int = 0
     logged: dict[str, Any] = field(default_factory=dict)
     reductions: dict[str, str] = field(default_factory=dict)
     is_trying: bool = False
@@ -192,6 +194,7 @@ class RunState:
             "samples": self.samples,
             "seconds": self.seconds,
             "metrics": dict(self.metrics),
+            "num_skipped": self.num_skipped,
             "measured_at": dict(self.measured_at),
             "total_steps": self.total_steps,
             "best": None if self.best is None else [self.best.name, self.best.step, self.best.metric],
@@ -205,6 +208,7 @@ class RunState:
         self._earlier_seconds, self._started = state["seconds"], time.monotonic()
         self.earlier_total_steps = state["total_steps"]
         self.metrics, self.measured_at = dict(state["metrics"]), dict(state["measured_at"])
+        self.num_skipped = state["num_skipped"]
         is_comparable = state["best_by"] == [self.options.checkpoint_metric, self.options.smaller_is_better]
         if state["best"] is not None and is_comparable:
             name, step, metric = state["best"]

@@ -36,45 +36,36 @@ class WeightAverage:
         """Make room for the average, or go on with that of the checkpoint.
 
         Raises:
+            ExtensionError: another callback averages too.
             OptionError: an interval cannot be counted in steps.
         """
+        if state.averaged is not None:
+            raise ExtensionError(f"{self._name} averages the weights, and so does another callback; keep one of them")
         self._first_step, self._steps = self._count_start(state), self._count(state, "every", self._every)
-        weights, twins = state.model.state_dict(), {}
-        self._average: dict[str, Tensor] = {}
-        self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, value in weights.items():
-            if not value.is_floating_point():
-                self._average[name] = value
-                continue
-            shared = value.data_ptr() if value.numel() else name
-            if shared not in twins:
-                twins[shared] = value.detach().clone()
-                self._pairs[name] = twins[shared], value.detach()
-            self._average[name] = twins[shared]
-        if state.earlier_average is None:
+        total = state.total_steps
+        if total is not None and total - total % self._steps <= self._first_step:
+            state.warn(
+                f"{self._name} averages nothing: it begins after step {self._first_step}, takes in the weights every "
+                f"{self._steps} steps, and the run has {total}"
+            )
+        earlier, state.earlier_average = state.earlier_average, None
+        if earlier is None or not self._num_averaged:
             self._num_averaged = 0
-            return
-        for name, (average, _) in self._pairs.items():
-            average.copy_(state.earlier_average[name])
-        state.averaged, state.earlier_average = self._average, None
+            self._average: dict[str, Tensor] = {}
+        else:
+            self._average = {name: earlier[name].to(own.device) for name, own in _floating(state).items()}
+        state.averaged = self._average
 
     @hookimpl
     def train_step_end(self, state: RunState) -> None:
-        """Take in the weights, if it is time to.
-
-        Raises:
-            ExtensionError: another callback averages too.
-        """
+        """Take in the weights, if it is time to."""
         if state.step <= self._first_step or state.step % self._steps:
             return
+        weights = _floating(state)
         if self._num_averaged:
-            self.average([average for average, _ in self._pairs.values()], [own for _, own in self._pairs.values()])
-        elif state.averaged is not None:
-            raise ExtensionError(f"{self._name} averages the weights, and so does another callback; keep one of them")
+            self.average([self._average[name] for name in weights], list(weights.values()))
         else:
-            for average, own in self._pairs.values():
-                average.copy_(own)
-            state.averaged = self._average
+            self._average |= {name: own.clone() for name, own in weights.items()}
         self._num_averaged += 1
 
     def average(self, averages: "list[Tensor]", weights: "list[Tensor]") -> None:
@@ -156,6 +147,14 @@ class StochasticWeightAveraging(WeightAverage):
 
         for average, own in zip(averages, weights, strict=True):
             average.copy_(get_swa_avg_fn()(average, own, self._num_averaged))
+
+
+def _floating(state: RunState) -> "dict[str, Tensor]":
+    """What is averaged of a model as it is now: modules may put other tensors in the place of their buffers."""
+    import torch
+
+    weights = state.model.state_dict()
+    return {name: own for name, own in weights.items() if isinstance(own, torch.Tensor) and own.is_floating_point()}
 
 
 def _read(callback: str, option: str, text: str) -> Interval:
