@@ -154,8 +154,11 @@ def test_what_an_extension_builds_may_not_be_fit_for_a_sequence(make, said):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ([{"linear": None, "for": "1 epoch"}, "cosine"], "'for: 1 epoch' cannot be counted in steps, since the train"),
-        ([WARMUP, {"exponential": {"factor": 0.5}}], "'every: 1 epoch' cannot be counted in steps, since the train"),
+        (
+            [{"linear": None, "for": "1 epoch"}, "cosine"],
+            "'for': '1 epoch' cannot be counted in steps, since",
+        ),
+        ([WARMUP, {"exponential": {"factor": 0.5}}], "'every': '1 epoch' cannot be counted in steps, since the train"),
     ],
 )
 def test_epochs_of_unknown_length_are_refused(given, said):

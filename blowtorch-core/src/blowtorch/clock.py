@@ -44,8 +44,8 @@ class Interval:
     unit: Unit
 
     @classmethod
-    def parse(cls, text: object) -> "Interval":
-        """Read the notation.
+    def parse(cls, text: object, units: Sequence[Unit] = ("steps", "epochs", "samples", "seconds")) -> "Interval":
+        """Read the notation, in one of the `units`.
 
         Raises:
             OptionError: not a string of a positive number and a unit; steps, epochs and samples are whole.
@@ -64,9 +64,11 @@ class Interval:
         number, prefix, word = match.groups()
         singular = word.lower().removesuffix("s")
         if singular not in _FACTORS:
-            units = [f"{name}s" for name in _FACTORS]
-            raise OptionError(f"unknown unit {word!r} in {text!r}.{nearest(word, units)} Units are {', '.join(units)}.")
+            words = [f"{name}s" for name in _FACTORS]
+            raise OptionError(f"unknown unit {word!r} in {text!r}.{nearest(word, words)} Units are {', '.join(words)}.")
         unit, factor = _FACTORS[singular]
+        if unit not in units:
+            raise OptionError(f"expected {' or '.join(units)}, got {text!r}")
         scale = _PREFIXES[prefix if prefix != "K" else "k"]
         amount = round(float(number) * scale * factor, 9)
         if amount <= 0:
@@ -81,6 +83,20 @@ class Interval:
         """How many times this interval has passed since the run began."""
         now: float = getattr(time, self.unit)
         return int(now // self.amount)
+
+    def in_steps(self, steps_per_epoch: int | None) -> int:
+        """An interval of steps or epochs in steps.
+
+        Raises:
+            OptionError: it is one of epochs, and these have no known length.
+        """
+        if self.unit == "steps":
+            return int(self.amount)
+        if steps_per_epoch is None:
+            raise OptionError(
+                f"'{self}' cannot be counted in steps, since the train loader has no length; write it in steps"
+            )
+        return int(self.amount) * steps_per_epoch
 
     def __str__(self) -> str:
         unit = self.unit.removesuffix("s") if self.amount == 1 else self.unit

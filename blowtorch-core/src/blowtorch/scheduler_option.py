@@ -162,12 +162,9 @@ def _split_entry(entry: Any, is_last: bool) -> tuple[Any, Interval | None]:
         if is_last:
             raise OptionError("the last scheduler of a sequence has the rest of the run: leave out its 'for'")
         try:
-            span = Interval.parse(entry["for"])
+            return scheduler, Interval.parse(entry["for"], units=("steps", "epochs"))
         except OptionError as error:
             raise OptionError(f"'for': {error}") from None
-        if span.unit not in ("steps", "epochs"):
-            raise OptionError(f"'for': expected steps or epochs, got {entry['for']!r}")
-        return scheduler, span
     if not is_last:
         raise OptionError(
             f"expected it to say how long it is followed, such as {_EXAMPLE}, got {entry!r} without 'for'"
@@ -220,11 +217,7 @@ def _check_part(plugin: Plugin, schedule: Schedule, steps_per_epoch: int | None)
 
 
 def _count_steps(interval: Interval, steps_per_epoch: int | None, option: str) -> int:
-    if interval.unit == "steps":
-        return int(interval.amount)
-    if steps_per_epoch is None:
-        raise OptionError(
-            f"option scheduler: '{option}: {interval}' cannot be counted in steps, since the train loader has no "
-            f"length; write it in steps"
-        )
-    return int(interval.amount) * steps_per_epoch
+    try:
+        return interval.in_steps(steps_per_epoch)
+    except OptionError as error:
+        raise OptionError(f"option scheduler, {option!r}: {error}") from None

@@ -334,12 +334,9 @@ def _check_known(scheduler: str, total_steps: int | None) -> int:
 def _read_length(scheduler: str, option: str, text: str) -> Interval:
     """The length of a warm-up or a decay, or an `OptionError`."""
     try:
-        interval = Interval.parse(text)
+        return Interval.parse(text, units=("steps", "epochs"))
     except OptionError as error:
         raise OptionError(f"scheduler {scheduler!r}, option {option}: {error}") from None
-    if interval.unit not in ("steps", "epochs"):
-        raise OptionError(f"scheduler {scheduler!r}, option {option}: expected steps or epochs, got {text!r}")
-    return interval
 
 
 def _read_decay(scheduler: str, given: float | str) -> Interval | float:
@@ -355,14 +352,10 @@ def _read_decay(scheduler: str, given: float | str) -> Interval | float:
 
 def _in_steps(scheduler: str, option: str, length: Interval, steps_per_epoch: int | None) -> int:
     """A length in optimizer steps, or an `OptionError` if it cannot be counted."""
-    if length.unit == "steps":
-        return int(length.amount)
-    if steps_per_epoch is None:
-        raise OptionError(
-            f"scheduler {scheduler!r}, option {option}: '{length}' cannot be counted in steps, since the train loader "
-            f"has no length; write it in steps"
-        )
-    return int(length.amount) * steps_per_epoch
+    try:
+        return length.in_steps(steps_per_epoch)
+    except OptionError as error:
+        raise OptionError(f"scheduler {scheduler!r}, option {option}: {error}") from None
 
 
 def _count_steps(

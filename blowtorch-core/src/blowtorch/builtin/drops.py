@@ -149,12 +149,9 @@ def _forgetting(kind: type, *options: str) -> Any:
 def _read_interval(scheduler: str, option: str, text: object) -> Interval:
     """An interval of steps or epochs, or an `OptionError`."""
     try:
-        interval = Interval.parse(text)
+        return Interval.parse(text, units=("steps", "epochs"))
     except OptionError as error:
         raise OptionError(f"scheduler {scheduler!r}, option {option}: {error}") from None
-    if interval.unit not in ("steps", "epochs"):
-        raise OptionError(f"scheduler {scheduler!r}, option {option}: expected steps or epochs, got {text!r}")
-    return interval
 
 
 def _is_number(value: object) -> bool:

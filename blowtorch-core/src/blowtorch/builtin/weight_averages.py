@@ -91,14 +91,10 @@ class WeightAverage:
         return round(self._start * state.total_steps)
 
     def _count(self, state: RunState, option: str, interval: Interval) -> int:
-        if interval.unit == "steps":
-            return int(interval.amount)
-        if state.steps_per_epoch is None:
-            raise OptionError(
-                f"{self._name}, option {option}: '{interval}' cannot be counted in steps, since the train loader has "
-                f"no length; write it in steps"
-            )
-        return int(interval.amount) * state.steps_per_epoch
+        try:
+            return interval.in_steps(state.steps_per_epoch)
+        except OptionError as error:
+            raise OptionError(f"{self._name}, option {option}: {error}") from None
 
 
 class ExponentialMovingAverage(WeightAverage):
@@ -159,12 +155,9 @@ def _floating(state: RunState) -> "dict[str, Tensor]":
 
 def _read(callback: str, option: str, text: str) -> Interval:
     try:
-        interval = Interval.parse(text)
+        return Interval.parse(text, units=("steps", "epochs"))
     except OptionError as error:
         raise OptionError(f"{callback}, option {option}: {error}") from None
-    if interval.unit not in ("steps", "epochs"):
-        raise OptionError(f"{callback}, option {option}: expected steps or epochs, got {text!r}")
-    return interval
 
 
 def _check_fraction(callback: str, option: str, value: Any) -> Any:
