@@ -145,17 +145,20 @@ def scaled(prepare=None, every=1):
 
 
 def leaving_out(prepare=lambda model: None):
-    """Steps whose gradient is not finite are not made."""
+    """Steps whose gradient is not finite are not made, and running statistics do not remember their batches."""
 
     def loop(model, batches):
         optimizer = adam(model)
         for _ in range(EPOCHS):
             for batch in batches:
+                before = {name: buffer.clone() for name, buffer in model.named_buffers()}
                 optimizer.zero_grad()
                 loss_of(model, batch).backward()
                 if all(parameter.grad.isfinite().all() for parameter in model.parameters()):
                     prepare(model)
                     optimizer.step()
+                else:
+                    model.load_state_dict(before, strict=False)
 
     return loop
 

@@ -314,3 +314,20 @@ def test_an_object_that_cannot_be_saved_is_an_error_at_its_first_step(make_net, 
     run = start(Mean())
     run.validate_step(lambda batch: {"metric": Forgetful()})  # where nothing has to be remembered
     assert run(make_net(), loader, loader, **QUIET).metrics["val/metric"] == 0.0
+
+
+def test_one_object_of_training_and_validation_goes_together_with_inference_mode(net, loader, make_run):
+    torchmetrics = pytest.importorskip("torchmetrics")
+    metric = torchmetrics.ConfusionMatrix(task="binary")
+    run = make_run()
+
+    @run.train_step
+    @run.validate_step
+    def step(batch, model):
+        output = model(batch[0])
+        metric.update((output > 0).float().detach().flatten(), (batch[1] > 0).int().flatten())
+        return {"loss": nn.functional.mse_loss(output, batch[1]), "confusion": metric}
+
+    result = run(net, loader, loader, max_epochs=3, inference_mode=True, progress=False)
+    assert sum(result.metrics[f"train_epoch/confusion/{index}"] for index in range(4)) == 64
+    assert sum(result.metrics[f"val/confusion/{index}"] for index in range(4)) == 64

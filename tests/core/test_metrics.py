@@ -172,5 +172,5 @@ def test_a_name_that_a_step_returns_is_not_reduced_in_another_way(make_run, net,
         log({"energy": loss}, reduce="max")
         return {"loss": loss, "energy": loss}
 
-    with pytest.raises(ScriptError, match="step returns 'energy', and logs it with reduce='max' too"):
+    with pytest.raises(ScriptError, match="step returns 'energy' and logs it too; give one of them another name"):
         run(net, loader, progress=False)

@@ -529,3 +529,45 @@ def test_what_a_group_logs_at_its_end_is_weighted_by_the_group(net, events):
     run.on("train_step_end")(lambda log, step: log({"number": float(step)}))
     result = run(net, batches(8, 8, 5), accumulate=2, log_every="5 steps", **QUIET)
     assert result.metrics["train_epoch/number"] == pytest.approx((16 * 1 + 5 * 2) / 21)
+
+
+def test_a_batch_that_is_left_out_leaves_no_trace_in_running_statistics():
+    net = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1))
+    data = batches(8, 8, 8)
+    data[1][0][0, 0] = math.nan
+    with pytest.warns(UserWarning, match="step 2 is left out"):
+        result = start()(net, data, on_nan="skip", **QUIET)
+    assert torch.isfinite(net[0].running_mean).all()
+    assert int(net[0].num_batches_tracked) == 2
+    assert result.metrics["train/skipped_steps"] == 1
+
+
+def test_a_validation_that_is_not_finite_is_not_hidden_by_leaving_steps_out(net):
+    run = start()
+    run.validate_step(lambda batch, model: {"loss": nn.functional.mse_loss(model(batch[0]), batch[1])})
+    spoiled = batches(8, 8)
+    spoiled[1][1][0] = math.nan
+    result = run(net, batches(8), spoiled, on_nan="skip", **QUIET)
+    assert math.isnan(result.metrics["val/loss"])
+    assert result.best is None
+
+
+def test_a_parameter_of_two_optimizers_is_refused_where_its_gradient_would_be_changed_twice():
+    net = nn.Linear(4, 1)
+    run = start()
+    run.configure_optimizers(
+        lambda model: {
+            "all": torch.optim.SGD(model.parameters(), lr=0.1),
+            "weight": torch.optim.SGD([model.weight], lr=0.1),
+        }
+    )
+    with pytest.raises(ScriptError, match="'all' and 'weight' have a parameter in common, so accumulate=2 would"):
+        run(net, batches(8, 8), accumulate=2, **QUIET)
+    assert run(net, batches(8, 8), **QUIET).step == 2
+
+
+def test_an_optimizer_that_wants_closures_says_so_before_training(net):
+    run = start()
+    run.configure_optimizers(lambda model: torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(ScriptError, match="'optimizer' is LBFGS, which is stepped with a closure; have the train step"):
+        run(net, batches(8), **QUIET)

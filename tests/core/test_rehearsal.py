@@ -116,6 +116,21 @@ def test_a_model_that_an_init_function_rebuilds_is_given_back_as_it_was(make_run
     assert all(torch.equal(one, other) for one, other in zip(before, copy_of(net), strict=True))
 
 
+def test_folders_above_and_objects_that_remember_are_as_they_were(make_run, net, loader):
+    stopping = EarlyStopping(patience=2)
+    options = {"callbacks": [stopping], "save_path": "deep/in/a/tree", "progress": False}
+    make_run()(net, loader, loader, dry_run=True, **options)
+    assert not Path("deep").exists()
+    assert stopping.state_dict() == EarlyStopping().state_dict()
+
+
+def test_a_dry_run_that_is_stopped_does_not_say_that_all_is_well(make_run, net, loader, capsys):
+    run = make_run()
+    run.on("train_step_end")(lambda state: setattr(state, "interruption", "Ctrl-C"))
+    assert run(net, loader, loader, dry_run=True, progress=False).status == "stopped"
+    assert "everything works" not in capsys.readouterr().out
+
+
 def test_other_runs_in_the_folder_stay_and_resume_does_not_see_the_dry_run(make_run, net, loader):
     first = make_run()(net, loader, loader, max_epochs=1, progress=False, run_name="a")
     options = {"max_epochs": 2, "run_name": "a", "resume": "auto", "progress": False}

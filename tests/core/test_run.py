@@ -1328,3 +1328,74 @@ def test_functions_for_epochs_tell_of_checkpoints_and_log_like_steps(net, loader
     recorded = [event["metrics"].get("train/steps") for event in events(result, "metrics")]
     assert recorded[:2] == [4.0, 4.0]
     assert result.metrics["train_epoch/steps"] == 8.0
+
+
+def test_what_is_logged_does_not_take_the_place_of_what_is_returned(net, loader):
+    run = Run(random_seed=0, command_line=[])
+
+    @run.train_step
+    def step(batch, model, log):
+        loss = model(batch[0]).square().mean()
+        log({"loss": -loss})
+        return loss
+
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ScriptError, match="step returns 'loss' and logs it too; give one of them another name"):
+        run(net, loader, **QUIET)
+
+
+def test_a_function_for_epochs_may_not_return_what_it_logs(net, loader):
+    run = Run(random_seed=0, command_line=[])
+
+    @run.train_epoch
+    def train_epoch(data_loader, model, log):
+        for x, _ in data_loader:
+            log({"loss": model(x).square().mean().detach()})
+        return {"loss": 1.0}
+
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ScriptError, match="train_epoch returns 'loss' and logs it too"):
+        run(net, loader, log_every="3 steps", **QUIET)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_steps": 16}, {"max_samples": 128}, {"max_steps": 10, "validate_every": "5 steps"}]
+)
+def test_a_validation_cut_at_the_very_last_step_is_done_when_the_run_goes_on(net, loader, make_run, events, options):
+    def train(interrupts, **more):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+        run, ended = make_run(), []
+
+        @run.validate_step
+        def validate(batch, model, state):
+            if interrupts and state.step == options.get("max_steps", 16):
+                state.interruption = "asked to"
+            return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+        run.on("epoch_end")(lambda state: ended.append(state.epoch))
+        return run(net, loader, loader, **options, **more, **QUIET), ended
+
+    straight, _ = train(False)
+    stopped, before = train(True, run_name="cut")
+    continued, after = train(False, run_name="cut", resume="auto")
+    assert (stopped.status, continued.status) == ("stopped", "finished")
+    assert continued.metrics == straight.metrics
+    assert continued.best.step == straight.best.step
+    assert before + after == ([1, 2] if straight.step == 16 else [1])
+
+
+def test_a_decision_to_end_outlives_a_stop_at_the_same_moment(net, loader, make_run):
+    def train(interrupts):
+        run = make_run()
+
+        @run.on("epoch_end")
+        def decide(state):
+            if state.epoch == 2 and interrupts:
+                state.stop_reason, state.interruption = "enough", "asked to"
+
+        return run(net, loader, loader, max_epochs=5, run_name="a", resume="auto", **QUIET)
+
+    assert train(True).status == "stopped"
+    continued = train(False)
+    assert (continued.status, continued.step) == ("finished", 16)

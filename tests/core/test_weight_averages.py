@@ -243,3 +243,8 @@ def test_an_average_that_never_begins_says_so(batches, normalised):
         UserWarning, match="swa averages nothing: it begins after step 4, .* every 10 steps, .* run has 5"
     ):
         make_run()(normalised, batches, batches[:1], max_steps=5, callbacks=["swa"], **QUIET)
+
+
+def test_an_average_from_the_beginning_needs_no_known_length(batches, normalised):
+    result = make_run()(normalised, iter(batches), batches[:1], max_epochs=1, callbacks=["ema"], **QUIET)
+    assert checkpoint_of(result)[1]["parts"]["callbacks/ema"] == {"num_averaged": 10}

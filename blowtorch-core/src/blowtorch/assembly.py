@@ -95,6 +95,8 @@ def build_optimizers(script: Script, state: RunState, scheduler: SchedulerOption
     configure = script.configure_optimizers.bind(state)
     optimizers, schedulers = read_configured(configure.function(**configure.given()))
     state.optimizers.update(optimizers)
+    if script.train is not None and not script.train.drives_itself:
+        _refuse_closures(optimizers)
     schedules: dict[str, Schedule] = {
         name: as_schedule(name, given, state.options.checkpoint_metric) for name, given in schedulers.items()
     }
@@ -105,6 +107,16 @@ def build_optimizers(script: Script, state: RunState, scheduler: SchedulerOption
             )
         schedules = build_schedules(scheduler, optimizers, state.total_steps, state.steps_per_epoch)
     return Schedules(state.optimizers, schedules)
+
+
+def _refuse_closures(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+    """Raise a `ScriptError` for an optimizer that computes the loss several times in a step, as the loop does not."""
+    for name, optimizer in optimizers.items():
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ScriptError(
+                f"optimizer {name!r} is LBFGS, which is stepped with a closure; have the train step ask for "
+                f"`optimizers` and call optimizers[{name!r}].step(closure) itself"
+            )
 
 
 def assemble(
@@ -119,7 +131,7 @@ def assemble(
     function = train.bind(state, backward=Tensor.backward if gradients is None else gradients.backward)
     roots = {"model": state.model, **script.kept}
     objects = MetricObjects(lambda: find_metric_objects(train.function, roots))
-    returns = Returns(function.name, state, objects)
+    returns = Returns(function.name, state, objects, only_finite=state.options.on_nan == "skip")
     callbacks = Callbacks(
         extensions.callbacks,
         {moment: [each.bind(state) for each in functions] for moment, functions in script.moments.items()},

@@ -124,15 +124,16 @@ def load_checkpoint(checkpoint: str | Path | None, state: RunState, script: Scri
 
 
 @contextlib.contextmanager
-def left_as_it_was(script: Script, model: nn.Module, seed: int) -> Iterator[None]:
+def left_as_it_was(script: Script, model: nn.Module, seed: int, callbacks: Sequence[Any] = ()) -> Iterator[None]:
     """Train inside, on random streams of this seed, and have all that it changes as it was before.
 
-    That is the model with its modules, their modes, their device and what needs gradients; metric objects; and what the
-    script keeps.
+    That is the model with its modules, their modes, their device and what needs gradients; metric objects; and whatever
+    the script keeps, callbacks that are objects with a state among it.
     """
     structure = [(module, _members(module)) for module in model.modules()]
     needs = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    parts: dict[str, Any] = {"model": model, **script.kept}
+    stateful = [each for each in callbacks if hasattr(each, "state_dict") and hasattr(each, "load_state_dict")]
+    parts: dict[str, Any] = {"model": model, **script.kept, **{str(id(each)): each for each in stateful}}
     before = WarmCopies().take({name: part.state_dict() for name, part in parts.items()})
     modes = [(module, module.training) for module in model.modules()]
     device = next((parameter.device for parameter in model.parameters()), None)

@@ -71,6 +71,17 @@ def begin(training: Training, state: RunState) -> None:
             if validation.is_at_start:
                 record_validation(training, state, validation.name, validate(validation, state))
         decide_and_save(training, state)
+    if state.batch and not state.is_epoch_done and not should_go_on(state):
+        with contextlib.suppress(ValidationCutError):
+            do_what_was_cut(training, state)
+
+
+def do_what_was_cut(training: Training, state: RunState) -> None:
+    """Do what was due when the process before was stopped at the very last step."""
+    if state.batch == training.batches.num_batches:
+        finish_epoch(training, state)
+    else:
+        after_step(training, state)
 
 
 def try_validations(training: Training, state: RunState) -> None:
@@ -130,6 +141,8 @@ def start_batches(training: Training, state: RunState) -> Iterator[Any]:
     """The batches of the epoch from where it stands; skipping those before it may have drawn from random streams."""
     batches = training.batches.start(state.epoch, state.batch)
     restore_streams(training)
+    if training.gradients is not None:
+        training.gradients.remember()
     if state.batch:
         after_step(training, state)  # a validation that was cut short is still due
     plan_next_event(training, state)
@@ -201,7 +214,7 @@ def drive_epoch(training: Training, state: RunState) -> bool:
             f"{training.function.name} took no batch of its data_loader, so max_steps is never reached; iterate it, or "
             f"set max_epochs"
         )
-    training.returns.add({} if returned is None else returned, state.logged, 1)
+    training.returns.add({} if returned is None else returned, state.logged, 1, training.epoch_window.totals)
     return True
 
 

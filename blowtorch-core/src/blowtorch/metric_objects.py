@@ -42,16 +42,16 @@ class MetricObjects:
         self._returned[name] = metric
 
     def compute(self) -> dict[str, float]:
-        """The value of each, of which those that are mappings or have several elements make several; all are reset."""
+        """The value of each, of which those that are mappings or have several elements make several."""
         values: dict[str, float] = {}
         for name, metric in self._returned.items():
             values |= _flatten(name, metric.compute())
-        self.reset()
         return values
 
     def put_aside(self) -> contextlib.AbstractContextManager[None]:
         """Let something else use the same objects meanwhile, beginning with nothing."""
-        return put_aside(self._returned.values())
+        found = {} if self._find is None else self._find()  # also those that have not been returned yet
+        return put_aside({id(each): each for each in (*self._returned.values(), *found.values())}.values())
 
     def reset(self) -> None:
         """Begin all of them anew."""

@@ -42,6 +42,7 @@ def record_training(training: Training, state: RunState, closes_epoch: bool = Fa
         metrics |= training.schedules.rates if training.schedules.wants_steps else training.schedules.read_rates()
     if closes_epoch:
         epoch = means(training.epoch_window.close()) | training.returns.objects.compute()
+        training.returns.objects.reset()
         metrics |= {f"train_epoch/{name}": value for name, value in epoch.items()}
     record_metrics(training.record, state, metrics, is_urgent=closes_epoch)
     check_finite(training, state, metrics.get(f"train/{training.loss.name}", 0.0))

@@ -57,8 +57,11 @@ class Gradients:
         self._planned = 0.0  # samples of an accumulation group, if all its batches have the size of the first
         self._samples = 0  # of the group so far
         self._is_skipping = False
+        self._buffers: dict[str, Tensor] = {}  # as they were before the step, where steps may be left out
         self._handles = []
         changes = ", ".join(_find_changes(options))
+        if changes:
+            _refuse_shared(state, changes)
         for name, optimizer in state.optimizers.items():
             if changes:
                 self._handles.append(optimizer.register_step_pre_hook(self._named(name, changes)))
@@ -84,6 +87,11 @@ class Gradients:
             scaled = loss if self._scaler is None else self._scaler.scale(loss)
             scaled.backward(**options)
 
+    def remember(self) -> None:
+        """Remember what the forward of the next step changes, in case that it is left out."""
+        if self._state.options.on_nan == "skip":
+            self._buffers = {name: buffer.clone() for name, buffer in self._state.model.named_buffers()}
+
     def add(self, loss: Tensor, samples: int) -> None:
         """Go backward from the loss of one batch of an accumulation group, which may have one alone.
 
@@ -98,7 +106,7 @@ class Gradients:
         self.backward(loss)
 
     def finish_step(self) -> None:
-        """All optimizers have stepped."""
+        """All optimizers have stepped, and the next step begins."""
         if self._unscaled and self._scaler is not None:
             factor = self._scaler.get_backoff_factor()
             self._scaler.update(self._scaler.get_scale() * factor if self._has_lost_overflow else None)
@@ -107,8 +115,11 @@ class Gradients:
         self._samples = 0
         if not self._is_skipping:
             self._state.num_skipped = 0
+            self.remember()
             return
         self._is_skipping = False
+        for name, buffer in self._state.model.named_buffers() if self._buffers else ():
+            buffer.copy_(self._buffers[name])
         self._report_skipped(self._state)
 
     def _report_skipped(self, state: RunState) -> None:
@@ -195,6 +206,19 @@ class Gradients:
             for parameter in parameters:
                 assert parameter.grad is not None
                 parameter.grad.mul_(self._planned / self._samples)
+
+
+def _refuse_shared(state: RunState, changes: str) -> None:
+    """Raise a `ScriptError` for a parameter of two optimizers, whose gradient each of them would change."""
+    owners: dict[int, str] = {}
+    for name, optimizer in state.optimizers.items():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if owners.setdefault(id(parameter), name) != name:
+                    raise ScriptError(
+                        f"optimizers {owners[id(parameter)]!r} and {name!r} have a parameter in common, so {changes} "
+                        f"would change its gradient twice; give it to one of them"
+                    )
 
 
 def _find_changes(options: RunOptions) -> list[str]:

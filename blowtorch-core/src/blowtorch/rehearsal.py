@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -149,14 +149,20 @@ def _in_place_of(owner: Any, name: str, substitute: Any) -> Iterator[None]:
         setattr(owner, name, original)
 
 
-def remove_traces(session: Session, had_save_path: bool) -> None:
-    """Delete the run folder and the checkpoints, wherever these are."""
+def missing_folders(options: RunOptions) -> list[Path]:
+    """The folders that a run would make to have its own in, the innermost first."""
+    path = Path(options.save_path).absolute()
+    return [each for each in (path, *path.parents) if not each.exists()]
+
+
+def remove_traces(session: Session, made: Sequence[Path]) -> None:
+    """Delete the run folder and the checkpoints, wherever these are, and the folders that were made for it."""
     if hasattr(session, "training"):
         session.training.checkpoints.delete_all()
     shutil.rmtree(session.folder.path, ignore_errors=True)
-    if not had_save_path:
-        with contextlib.suppress(OSError):  # another run has begun there meanwhile
-            session.folder.path.parent.rmdir()
+    with contextlib.suppress(OSError):  # another run has begun there meanwhile
+        for folder in made:
+            folder.rmdir()
 
 
 def check_loggers(session: Session) -> None:

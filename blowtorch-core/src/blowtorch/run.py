@@ -25,7 +25,7 @@ from blowtorch.memory import find_batch_size
 from blowtorch.optimization import detecting_anomalies
 from blowtorch.options import RunOptions, resolve_options
 from blowtorch.plugins import Plugins
-from blowtorch.rehearsal import as_rehearsal, check_loggers, rehearse, remove_traces, report
+from blowtorch.rehearsal import as_rehearsal, check_loggers, missing_folders, rehearse, remove_traces, report
 from blowtorch.reproducibility import derive_seed, draw_seed, make_deterministic, seed_everything
 from blowtorch.script import Script
 from blowtorch.session import Session
@@ -270,8 +270,8 @@ class Run(Decorators):
 
     def _rehearse(self, model: nn.Module, loaders: tuple[Any, Any], options: RunOptions) -> RunResult:
         """What the option `dry_run` asks for."""
-        had_save_path = Path(options.save_path).exists()
-        with left_as_it_was(self._script, model, derive_seed(self.seed, "dry_run")):
+        made = missing_folders(options)
+        with left_as_it_was(self._script, model, derive_seed(self.seed, "dry_run"), options.callbacks):
             session = Session(self._script, self.config, as_rehearsal(options), self._plugins, model, loaders)
             try:
                 with (
@@ -284,7 +284,7 @@ class Run(Decorators):
                     findings = rehearse(session.training, state)
                 check_loggers(session)
             finally:
-                remove_traces(session, had_save_path)
+                remove_traces(session, made)
         if session.status == "finished":
             for line in report(session, findings):
                 print(line)

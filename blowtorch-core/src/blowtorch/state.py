@@ -1,5 +1,6 @@
 """`RunState`: the one carrier of everything that changes while a run is under way."""
 
+import math
 import operator
 import time
 from collections.abc import Callable, Mapping
@@ -25,8 +26,9 @@ REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {  # of what there was and wh
 
 
 def _choose(of_tensors: Callable[..., Any], of_numbers: Callable[..., Any], before: Any, value: Any) -> Any:
-    are_tensors = isinstance(before, torch.Tensor) and isinstance(value, torch.Tensor)
-    return of_tensors(before, value) if are_tensors else of_numbers(before, value)
+    if isinstance(before, torch.Tensor) and isinstance(value, torch.Tensor):
+        return of_tensors(before, value)
+    return math.nan if math.isnan(before) or math.isnan(value) else of_numbers(before, value)  # as of tensors
 
 
 @dataclass
@@ -195,6 +197,7 @@ class RunState:
             "seconds": self.seconds,
             "metrics": dict(self.metrics),
             "num_skipped": self.num_skipped,
+            "stop_reason": self.stop_reason if self.interruption else None,  # which a run that goes on would forget
             "measured_at": dict(self.measured_at),
             "total_steps": self.total_steps,
             "best": None if self.best is None else [self.best.name, self.best.step, self.best.metric],
@@ -208,7 +211,7 @@ class RunState:
         self._earlier_seconds, self._started = state["seconds"], time.monotonic()
         self.earlier_total_steps = state["total_steps"]
         self.metrics, self.measured_at = dict(state["metrics"]), dict(state["measured_at"])
-        self.num_skipped = state["num_skipped"]
+        self.num_skipped, self.stop_reason = state["num_skipped"], state["stop_reason"]
         is_comparable = state["best_by"] == [self.options.checkpoint_metric, self.options.smaller_is_better]
         if state["best"] is not None and is_comparable:
             name, step, metric = state["best"]

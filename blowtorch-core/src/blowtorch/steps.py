@@ -6,7 +6,7 @@ begins; on a step only the batch is put into place, and the function is called d
 
 import inspect
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -132,14 +132,17 @@ class Returns:
         function: the name of the function.
         state: of the run.
         objects: takes the metric objects that the function returns.
+        only_finite: leave values out that are not finite.
 
     Attributes:
         window: the means of what was taken since it was last closed.
         objects: the metric objects that were returned.
     """
 
-    def __init__(self, function: str, state: RunState, objects: MetricObjects | None = None) -> None:
-        self.window = Window(only_finite=state.options.on_nan == "skip")
+    def __init__(
+        self, function: str, state: RunState, objects: MetricObjects | None = None, only_finite: bool = False
+    ) -> None:
+        self.window = Window(only_finite=only_finite)
         self.objects = objects or MetricObjects()
         self._reductions = state.reductions
         self._function = function
@@ -196,9 +199,16 @@ class Returns:
         self.window.add({name: metrics[name] for name in names[names.index(begin) if begin else 0 :]}, samples)
         return metrics, samples
 
-    def add(self, returned: Any, logged: dict[str, Any], weight: int) -> None:
-        """Read what belongs to no single batch, and add it to the window."""
+    def add(self, returned: Any, logged: dict[str, Any], weight: int, earlier: Container[str] = ()) -> None:
+        """Read what belongs to no single batch, and add it to the window.
+
+        Raises:
+            ScriptError: it is nothing of that kind, or what is returned is among the `earlier` metrics.
+        """
         metrics = self.read(returned, logged)
+        for name in metrics if returned else ():
+            if name in earlier or name in self.window.totals:
+                raise ScriptError(f"{self._function} returns {name!r} and logs it too; give one of them another name")
         self.window.add(metrics, metrics.pop("batch_size", weight))
 
     def read(self, returned: Any, logged: dict[str, Any]) -> dict[str, Any]:
@@ -232,10 +242,10 @@ class Returns:
                 f"tensor or number, such as {{'loss': loss}}"
             )
         for name in logged:
+            if name in returned:
+                raise ScriptError(f"{self._function} returns {name!r} and logs it too; give one of them another name")
             reduce = self._reductions.get(name, "mean")
             if reduce != "mean":
-                if name in returned:
-                    raise ScriptError(f"{self._function} returns {name!r}, and logs it with reduce={reduce!r} too")
                 self.window.reductions[name] = reduce
         metrics = {**returned, **logged}
         logged.clear()

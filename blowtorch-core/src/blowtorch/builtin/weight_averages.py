@@ -83,6 +83,8 @@ class WeightAverage:
     def _count_start(self, state: RunState) -> int:
         if isinstance(self._start, Interval):
             return self._count(state, "start", self._start)
+        if self._start == 0:
+            return 0
         if state.total_steps is None:
             raise OptionError(
                 f"{self._name}, option start: {self.start} of a run whose length is unknown; write an interval, such "
