@@ -273,8 +273,8 @@ class CallbackSpec:
         """A step is done and counted: `state.step` is its number; gradients are still there.
 
         Args:
-            batch: the batch trained on, on the device.
-            metrics: what the step returned, unreduced; reading a tensor waits for the device.
+            batch: the batch trained on, on the device; of an accumulation group the last.
+            metrics: what the step returned for it, unreduced; reading a tensor waits for the device.
         """
 
     @hookspec

@@ -71,7 +71,7 @@ def begin(training: Training, state: RunState) -> None:
             if validation.is_at_start:
                 record_validation(training, state, validation.name, validate(validation, state))
         decide_and_save(training, state)
-    if state.batch and not state.is_epoch_done and not should_go_on(state):
+    if state.batch and not state.is_epoch_done and state.stop_reason is None and not should_go_on(state):
         with contextlib.suppress(ValidationCutError):
             do_what_was_cut(training, state)
 
