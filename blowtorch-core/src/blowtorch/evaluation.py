@@ -1,4 +1,4 @@
-"""What a model is asked without being trained: how good it is, and what it predicts."""
+"""What a model is asked outside of a run: how good it is, what it predicts; and trials that leave it as it was."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
