@@ -151,8 +151,8 @@ def blowtorch(model: nn.Module, folder: Path) -> Figures:
 
 def measure_load(folder: Path) -> Figures:
     """Verification beside the load that it comes before, when the file is in the memory of the system."""
-    from blowtorch.manifest import verify
-    from blowtorch.tensors import read_tensors
+    from blowtorch.checkpoint.tensors import read_tensors
+    from blowtorch.folder.manifest import verify
 
     path = folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text().strip()
     began = time.perf_counter()

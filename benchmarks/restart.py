@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, SubsetRandomSampler, WeightedRandomSampler
 
-from blowtorch.data import Batches
+from blowtorch.data.batches import Batches
 
 POSITION = 1_000_000
 SIZE = 2 * POSITION + 1

@@ -16,12 +16,12 @@ from types import NoneType
 import pytest
 
 from blowtorch import OptionError, Run, RunOptions, RunResult
-from blowtorch.callbacks import MOMENTS
-from blowtorch.contracts import hooks
-from blowtorch.decorators import Decorators
+from blowtorch.extension.contracts import hooks
+from blowtorch.hookspecs import MOMENTS
 from blowtorch.plugins import SPECS
+from blowtorch.script.decorators import Decorators
+from blowtorch.script.functions import ARGUMENTS
 from blowtorch.state import REDUCTIONS
-from blowtorch.steps import ARGUMENTS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

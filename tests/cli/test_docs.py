@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from blowtorch.contracts import hooks
-from blowtorch.extensions import GROUPS
+from blowtorch.extension.contracts import hooks
+from blowtorch.extension.found import GROUPS
 from blowtorch.plugins import SPECS
 from blowtorch_cli.new import render_package
 

@@ -6,7 +6,7 @@ import tomllib
 import pytest
 from click.testing import CliRunner
 
-from blowtorch.extensions import GROUPS
+from blowtorch.extension.found import GROUPS
 from blowtorch_cli.main import main
 from blowtorch_cli.new import render_package
 

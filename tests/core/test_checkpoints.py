@@ -14,7 +14,7 @@ import torch
 
 from blowtorch import BlowtorchWarning, CheckpointError, NotFiniteError, OptionError, find_runs, hookimpl, open_run
 from blowtorch.builtin.local import LocalBackend
-from blowtorch.manifest import read_manifest, write_manifest
+from blowtorch.folder.manifest import read_manifest, write_manifest
 
 QUIET = {"progress": False}
 
@@ -189,7 +189,7 @@ def test_a_second_ctrl_c_waits_for_nothing_and_publishes_nothing_later(make_run,
         was_reached.set()
         assert is_stopped.wait(20)
 
-    monkeypatch.setattr("blowtorch.record.Record.make_durable", hold)
+    monkeypatch.setattr("blowtorch.record.record.Record.make_durable", hold)
     run = make_run(validates=False)
 
     @run.on("train_step_end")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from blowtorch import BlowtorchWarning, ConfigError, MissingKeyError, parse_yaml
-from blowtorch.config import load_config, split_source
+from blowtorch.config.config import load_config, split_source
 
 
 def read(source):

@@ -3,7 +3,7 @@ import functools
 import pytest
 
 from blowtorch import hookimpl, hookspecs
-from blowtorch.contracts import find_hidden_hooks, find_option_problems, find_problems, hooks, required_hooks
+from blowtorch.extension.contracts import find_hidden_hooks, find_option_problems, find_problems, hooks, required_hooks
 
 SPECS = {
     "logger": hookspecs.LoggerSpec,

@@ -21,11 +21,12 @@ from torch.utils.data import (
 )
 
 from blowtorch import ScriptError
-from blowtorch.data import Batches
+from blowtorch.data.batches import Batches
+from blowtorch.data.transfer import one_ahead
 from blowtorch.errors import BlowtorchWarning
-from blowtorch.metrics import count_samples
-from blowtorch.reproducibility import random_state, restore_random_state
-from blowtorch.transfer import move, one_ahead
+from blowtorch.record.metrics import count_samples
+from blowtorch.streams import random_state, restore_random_state
+from blowtorch.tree import move
 
 CPU = torch.device("cpu")
 META = torch.device("meta")  # moves without an accelerator

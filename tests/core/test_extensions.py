@@ -8,7 +8,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from blowtorch.errors import ExtensionError
-from blowtorch.extensions import GROUPS, Extension, find_extensions
+from blowtorch.extension.found import GROUPS, Extension, find_extensions
 
 
 @pytest.fixture

@@ -14,9 +14,13 @@ import pytest
 import yaml
 
 from blowtorch import RunFolderError
-from blowtorch import folder as module
-from blowtorch.config import load_config, parse_yaml
-from blowtorch.folder import RunFolder, is_owned, mask_command_line, mask_secrets, safe_name
+from blowtorch.config.config import load_config
+from blowtorch.config.yaml12 import parse_yaml
+from blowtorch.folder import folder as module
+from blowtorch.folder import lock as lock_module
+from blowtorch.folder.folder import RunFolder, safe_name
+from blowtorch.folder.lock import is_owned
+from blowtorch.folder.secrets import mask_command_line, mask_secrets
 
 
 def make_config(values):
@@ -32,7 +36,7 @@ def folder():
 
 RACER = """
 import sys
-from blowtorch.folder import RunFolder
+from blowtorch.folder.folder import RunFolder
 sys.stdin.readline()
 for _ in range(int(sys.argv[2])):
     folder = RunFolder.create("train_logs", sys.argv[1] or None)
@@ -141,7 +145,7 @@ def test_a_logger_has_a_folder_of_its_own(folder):
 
 OWNER = """
 import os, sys, time
-from blowtorch.folder import RunFolder
+from blowtorch.folder.folder import RunFolder
 folder = RunFolder.reopen(sys.argv[1])
 folder.acquire()
 child = os.fork() if "forks" in sys.argv else 0
@@ -214,7 +218,7 @@ def test_a_program_that_the_owner_starts_does_not_hold_the_lock(folder):
 
 
 def test_many_who_look_never_hinder_an_owner_nor_take_one_another_for_one(folder):
-    code = "import sys, pathlib; from blowtorch.folder import is_owned; path = pathlib.Path(sys.argv[1])\n"
+    code = "import sys, pathlib; from blowtorch.folder.lock import is_owned; path = pathlib.Path(sys.argv[1])\n"
     code += "print('ready', flush=True)\nwhile not (path / 'end').exists(): assert not is_owned(path)"
     (folder.path / "owner.lock").touch()
     lookers = [
@@ -232,7 +236,7 @@ def test_many_who_look_never_hinder_an_owner_nor_take_one_another_for_one(folder
 def test_an_owner_waits_for_somebody_who_only_looks(folder, monkeypatch):
     (folder.path / "owner.lock").touch()
     looks = os.open(folder.path / "owner.lock", os.O_RDONLY)
-    module.fcntl.flock(looks, module.fcntl.LOCK_SH)
+    lock_module.fcntl.flock(looks, lock_module.fcntl.LOCK_SH)
     monkeypatch.setattr(module.time, "sleep", lambda seconds: os.close(looks))
     folder.acquire()
     folder.release()
@@ -285,6 +289,7 @@ def without_locks(request, monkeypatch):
     """A system, or a file system, that has no locks."""
     if request.param == "no module":
         monkeypatch.setattr(module, "fcntl", None)
+        monkeypatch.setattr(lock_module, "fcntl", None)
     else:
 
         def refuse(descriptor, operation):
@@ -360,7 +365,7 @@ def test_it_is_replaced_whole(folder):
 READER = """
 import sys
 from pathlib import Path
-from blowtorch.folder import read_yaml
+from blowtorch.folder.folder import read_yaml
 path = Path(sys.argv[1])
 print("ready", flush=True)
 while not path.with_name("end").exists():

@@ -8,7 +8,7 @@ import pytest
 import xxhash
 
 from blowtorch import CheckpointError
-from blowtorch.manifest import checkpoint_name, read_manifest, verify, write_manifest
+from blowtorch.folder.manifest import checkpoint_name, read_manifest, verify, write_manifest
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from blowtorch import BlowtorchWarning, Run, ScriptError, hookimpl, open_run
-from blowtorch.media import encode_png, to_pixels
+from blowtorch.record.media import encode_png, to_pixels
 
 QUIET = {"progress": False}
 

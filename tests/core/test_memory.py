@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from blowtorch import Run, ScriptError
-from blowtorch.memory import is_out_of_memory
+from blowtorch.trial.batch_size import is_out_of_memory
 
 
 def dataset(size=100):

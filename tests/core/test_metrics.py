@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from blowtorch import RunInfo, RunOptions, RunState, ScriptError
-from blowtorch.metrics import Window, means
+from blowtorch.record.metrics import Window, means
 
 
 def test_means_are_weighted_by_batch_size():

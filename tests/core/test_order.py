@@ -15,7 +15,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from blowtorch.order import EpochOrder, SeededIndex, indices_from
+from blowtorch.data.order import EpochOrder, SeededIndex, indices_from
 
 DATA = list(range(50))
 

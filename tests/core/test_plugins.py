@@ -12,7 +12,7 @@ import pytest
 
 from blowtorch import BlowtorchError, ConfigError, ExtensionError, hookimpl
 from blowtorch.builtin.json_source import JsonSource
-from blowtorch.extensions import Extension, format_extensions
+from blowtorch.extension.found import Extension, format_extensions
 from blowtorch.hookspecs import ConfigSourceSpec, LoggerSpec, hookspec
 from blowtorch.plugins import SPECS, Plugins
 

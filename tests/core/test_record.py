@@ -8,7 +8,8 @@ import pytest
 
 from blowtorch import RunFolderError, RunInfo, hookimpl
 from blowtorch.plugins import Plugins
-from blowtorch.record import LoggerFeed, Record, decode, encode
+from blowtorch.record.feed import LoggerFeed
+from blowtorch.record.record import Record, decode, encode
 
 
 def read(path):
@@ -183,7 +184,7 @@ def test_an_event_that_alone_fails_again_and_again_is_skipped_and_counted(path, 
                 raise ValueError("step 3 is bad")
             self.calls.append((step, dict(metrics)))
 
-    monkeypatch.setattr("blowtorch.record._TRIES", 2)
+    monkeypatch.setattr("blowtorch.record.feed._TRIES", 2)
     record = Record(path)
     logger = Choosy()
     for step in range(1, 6):

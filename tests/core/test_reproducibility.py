@@ -13,19 +13,14 @@ import torch
 from torch import nn
 
 from blowtorch import ScriptError
-from blowtorch import reproducibility as module
-from blowtorch.reproducibility import (
+from blowtorch.folder.provenance import git_commit, local_modules, snapshot, summarize_model, versions
+from blowtorch.streams import (
     derive_seed,
     draw_seed,
-    git_commit,
     isolated_random,
-    local_modules,
     random_state,
     restore_random_state,
     seed_everything,
-    snapshot,
-    summarize_model,
-    versions,
 )
 
 
@@ -75,7 +70,7 @@ def test_drawn_seeds_differ_and_leave_the_streams_alone():
 
 def test_derived_seeds_are_the_same_in_every_process():
     """The builtin `hash` would differ from one to the next."""
-    code = "from blowtorch.reproducibility import derive_seed; print(derive_seed(123, 'train', 4))"
+    code = "from blowtorch.streams import derive_seed; print(derive_seed(123, 'train', 4))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == derive_seed(123, "train", 4) == 3386626131814124024
 
@@ -168,7 +163,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from blowtorch.reproducibility import git_commit, local_modules, snapshot
+from blowtorch.folder.provenance import git_commit, local_modules, snapshot
 import helper, package.part
 Path("run").mkdir()
 print(snapshot(Path("run"), Path("train.py").absolute()), git_commit(Path("train.py").absolute()))
@@ -267,7 +262,7 @@ def test_a_git_that_does_not_answer_costs_a_sentence_and_no_run(project, monkeyp
     (project / "git").write_text("#!/bin/sh\nexec /bin/sleep 60\n")
     (project / "git").chmod(0o755)
     monkeypatch.setenv("PATH", str(project))
-    monkeypatch.setattr(module, "_GIT_SECONDS", 0.1)
+    monkeypatch.setattr("blowtorch.folder.provenance._GIT_SECONDS", 0.1)
     assert git_commit(project / "train.py") is None
     (project / "run").mkdir()
     [problem] = snapshot(project / "run", project / "train.py")

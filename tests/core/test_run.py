@@ -744,7 +744,7 @@ def test_a_full_disk_does_not_hide_the_users_own_error(make_run, net, loader, mo
         def refuse(*arguments, **keywords):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("blowtorch.folder._write_whole", refuse)
+        monkeypatch.setattr("blowtorch.folder.folder._write_whole", refuse)
         raise ValueError("my own mistake")
 
     with pytest.warns(BlowtorchWarning, match="No space left"), pytest.raises(ValueError, match="my own mistake"):

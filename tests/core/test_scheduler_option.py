@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, Sequ
 
 from blowtorch import BlowtorchWarning, ExtensionError, OptionError, Schedule, hookimpl
 from blowtorch.plugins import Plugins
-from blowtorch.scheduler_option import SchedulerPlan, build_schedules, describe_scheduler_option, read_scheduler_option
+from blowtorch.schedule.option import SchedulerPlan, build_schedules, describe_scheduler_option, read_scheduler_option
 
 WARMUP = {"warmup": {"warmup": "5 steps"}, "for": "5 steps"}
 

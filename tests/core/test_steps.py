@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from blowtorch import RunOptions, ScriptError
-from blowtorch.steps import Function, Loss, Returns
+from blowtorch.script.functions import Function
+from blowtorch.script.returns import Loss, Returns
 
 
 def make_state(**values):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from blowtorch import CheckpointError
-from blowtorch.manifest import HashedFile, checksum
-from blowtorch.tensors import WarmCopies, find_unplain, read_tensors, write_tensors
+from blowtorch.checkpoint.tensors import WarmCopies, find_unplain, read_tensors, write_tensors
+from blowtorch.folder.manifest import HashedFile, checksum
 
 
 def make_state():

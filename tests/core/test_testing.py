@@ -30,7 +30,7 @@ from blowtorch.builtin.toml_source import TomlSource
 from blowtorch.builtin.weight_averages import ExponentialMovingAverage, StochasticWeightAveraging
 from blowtorch.builtin.yaml_source import YamlSource
 from blowtorch.plugins import Plugins
-from blowtorch.scheduler_option import read_scheduler_option
+from blowtorch.schedule.option import read_scheduler_option
 from blowtorch.testing import (
     CallbackContract,
     CheckpointBackendContract,
@@ -45,7 +45,7 @@ VALUES = {"model": {"width": 3, "rate": 0.001, "layers": [1, {"a": "x"}]}, "name
 @pytest.fixture(autouse=True)
 def quick_runs(monkeypatch):
     """A run copies the source of everything that is imported, which takes longer than all the rest of a tiny one."""
-    monkeypatch.setattr("blowtorch.session.snapshot", lambda *_: [])
+    monkeypatch.setattr("blowtorch.training.session.snapshot", lambda *_: [])
 
 
 class TestLocalBackend(CheckpointBackendContract):

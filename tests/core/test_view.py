@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from blowtorch import BlowtorchWarning, CheckpointError, RunFolderError, find_runs, open_run
-from blowtorch.folder import RunFolder
-from blowtorch.manifest import write_manifest
-from blowtorch.view import find_newest
+from blowtorch.folder.folder import RunFolder
+from blowtorch.folder.manifest import write_manifest
+from blowtorch.runs.view import find_newest
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_a_run_that_has_ended_is_what_it_is_also_for_who_opened_it_before(folder
 
 
 def test_a_killed_run_is_lost(folder):
-    code = "import os, sys; from blowtorch.folder import RunFolder; folder = RunFolder.reopen(sys.argv[1]); "
+    code = "import os, sys; from blowtorch.folder.folder import RunFolder; folder = RunFolder.reopen(sys.argv[1]); "
     code += "folder.acquire(); folder.begin_session(command_line=[]); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(folder.path)], check=False)
     assert open_run(folder.path).info["status"] == "running"

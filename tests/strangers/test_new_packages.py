@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blowtorch.extensions import GROUPS
+from blowtorch.extension.found import GROUPS
 
 COMMAND = str(Path(sys.executable).with_name("blowtorch"))
 

@@ -12,8 +12,8 @@ import torch
 import wandb
 
 from blowtorch import Run, RunInfo
-from blowtorch.media import encode_png
 from blowtorch.plugins import Plugins
+from blowtorch.record.media import encode_png
 from blowtorch.testing import LoggerContract
 from blowtorch_wandb import WandbLogger, has_account
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blowtorch.extensions import COLUMNS, Extension, find_idle_switches
+from blowtorch.extension.found import COLUMNS, Extension, find_idle_switches
 from blowtorch_cli.entry import describe_foreign_package
 from blowtorch_cli.probe import Finding
 

@@ -3,7 +3,7 @@
 import click
 
 from blowtorch.errors import ExtensionError, nearest
-from blowtorch.extensions import Extension, find_extensions
+from blowtorch.extension.found import Extension, find_extensions
 
 
 class CommandGroup(click.Group):

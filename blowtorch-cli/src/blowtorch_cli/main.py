@@ -6,7 +6,7 @@ import sys
 import click
 
 from blowtorch.errors import ExtensionError
-from blowtorch.extensions import Extension, resolve
+from blowtorch.extension.found import Extension, resolve
 from blowtorch_cli.groups import CommandGroup, installed_extensions, load_command
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from blowtorch.errors import ExtensionError
-from blowtorch.extensions import GROUPS, Extension, in_words
+from blowtorch.extension.found import GROUPS, Extension, in_words
 
 _ENDINGS = {
     "logger": "Logger",

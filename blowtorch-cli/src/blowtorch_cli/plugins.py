@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from blowtorch.errors import BlowtorchError, ExtensionError, nearest
-from blowtorch.extensions import COLUMNS, GROUPS, Extension, in_words
+from blowtorch.extension.found import COLUMNS, GROUPS, Extension, in_words
 from blowtorch_cli.groups import CommandGroup, installed_extensions
 from blowtorch_cli.tables import print_json, print_table
 

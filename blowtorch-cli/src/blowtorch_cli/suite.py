@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from blowtorch.errors import ExtensionError
-from blowtorch.extensions import Extension
+from blowtorch.extension.found import Extension
 from blowtorch.plugins import SPECS, Plugins
 
 _MODULE = """\

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from blowtorch.extensions import format_table
+from blowtorch.extension.found import format_table
 
 _COLOURS = {"ok": "green", "disabled": "dim", "conflict": "yellow", "incompatible": "red", "broken": "red"}
 

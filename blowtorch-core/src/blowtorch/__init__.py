@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blowtorch.clock import Interval
-    from blowtorch.config import parse_yaml
+    from blowtorch.config.yaml12 import parse_yaml
     from blowtorch.errors import (
         BlowtorchError,
         BlowtorchWarning,
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
         RunFolderError,
         ScriptError,
     )
-    from blowtorch.hookspecs import Checkpoint, RunInfo, Schedule, hookimpl
+    from blowtorch.hookspecs import Schedule, hookimpl
     from blowtorch.options import RunOptions
     from blowtorch.run import Run, RunResult
-    from blowtorch.state import RunState
-    from blowtorch.view import find_runs, open_run
+    from blowtorch.runs.view import find_runs, open_run
+    from blowtorch.state import Checkpoint, RunInfo, RunState
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "BlowtorchError": "errors",
     "BlowtorchWarning": "errors",
-    "Checkpoint": "hookspecs",
+    "Checkpoint": "state",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "ExtensionError": "errors",
@@ -42,16 +42,16 @@ _HOMES = {
     "OptionError": "errors",
     "Run": "run",
     "RunFolderError": "errors",
-    "RunInfo": "hookspecs",
+    "RunInfo": "state",
     "RunOptions": "options",
     "RunResult": "run",
     "RunState": "state",
     "Schedule": "hookspecs",
     "ScriptError": "errors",
-    "find_runs": "view",
+    "find_runs": "runs.view",
     "hookimpl": "hookspecs",
-    "open_run": "view",
-    "parse_yaml": "config",
+    "open_run": "runs.view",
+    "parse_yaml": "config.yaml12",
 }
 
 __all__ = [

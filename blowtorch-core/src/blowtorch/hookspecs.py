@@ -7,60 +7,37 @@ unless it says otherwise, and may take fewer arguments than are listed here: wri
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from blowtorch.clock import Interval
+from blowtorch.errors import ScriptError, nearest
+from blowtorch.state import Checkpoint, RunInfo, RunState
 
 if TYPE_CHECKING:
     import torch
 
-    from blowtorch.state import RunState
 
 hookspec = pluggy.HookspecMarker("blowtorch")
 hookimpl = pluggy.HookimplMarker("blowtorch")
 
-
-@dataclass(frozen=True)
-class RunInfo:
-    """What an extension is told about the run; plain data, the same in every process.
-
-    Attributes:
-        id: unique for ever, and the same after a resume: a tracker's own run can be found again by it.
-        name: the folder's name without its time, such as `brave-otter-3`.
-        folder: the run folder.
-        logger_folder: a folder for this extension alone, kept over restarts; None where there is none.
-        config: the resolved configuration, secrets masked.
-        resumed: whether the run continues an earlier one.
-    """
-
-    id: str
-    name: str
-    folder: Path
-    logger_folder: Path | None
-    config: Mapping[str, Any]
-    resumed: bool
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that is published: complete, verified by its manifest, and safe to load.
-
-    Attributes:
-        name: `step-00000120`.
-        step: optimizer steps done when it was taken.
-        metric: the value of the option `checkpoint_metric` measured at that step, or None.
-        path: its directory, or where a backend keeps it, in words.
-    """
-
-    name: str
-    step: int
-    metric: float | None
-    path: Path
+__all__ = [
+    "CallbackSpec",
+    "Checkpoint",
+    "CheckpointBackendSpec",
+    "ConfigSourceSpec",
+    "LoggerSpec",
+    "RunInfo",
+    "RunState",
+    "Schedule",
+    "SchedulerSpec",
+    "hookimpl",
+    "hookspec",
+]
 
 
 class Schedule:
@@ -315,3 +292,18 @@ class CallbackSpec:
         Args:
             status: `finished`, `stopped` or `failed`.
         """
+
+
+MOMENTS: dict[str, tuple[str, ...]] = {
+    name: tuple(parameter for parameter in inspect.signature(spec).parameters if parameter != "self")
+    for name, spec in vars(CallbackSpec).items()
+    if not name.startswith("_")
+}
+
+
+def check_moment(moment: str) -> None:
+    """Raise a `ScriptError` if there is no such moment."""
+    if moment not in MOMENTS:
+        raise ScriptError(
+            f"@run.on({moment!r}): no such moment.{nearest(moment, MOMENTS)} Moments are {', '.join(MOMENTS)}"
+        )

@@ -12,25 +12,27 @@ from typing import Any
 from torch import nn
 from torch.utils.data import get_worker_info
 
-from blowtorch.config import Config, load_config, split_source
-from blowtorch.decorators import Decorators
+from blowtorch.config.config import Config, load_config, split_source
 from blowtorch.errors import BlowtorchWarning, ConfigError, OptionError, ScriptError
-from blowtorch.evaluation import evaluate, left_as_it_was, load_checkpoint, predict
-from blowtorch.evaluation import gather as join
-from blowtorch.hookspecs import Checkpoint, ConfigSourceSpec
-from blowtorch.interruption import interruptible
-from blowtorch.loop import train
-from blowtorch.media import log_file, log_histogram, log_image, log_text
-from blowtorch.memory import find_batch_size
-from blowtorch.optimization import detecting_anomalies
+from blowtorch.hookspecs import ConfigSourceSpec
 from blowtorch.options import RunOptions, resolve_options
 from blowtorch.plugins import Plugins
-from blowtorch.rehearsal import as_rehearsal, check_loggers, missing_folders, rehearse, remove_traces, report
-from blowtorch.reproducibility import derive_seed, draw_seed, make_deterministic, seed_everything
-from blowtorch.script import Script
-from blowtorch.session import Session
-from blowtorch.start import detached_state, recorded_seed
-from blowtorch.state import RunState
+from blowtorch.record.media import log_file, log_histogram, log_image, log_text
+from blowtorch.script.decorators import Decorators
+from blowtorch.script.script import Script
+from blowtorch.state import Checkpoint, RunState
+from blowtorch.streams import derive_seed, draw_seed, make_deterministic, seed_everything
+from blowtorch.training.gradients import detecting_anomalies
+from blowtorch.training.interruption import interruptible
+from blowtorch.training.loop import train
+from blowtorch.training.model import detached_state
+from blowtorch.training.session import Session
+from blowtorch.training.start import recorded_seed
+from blowtorch.trial.batch_size import find_batch_size
+from blowtorch.trial.dry_run import as_rehearsal, check_loggers, missing_folders, rehearse, remove_traces, report
+from blowtorch.trial.evaluation import evaluate, load_checkpoint, predict
+from blowtorch.trial.evaluation import gather as join
+from blowtorch.trial.untouched import left_as_it_was
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,77 @@
 """`RunState`: the one carrier of everything that changes while a run is under way."""
 
+from __future__ import annotations
+
 import math
 import operator
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from blowtorch.clock import NEVER, Time
-from blowtorch.config import Config
 from blowtorch.errors import ScriptError, nearest, warn
-from blowtorch.hookspecs import Checkpoint, RunInfo
-from blowtorch.options import RunOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from blowtorch.config.config import Config
+    from blowtorch.options import RunOptions
 
 REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {  # of what there was and what came; no tensor is waited for
     "sum": operator.add,
-    "max": lambda before, value: _choose(torch.maximum, max, before, value),
-    "min": lambda before, value: _choose(torch.minimum, min, before, value),
+    "max": lambda before, value: _choose("maximum", max, before, value),
+    "min": lambda before, value: _choose("minimum", min, before, value),
     "last": lambda before, value: value,
 }
 
 
-def _choose(of_tensors: Callable[..., Any], of_numbers: Callable[..., Any], before: Any, value: Any) -> Any:
+def _choose(of_tensors: str, of_numbers: Callable[..., Any], before: Any, value: Any) -> Any:
+    import torch
+
     if isinstance(before, torch.Tensor) and isinstance(value, torch.Tensor):
-        return of_tensors(before, value)
+        return getattr(torch, of_tensors)(before, value)
     return math.nan if math.isnan(before) or math.isnan(value) else of_numbers(before, value)  # as of tensors
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What an extension is told about the run; plain data, the same in every process.
+
+    Attributes:
+        id: unique for ever, and the same after a resume: a tracker's own run can be found again by it.
+        name: the folder's name without its time, such as `brave-otter-3`.
+        folder: the run folder.
+        logger_folder: a folder for this extension alone, kept over restarts; None where there is none.
+        config: the resolved configuration, secrets masked.
+        resumed: whether the run continues an earlier one.
+    """
+
+    id: str
+    name: str
+    folder: Path
+    logger_folder: Path | None
+    config: Mapping[str, Any]
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is published: complete, verified by its manifest, and safe to load.
+
+    Attributes:
+        name: `step-00000120`.
+        step: optimizer steps done when it was taken.
+        metric: the value of the option `checkpoint_metric` measured at that step, or None.
+        path: its directory, or where a backend keeps it, in words.
+    """
+
+    name: str
+    step: int
+    metric: float | None
+    path: Path
 
 
 @dataclass

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from blowtorch.hookspecs import Checkpoint, hookimpl
+from blowtorch.checkpoint.tensors import find_unplain
+from blowtorch.hookspecs import hookimpl
 from blowtorch.run import Run
-from blowtorch.state import RunState
-from blowtorch.tensors import find_unplain
+from blowtorch.state import Checkpoint, RunState
 from blowtorch.testing.contract import Contract, expected, is_same
 
 _BATCHES = 4

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from blowtorch.folder.manifest import write_manifest
 from blowtorch.hookspecs import CheckpointBackendSpec
-from blowtorch.manifest import write_manifest
 from blowtorch.plugins import Plugin
 from blowtorch.testing.children import barrier, count_moments, in_processes, kill_at, limit_file_size
 from blowtorch.testing.contract import Contract, cause_of, expected, run_info

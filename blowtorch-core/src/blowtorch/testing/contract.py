@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from blowtorch.contracts import find_hidden_hooks, find_problems
 from blowtorch.errors import ExtensionError
-from blowtorch.extensions import Extension
-from blowtorch.hookspecs import RunInfo
+from blowtorch.extension.contracts import find_hidden_hooks, find_problems
+from blowtorch.extension.found import Extension
 from blowtorch.plugins import SPECS, Plugin
+from blowtorch.state import RunInfo
 
 CONFIG: Mapping[str, Any] = {"model": {"width": 3, "rate": 0.1}, "name": "contract"}
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from blowtorch.hookspecs import LoggerSpec
-from blowtorch.media import encode_png
 from blowtorch.plugins import Plugin
+from blowtorch.record.media import encode_png
 from blowtorch.testing.contract import Contract, expected, is_same, run_info
 
 _ODD_NAMES = [

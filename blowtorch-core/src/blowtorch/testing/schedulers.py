@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from blowtorch.checkpoint.tensors import find_unplain
 from blowtorch.errors import BlowtorchError
 from blowtorch.hookspecs import Schedule, SchedulerSpec
-from blowtorch.tensors import find_unplain
 from blowtorch.testing.contract import Contract, cause_of, expected
 
 _TOTAL_STEPS = 60

@@ -1,0 +1,1 @@
+"""What is saved, when, what is kept, and how to come back."""

@@ -1,0 +1,167 @@
+"""Tensors and plain values: how a state is checked, copied, written to a file and read back."""
+
+import contextlib
+import copy
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from blowtorch.errors import CheckpointError
+from blowtorch.folder.manifest import HashedFile, verify
+
+_PLAIN = (type(None), bool, int, float, str, bytes, complex, torch.Size, torch.dtype, torch.device)
+_MAPPINGS = (dict, OrderedDict, Counter)
+
+
+class WarmCopies:
+    """Copies of a state, in memory that is kept for the next one.
+
+    Memory that has been touched before is copied to ten times as fast, and it bounds what checkpoints take: one copy of
+    the state. A copy holds until the next is taken.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, state: Any) -> Any:
+        """The state as it is now, on the CPU; what two names share, their copies share too."""
+        taken: dict[str, Tensor] = {}
+        shared: dict[tuple[Any, ...], Tensor] = {}
+        with torch.no_grad():
+            twin = self._copy(state, "", taken, shared)
+        if any(buffer.is_pinned() for buffer in taken.values()):
+            torch.cuda.synchronize()  # copies into pinned memory have only been asked for
+        self._buffers = taken
+        return twin
+
+    def _copy(self, value: Any, place: str, taken: dict[str, Tensor], shared: dict[tuple[Any, ...], Tensor]) -> Any:
+        if isinstance(value, Tensor):
+            if value.layout is not torch.strided:
+                return value.detach().cpu().clone()
+            key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+            if key not in shared or not value.numel():
+                shared[key] = taken[place] = self._copy_tensor(value, place)
+            return shared[key]
+        if isinstance(value, list | tuple) and type(value) in (list, tuple):
+            return type(value)(self._copy(item, f"{place}/{index}", taken, shared) for index, item in enumerate(value))
+        if type(value) in _MAPPINGS:
+            twin = copy.copy(value)  # an OrderedDict of a module carries the versions of its parts
+            for key, item in value.items():
+                twin[key] = self._copy(item, f"{place}/{key}", taken, shared)
+            return twin
+        return value
+
+    def _copy_tensor(self, tensor: Tensor, place: str) -> Tensor:
+        tensor = tensor.detach()
+        buffer = self._buffers.get(place)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+        return buffer.copy_(tensor, non_blocking=tensor.is_cuda)
+
+
+def write_tensors(value: Any, path: Path) -> dict[str, Any]:
+    """Write tensors and plain values to a new file, durably; returns its entry in the manifest."""
+    with HashedFile(path) as file:
+        torch.save(value, cast(IO[bytes], file))
+        return file.entry()
+
+
+def read_tensors(path: Path) -> Any:
+    """Read what `write_tensors` wrote, on the CPU; nothing in the file can run code.
+
+    Raises:
+        CheckpointError: the file holds something else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler does
+        found = re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.[\w.]+) was not", str(error))
+        # What torch says at length ends with how to load such a file all the same.
+        cause = f"it names {found[1]}, and could run code" if found else str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} cannot be read as tensors and plain values: {cause}") from error
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Any], origin: str) -> None:
+    """Load a state into a model that must have just the same names and shapes.
+
+    Raises:
+        CheckpointError: naming the first tensor that differs.
+    """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile has made bears other names
+    mine = model.state_dict()
+    advice = "is it a checkpoint of another model or configuration?"
+    for name, value in mine.items():
+        if name not in weights:
+            raise CheckpointError(f"{origin} has no tensor {name!r}, which the model has; {advice}")
+        if isinstance(value, torch.Tensor) and value.shape != weights[name].shape:
+            raise CheckpointError(
+                f"tensor {name!r} has shape {tuple(weights[name].shape)} in {origin} and {tuple(value.shape)} in the "
+                f"model; {advice}"
+            )
+    for name in weights:
+        if name not in mine:
+            raise CheckpointError(f"{origin} has a tensor {name!r}, which the model has not; {advice}")
+    model.load_state_dict(weights)
+
+
+def load_verified_weights(model: nn.Module, directory: Path) -> None:
+    """Load the weights of a checkpoint, which are those that were validated.
+
+    Raises:
+        CheckpointError: it is damaged, or of another model.
+    """
+    problems = verify(directory, ["model.pt"])
+    if problems:
+        raise CheckpointError(f"{directory} is damaged: {'; '.join(problems)}")
+    load_weights(model, read_tensors(directory / "model.pt"), str(directory))
+
+
+@contextlib.contextmanager
+def swapped_in(model: nn.Module, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Have other weights in a model, by the names of its `state_dict`; None for its own."""
+    if weights is None:
+        yield
+        return
+    own = model.state_dict()
+    kept = {name: own[name].clone() for name in weights}
+    try:
+        for name, value in weights.items():
+            own[name].copy_(value)
+        yield
+    finally:
+        for name, value in kept.items():
+            own[name].copy_(value)
+
+
+def find_not_finite(model: nn.Module) -> str | None:
+    """The name of the first tensor of a model that holds NaN or infinities in parameters, or None."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter.detach()).all():
+            return name
+    return None
+
+
+def find_unplain(value: Any, place: str) -> str | None:
+    """A sentence on the first thing in a state that is neither a tensor nor a plain value, or None.
+
+    >>> find_unplain({"rates": [0.1, object]}, "schedulers/main")
+    "schedulers/main['rates'][1] is a type"
+    """
+    if isinstance(value, torch.Tensor) or type(value) in _PLAIN:
+        return None
+    if type(value) in _MAPPINGS:
+        items = [(f"{place}[{key!r}]", item) for key, item in value.items()]
+    elif type(value) in (list, tuple):
+        items = [(f"{place}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return f"{place} is a {type(value).__name__}"
+    for inner, item in items:
+        problem = find_unplain(item, inner)
+        if problem is not None:
+            return problem
+    return None

@@ -1,0 +1,1 @@
+"""The configuration: where values come from, and how they are read."""

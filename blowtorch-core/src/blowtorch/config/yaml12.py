@@ -1,0 +1,152 @@
+"""YAML as its version 1.2 reads and writes it: `1e-3` is a number, `no` is a string."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from blowtorch.errors import ConfigError
+
+_TAG = "tag:yaml.org,2002:"
+
+
+class _CoreLoader(yaml.SafeLoader):
+    """YAML as its version 1.2 reads plain scalars: `1e-3` is a number, `no` is a string."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError):  # an explicit tag on what it does not fit, such as `!!int many`
+            raise _yaml_error(f"{node.value!r:.80} does not fit its tag {node.tag}", node) from None
+
+
+def _construct_int(loader: _CoreLoader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _construct_float(loader: _CoreLoader, node: yaml.ScalarNode) -> float:
+    return float(loader.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _refuse_tag(_: _CoreLoader | None, node: yaml.Node) -> None:
+    raise _yaml_error(f"unknown tag {node.tag}; a configuration holds plain values only", node)
+
+
+def _yaml_error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem.replace(_TAG, "!!"), node.start_mark)
+
+
+_CoreLoader.yaml_constructors = {
+    **{f"{_TAG}{kind}": yaml.SafeLoader.yaml_constructors[f"{_TAG}{kind}"] for kind in "null bool str seq map".split()},
+    f"{_TAG}int": _construct_int,
+    f"{_TAG}float": _construct_float,
+    None: _refuse_tag,
+}
+_CoreLoader.yaml_implicit_resolvers = {}
+for _kind, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?(?:\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN", list("-+.")),
+    ("merge", r"<<", ["<"]),
+):
+    _CoreLoader.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"(?:{_pattern})$"), _first)
+
+
+class Lines(dict[str, Any]):
+    """A mapping read from a file, with the line of each value by its dotted key."""
+
+    lines: Mapping[str, int]
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Read one YAML document by the core schema of YAML 1.2; keys are strings, as they are written.
+
+    Args:
+        text: the document.
+        name: what errors call it, such as the path of the file.
+
+    Returns:
+        The value; a mapping at the top is a dict that has an attribute `lines`, dotted key to line number.
+
+    Raises:
+        ConfigError: it is malformed, or a key stands twice; the message begins with `name:line`.
+
+    >>> parse_yaml("rate: 1e-3\\nanswer: no", "c.yaml")
+    {'rate': 0.001, 'answer': 'no'}
+    """
+    lines: dict[str, int] = {}
+    try:
+        loader = _CoreLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _read_keys(node, "", lines, name)
+        value = loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        problem = ", ".join(filter(None, [error.context, error.problem]))
+        raise ConfigError(f"{name}{line}: not valid YAML: {problem}") from None
+    except yaml.reader.ReaderError as error:
+        line = f":{text.count(chr(10), 0, error.position) + 1}"
+        raise ConfigError(f"{name}{line}: not valid YAML: the character {chr(error.character)!r}") from None
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{name}:{loader.line + 1}: not valid YAML: an escape that is no character") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: not valid YAML: it is nested too deeply, or contains itself") from None
+    if isinstance(value, dict):
+        value = Lines(value)
+        value.lines = {path: line for path, line in lines.items() if path}
+    return value
+
+
+def _read_keys(node: yaml.Node, path: str, lines: dict[str, int], name: str) -> None:
+    """Make every key a string, note its line, and refuse one that stands twice."""
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _read_keys(item, join_path(path, str(index)), lines, name)
+    elif isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        merged: list[yaml.Node] = []
+        for position, (key, item) in enumerate(node.value):
+            if not isinstance(key, yaml.ScalarNode):
+                raise _yaml_error("expected a word as a key, got a list or a mapping", key)
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise ConfigError(f"{name}:{line}: key {key.value!r} stands here and in line {seen[key.value]}")
+            seen[key.value] = line
+            if key.tag == f"{_TAG}merge":
+                merged = item.value if isinstance(item, yaml.SequenceNode) else [item]
+                continue
+            if key.tag not in _CoreLoader.yaml_constructors:
+                _refuse_tag(None, key)
+            lines.setdefault(join_path(path, key.value), line)
+            node.value[position] = (yaml.ScalarNode(f"{_TAG}str", key.value, key.start_mark, key.end_mark), item)
+            _read_keys(item, join_path(path, key.value), lines, name)
+        for other in merged:
+            _read_keys(other, path, lines, name)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes strings that would be numbers in YAML 1.2, so that any reader finds the same values."""
+
+
+_Dumper.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), list("-+.0123456789")
+)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"0o[0-7]+"), ["0"])
+
+
+def dump_yaml(value: Any, **style: Any) -> str:
+    """Write plain values so that any reader of YAML finds the same ones; `style` is handed to `yaml.dump`."""
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style))
+
+
+def join_path(path: str, name: str) -> str:
+    """Return the dotted key of a name in the section at a path."""
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,1 @@
+"""The run folder: its name, its owner, and what stands in it."""

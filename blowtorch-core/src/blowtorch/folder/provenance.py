@@ -1,0 +1,141 @@
+"""What is written down so that a run can be repeated: source, changes, environment, model."""
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+_MOST_BYTES = 1_000_000  # a larger file is hardly source
+_GIT_SECONDS = 10
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide what a run computes."""
+    return {
+        "python": platform.python_version(),
+        "blowtorch-core": importlib.metadata.version("blowtorch-core"),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def snapshot(folder: Path, script: Path | None) -> list[str]:
+    """Write the source, its difference to the commit, and the environment into a run's folder.
+
+    Returns:
+        What could not be written, in sentences; a run is not failed by it.
+    """
+    problems = []
+    for write in (_copy_source, _write_changes, _write_environment):
+        try:
+            write(folder, script)
+        except (OSError, subprocess.SubprocessError) as error:
+            problems.append(f"code and environment could not be kept whole: {error}")
+    return problems
+
+
+def git_commit(script: Path | None) -> str | None:
+    """The commit of the repository in which a script lives; None outside of one, or where git does not answer."""
+    if script is None:
+        return None
+    try:
+        return (_git(script.parent, "rev-parse", "HEAD") or b"").decode().strip() or None
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def local_modules(script: Path) -> list[Path]:
+    """The script and the modules it has imported from its own folder or the current one."""
+    roots = [script.parent.resolve(), Path.cwd().resolve()]
+    elsewhere = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
+    found = {script.resolve()}
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if not isinstance(file, str) or not file.endswith(".py"):
+            continue
+        path = Path(file).resolve()
+        is_local = any(path.is_relative_to(root) for root in roots)
+        is_installed = "site-packages" in path.parts or any(path.is_relative_to(place) for place in elsewhere)
+        if is_local and not is_installed and path.is_file() and path.stat().st_size <= _MOST_BYTES:
+            found.add(path)
+    return sorted(found)
+
+
+def summarize_model(model: nn.Module) -> str:
+    """The tree of a model's modules with the number of parameters of each; a shared parameter counts once."""
+    lines = [f"{type(model).__name__}: {_count(model)}"]
+    for name, module in model.named_modules():
+        if name:
+            depth = name.count(".") + 1
+            lines.append(f"{'  ' * depth}{name.rpartition('.')[2]}: {_module_line(module)}")
+    return "\n".join(lines) + "\n"
+
+
+def _module_line(module: nn.Module) -> str:
+    is_leaf = next(module.children(), None) is None
+    text = repr(module).splitlines()[0] if is_leaf else type(module).__name__
+    count = _count(module)
+    return f"{text}, {count}" if any(True for _ in module.parameters()) else text
+
+
+def _count(module: nn.Module) -> str:
+    sizes = [
+        (
+            0 if isinstance(parameter, nn.parameter.UninitializedParameter) else parameter.numel(),
+            parameter.requires_grad,
+        )
+        for parameter in module.parameters()
+    ]
+    total = sum(size for size, _ in sizes)
+    trained = sum(size for size, requires_grad in sizes if requires_grad)
+    return f"{total:,} parameters" + ("" if trained == total else f", {trained:,} of them trained")
+
+
+def _copy_source(folder: Path, script: Path | None) -> None:
+    """Copy the script and its local modules, by their paths relative to the script's folder or the current one."""
+    if script is None:
+        return
+    target = folder / "source"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    for path in local_modules(script):
+        root = next(
+            (root for root in (script.parent.resolve(), Path.cwd().resolve()) if path.is_relative_to(root)), None
+        )
+        copy = target / (path.relative_to(root) if root is not None else path.name)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def _write_changes(folder: Path, script: Path | None) -> None:
+    """Write what differs from the commit, if the script lives in a git repository and anything does."""
+    path = folder / "changes.diff"
+    path.unlink(missing_ok=True)  # when a run is continued, its code is that of now
+    changes = None if script is None else _git(script.parent, "diff", "HEAD", "--no-ext-diff", "--no-color")
+    if changes:
+        path.write_bytes(changes)
+
+
+def _write_environment(folder: Path, script: Path | None) -> None:
+    """Write the name and version of every installed distribution, whatever the script is."""
+    distributions = [distribution.metadata for distribution in importlib.metadata.distributions()]
+    lines = {f"{about['Name']}=={about['Version']}" for about in distributions if about["Name"]}
+    (folder / "environment.txt").write_text("\n".join(sorted(lines, key=str.lower)) + "\n", encoding="utf-8")
+
+
+def _git(folder: Path, *arguments: str) -> bytes | None:
+    """What git prints; None where there is no git or no repository."""
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_GIT_SECONDS, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,1 @@
+"""What is measured and written down, and who is fed from it."""

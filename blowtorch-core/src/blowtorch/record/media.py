@@ -1,0 +1,139 @@
+"""What a run records besides metrics: images, histograms, texts and files.
+
+Images and files are kept in the folder `media` of the run, the rest in the record itself, so that whatever was logged
+can be looked at, or handed to another logger, without any tracker.
+"""
+
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from blowtorch.errors import ScriptError
+from blowtorch.folder.folder import safe_name
+from blowtorch.state import RunState
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_PNG_COLORS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels → colour type, see section 11.2.1 of the PNG specification
+_LONGEST_NAME = 100
+
+
+def log_image(state: RunState, name: str, image: Any) -> None:
+    """Record an image; see `Run.log_image`.
+
+    Raises:
+        ScriptError: it is no image.
+    """
+    if callable(getattr(image, "savefig", None)):  # a figure of matplotlib
+        _keep(state, "image", name, ".png", lambda path: image.savefig(path, format="png"))
+        return
+    pixels = to_pixels(image)
+    _keep(state, "image", name, ".png", lambda path: path.write_bytes(encode_png(pixels)))
+
+
+def log_histogram(state: RunState, name: str, values: Any, bins: int) -> None:
+    """Record a histogram; see `Run.log_histogram`."""
+    numbers = _to_array(values).astype(np.float64).ravel()
+    numbers = numbers[np.isfinite(numbers)]
+    if not numbers.size:
+        state.warn(f"histogram {name!r} has no finite value at step {state.step}, so it is left out")
+        return
+    counts, edges = np.histogram(numbers, bins=bins)
+    state.record("histogram", name=name, counts=counts.tolist(), edges=edges.tolist())
+
+
+def log_text(state: RunState, name: str, text: str) -> None:
+    """Record a text; see `Run.log_text`."""
+    state.record("text", name=name, text=str(text))
+
+
+def log_file(state: RunState, name: str, path: str | Path) -> None:
+    """Record a copy of a file; see `Run.log_file`.
+
+    Raises:
+        ScriptError: there is no such file.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise ScriptError(f"log_file({name!r}, ...) expects the path of a file, got {str(path)!r}, which is none")
+    _keep(state, "file", name, source.suffix, lambda target: shutil.copyfile(source, target))
+
+
+def to_pixels(image: Any) -> Array:
+    """The pixels of an image, uint8, of shape (height, width, channels).
+
+    Args:
+        image: a tensor of shape (height, width) or (channels, height, width); an array of shape (height, width) or
+            (height, width, channels), or whatever NumPy takes for one, such as a picture of Pillow. Where the
+            channels cannot be in the usual place, the other is taken. Integers are 0 to 255, floats 0 to 1; what is
+            outside is clipped, and what is not a number is 0.
+
+    Raises:
+        ScriptError: it has another shape, or is no array at all.
+    """
+    try:
+        pixels = _to_array(image)
+    except (TypeError, ValueError) as error:
+        raise ScriptError(f"expected an image as a tensor, an array or a figure, got {image!r:.100}") from error
+    is_first, is_last = (pixels.ndim == 3 and pixels.shape[axis] in _PNG_COLORS for axis in (0, -1))
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    elif is_first and (isinstance(image, torch.Tensor) or not is_last):
+        pixels = pixels.transpose(1, 2, 0)
+    elif not is_last:
+        raise ScriptError(
+            f"expected an image of shape (height, width), (channels, height, width) or (height, width, channels) with "
+            f"1 to 4 channels, got {pixels.shape}"
+        )
+    if not pixels.size or pixels.dtype.kind not in "buif":
+        raise ScriptError(f"expected an image of numbers, got {pixels.shape} of {pixels.dtype}")
+    if pixels.dtype.kind == "f":
+        pixels = np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255 + 0.5
+    elif pixels.dtype.kind == "b":
+        pixels = pixels * 255
+    return np.ascontiguousarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def encode_png(pixels: Array) -> bytes:
+    """A PNG file, after the W3C's specification of the format.
+
+    Args:
+        pixels: uint8, of shape (height, width, channels) with 1 to 4 channels.
+    """
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, channels = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 8, _PNG_COLORS[channels], 0, 0, 0)
+    rows = np.zeros((height, 1 + width * channels), dtype=np.uint8)  # each row begins with its filter: none
+    rows[:, 1:] = pixels.reshape(height, -1)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def _to_array(values: Any) -> Array:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        return np.asarray((values.float() if values.dtype is torch.bfloat16 else values).numpy())
+    return np.asarray(values)
+
+
+def _keep(state: RunState, event: str, name: str, suffix: str, write: Callable[[Path], object]) -> None:
+    """Write a file into the run's folder and record it; a disk that is full must not end the training."""
+    stem = safe_name(name)[:_LONGEST_NAME] or "unnamed"
+    again = state.count_media(stem)
+    path = state.folder / "media" / stem / f"step-{state.step:08d}{f'-{again}' if again else ''}{suffix}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    except OSError as error:
+        state.warn(f"{event} {name!r} could not be kept: {error}")
+        return
+    state.record(event, name=name, path=path.relative_to(state.folder).as_posix())

@@ -1,0 +1,155 @@
+"""The record of a run: append-only, local, and the truth; and what feeds loggers from it.
+
+The loop appends events to `record.jsonl`. Each logger is fed by a thread of its own that reads that file from its own
+cursor, so a logger that is slow, down or broken falls behind and catches up; it cannot slow, stop or falsify a run.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from blowtorch.errors import RunFolderError
+
+_ENCODER = json.JSONEncoder(allow_nan=False, default=str)  # one odd value must not cost what comes after it
+_BUFFERED_EVENTS = 64  # a write in the loop costs ten times what it costs alone, so training metrics wait a little
+_BUFFERED_SECONDS = 0.2
+_HELD_EVENTS = 100_000  # so many are kept in memory while the disk is full
+
+
+class Record:
+    """The events of a run in `record.jsonl`, one JSON object a line; only whole lines are ever written."""
+
+    def __init__(self, path: Path, beat: Callable[[], None] = lambda: None) -> None:
+        """Open the record for appending, dropping a torn last line; each write calls `beat`, a sign of life."""
+        self.path = path
+        self._beat = beat
+        self._file: BinaryIO = path.open("ab", buffering=0)
+        self._held: list[dict[str, Any]] = []  # encoded together, which costs a fraction of one at a time
+        self._unwritten = b""  # what a full disk has refused
+        self._written_at = 0.0
+        self._length = whole_lines(path)
+        self._file.truncate(self._length)
+
+    def append(self, event: str, is_urgent: bool = True, **values: Any) -> None:
+        """Append one event.
+
+        Args:
+            event: its kind, such as `metrics`.
+            is_urgent: write it now; otherwise it may wait until more come.
+            values: JSON values; floats may be NaN or infinite.
+
+        Raises:
+            RunFolderError: the record could not be written for so long that too much is held in memory.
+        """
+        self._held.append({"event": event, **values})
+        if is_urgent or len(self._held) >= _BUFFERED_EVENTS or time.monotonic() - self._written_at > _BUFFERED_SECONDS:
+            self.write()
+
+    def write(self) -> bool:
+        """Write what is held; say whether the file now has everything. A full disk is tried again next time."""
+        self._written_at = time.monotonic()
+        self._beat()
+        data = self._unwritten + b"".join(map(encode, self._held))
+        self._held.clear()
+        if not data:
+            return True
+        try:
+            written = self._file.write(data)
+            if written != len(data):
+                raise OSError(f"{written} of {len(data)} bytes were written")
+        except OSError as error:
+            self._file.truncate(self._length)
+            self._unwritten = data
+            if (held := data.count(b"\n")) > _HELD_EVENTS:
+                raise RunFolderError(
+                    f"{self.path} could not be written for {held} events ({error}); make room on the disk "
+                    f"and continue the run with run.resume={self.path.parent}"
+                ) from error
+            return False
+        self._length += len(data)
+        self._unwritten = b""
+        return True
+
+    def flush(self) -> int:
+        """Write what is held; return the length, which a checkpoint keeps.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if not self.write():
+            raise OSError(f"{self.path} could not be written")
+        return self._length
+
+    def make_durable(self) -> None:
+        """Let what was written survive a power cut; any thread may ask for it."""
+        os.fsync(self._file.fileno())
+
+    def cut(self, length: int) -> None:
+        """Go back to an earlier length, that of a checkpoint.
+
+        Raises:
+            RunFolderError: the record is shorter than that.
+        """
+        if length > self._length:
+            raise RunFolderError(
+                f"{self.path} has {self._length} bytes and the checkpoint was taken at {length}; the record was "
+                f"changed from outside, start a new run"
+            )
+        self._file.truncate(length)
+        self._length = length
+
+    def close(self) -> bool:
+        """Write what is held and close the file; say whether it has everything."""
+        is_complete = self.write()
+        self._file.close()
+        return is_complete
+
+
+def whole_lines(path: Path) -> int:
+    """The length in bytes of a file up to and with its last line feed."""
+    position = path.stat().st_size
+    with path.open("rb") as file:
+        while position > 0:
+            start = max(0, position - 65_536)
+            file.seek(start)
+            end = file.read(position - start).rfind(b"\n")
+            if end >= 0:
+                return start + end + 1
+            position = start
+    return 0
+
+
+def encode(event: Mapping[str, Any]) -> bytes:
+    """One line of the record.
+
+    >>> encode({"event": "metrics", "metrics": {"train/loss": float("nan")}})
+    b'{"event": "metrics", "metrics": {"train/loss": "nan"}}\\n'
+    """
+    try:
+        text = _ENCODER.encode(event)
+    except ValueError:
+        text = _ENCODER.encode(_finite(event))
+    return text.encode() + b"\n"
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """The event of one line; metrics are numbers again, be they finite or not."""
+    event: dict[str, Any] = json.loads(line)
+    for key in ("metrics", "summary"):
+        if key in event:
+            event[key] = {name: float(value) for name, value in event[key].items()}
+    return event
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""Finished and running runs, read without torch."""

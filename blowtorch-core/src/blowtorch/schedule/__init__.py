@@ -1,0 +1,1 @@
+"""When learning rates change."""

@@ -1,0 +1,223 @@
+"""What the option `scheduler` says: one scheduler or a sequence of them, for all optimizers or for each its own.
+
+cosine                                              by name
+{cosine: {floor: 0.1}}                              with options
+[{warmup: {warmup: 5 epochs}, for: 5 epochs}, cosine]   a sequence
+{generator: cosine, discriminator: linear}          one for each optimizer, by the names of these
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from blowtorch.clock import Interval
+from blowtorch.errors import BlowtorchError, ExtensionError, OptionError, nearest, warn
+from blowtorch.hookspecs import Schedule, SchedulerSpec
+from blowtorch.plugins import Plugin, Plugins
+from blowtorch.schedule.sequence import Part, SequentialScheduler, read_rates, set_rates
+
+_EXAMPLE = "[{'warmup': {'warmup': '500 steps'}, 'for': '500 steps'}, 'cosine']"
+_ALONE = {  # these are known before they are built
+    "plateau": "waits for a metric",
+    "one_cycle": "sets rates and momentum of its own from the first step to the last",
+}
+
+
+@dataclass(frozen=True)
+class SchedulerPlan:
+    """The schedulers of one optimizer, in order.
+
+    Attributes:
+        plugins: one, or those of a sequence.
+        spans: how long each of them but the last is followed, in steps or epochs.
+    """
+
+    plugins: Sequence[Plugin]
+    spans: Sequence[Interval] = ()
+
+    @property
+    def label(self) -> str:
+        """How messages speak of it."""
+        return " and then ".join(plugin.label for plugin in self.plugins)
+
+    def build(self, optimizer: torch.optim.Optimizer, total_steps: int | None, steps_per_epoch: int | None) -> Schedule:
+        """The schedule of an optimizer.
+
+        Raises:
+            BlowtorchError: one of the schedulers cannot be built, or cannot be in a sequence.
+        """
+        if not self.spans:
+            return _build(self.plugins[0], optimizer, total_steps, steps_per_epoch)
+        lengths = [_count_steps(span, steps_per_epoch, "for") for span in self.spans]
+        rest = None if total_steps is None else total_steps - sum(lengths)
+        if rest is not None and rest <= 0:  # no error, since a run is often cut short to try it out
+            warn(
+                f"option scheduler: the sequence comes to its last scheduler, {self.plugins[-1].name!r}, after "
+                f"{sum(lengths)} steps, and the run has only {total_steps}"
+            )
+            rest = 1
+        rates, parts = read_rates(optimizer), []
+        for plugin, length, total in zip(self.plugins, [*lengths, None], [*lengths, rest], strict=True):
+            set_rates(optimizer, rates)
+            schedule = _build(plugin, optimizer, total, steps_per_epoch)
+            every = _check_part(plugin, schedule, steps_per_epoch)
+            parts.append(Part(schedule.scheduler, every, length, read_rates(optimizer)))
+        return Schedule(SequentialScheduler(optimizer, parts))
+
+
+SchedulerOption = SchedulerPlan | Mapping[str, SchedulerPlan | None]
+
+
+def read_scheduler_option(given: Any, plugins: Plugins) -> SchedulerOption:
+    """Make the schedulers that the option `scheduler` names; with those for each optimizer, by the names of these.
+
+    Raises:
+        OptionError: it cannot be understood.
+        ExtensionError: a scheduler cannot be had.
+    """
+    if not isinstance(given, Mapping) or not _is_by_optimizer(given, plugins):
+        return _read_plan(given, plugins)
+    if "for" in given:
+        raise OptionError(f"option scheduler: 'for' belongs into an entry of a sequence, such as {_EXAMPLE}")
+    plans: dict[str, SchedulerPlan | None] = {}
+    for name, scheduler in given.items():
+        with _speaking_of(f"option scheduler, optimizer {name!r}"):
+            plans[name] = None if scheduler is None else _read_plan(scheduler, plugins)
+    return plans
+
+
+def build_schedules(
+    option: SchedulerOption,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    total_steps: int | None,
+    steps_per_epoch: int | None,
+) -> dict[str, Schedule]:
+    """The schedules of the optimizers, by the names of these.
+
+    Raises:
+        OptionError: the option names an optimizer that there is not.
+        BlowtorchError: a scheduler cannot be built.
+    """
+    plans = dict.fromkeys(optimizers, option) if isinstance(option, SchedulerPlan) else option
+    for name in plans:
+        if name not in optimizers:
+            raise OptionError(
+                f"option scheduler: no optimizer is called {name!r}.{nearest(str(name), optimizers)} "
+                f"configure_optimizers returns {', '.join(map(repr, optimizers))}"
+            )
+    return {name: plan.build(optimizers[name], total_steps, steps_per_epoch) for name, plan in plans.items() if plan}
+
+
+def describe_scheduler_option(option: SchedulerOption) -> str:
+    """How messages speak of it."""
+    plans = [option] if isinstance(option, SchedulerPlan) else option.values()
+    return ", ".join(dict.fromkeys(plan.label for plan in plans if plan is not None))
+
+
+def _is_by_optimizer(given: Mapping[Any, Any], plugins: Plugins) -> bool:
+    """Whether the keys of a mapping are optimizers; a single one that is the name of a scheduler is none."""
+    if len(given) != 1:
+        return bool(given)
+    (key, value), names = next(iter(given.items())), _names(plugins)
+    if value is None or not isinstance(key, str) or key in names or ":" in key:
+        return False
+    # What remains is an optimizer, or a scheduler misspelt: what stands behind that are options.
+    is_named = isinstance(value, Mapping) and any(name in names or nearest(str(name), names) for name in value)
+    return not isinstance(value, Mapping) or (is_named and not nearest(key, names))
+
+
+def _names(plugins: Plugins) -> list[str]:
+    return [each.name for each in plugins.extensions if each.kind == "scheduler"]
+
+
+def _read_plan(given: Any, plugins: Plugins) -> SchedulerPlan:
+    """A scheduler, or a sequence of them."""
+    if not isinstance(given, list | tuple):
+        return SchedulerPlan([_create(given, plugins)])
+    if not given:
+        raise OptionError(f"option scheduler: expected a sequence such as {_EXAMPLE}, got none at all")
+    found, spans = [], []
+    for number, entry in enumerate(given, start=1):
+        with _speaking_of(f"option scheduler, entry {number} of {len(given)}"):
+            scheduler, span = _split_entry(entry, is_last=number == len(given))
+            plugin = _create(scheduler, plugins)
+            if plugin.package == "blowtorch-core" and plugin.name in _ALONE and len(given) > 1:
+                raise OptionError(f"{plugin.name!r} {_ALONE[plugin.name]}, so it cannot be in a sequence")
+            found.append(plugin)
+            spans += [] if span is None else [span]
+    return SchedulerPlan(found, spans)
+
+
+def _split_entry(entry: Any, is_last: bool) -> tuple[Any, Interval | None]:
+    """The scheduler of an entry, and how long it is followed; the last one has what is left."""
+    scheduler = entry
+    if isinstance(entry, Mapping) and "for" in entry:
+        scheduler = {name: value for name, value in entry.items() if name != "for"}
+        if list(scheduler) == ["scheduler"]:  # for an object, which cannot stand before its options
+            scheduler = scheduler["scheduler"]
+        if is_last:
+            raise OptionError("the last scheduler of a sequence has the rest of the run: leave out its 'for'")
+        try:
+            return scheduler, Interval.parse(entry["for"], units=("steps", "epochs"))
+        except OptionError as error:
+            raise OptionError(f"'for': {error}") from None
+    if not is_last:
+        raise OptionError(
+            f"expected it to say how long it is followed, such as {_EXAMPLE}, got {entry!r} without 'for'"
+        )
+    return scheduler, None
+
+
+def _create(given: Any, plugins: Plugins) -> Plugin:
+    if isinstance(given, LRScheduler) or (isinstance(given, type) and issubclass(given, LRScheduler)):
+        name = given.__name__ if isinstance(given, type) else type(given).__name__
+        raise OptionError(
+            f"option scheduler: expected a name, {{name: options}} or an extension object, got torch's {name}; return "
+            f"it beside its optimizer from configure_optimizers"
+        )
+    return plugins.create("scheduler", given)
+
+
+@contextmanager
+def _speaking_of(place: str) -> Iterator[None]:
+    """Let the errors inside begin with the place in the option."""
+    try:
+        yield
+    except BlowtorchError as error:
+        inner = str(error).removeprefix("option scheduler, ").removeprefix("option scheduler: ")
+        raise type(error)(f"{place}: {inner}") from error
+
+
+def _build(
+    plugin: Plugin, optimizer: torch.optim.Optimizer, total_steps: int | None, steps_per_epoch: int | None
+) -> Schedule:
+    """What an extension builds; it is stepped after every step unless it says otherwise."""
+    built = plugin.call(
+        SchedulerSpec.scheduler_build, optimizer=optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch
+    )
+    if not isinstance(built, Schedule) and not callable(getattr(built, "step", None)):
+        raise ExtensionError(f"{plugin.label} built {built!r}; expected a torch scheduler or a Schedule")
+    return built if isinstance(built, Schedule) else Schedule(built)
+
+
+def _check_part(plugin: Plugin, schedule: Schedule, steps_per_epoch: int | None) -> int:
+    """After how many steps a part of a sequence is stepped, or an `OptionError` if it can be no part."""
+    if schedule.metric is not None:
+        raise OptionError(f"{plugin.label} waits for the metric {schedule.metric!r}, so it cannot be in a sequence")
+    if isinstance(schedule.scheduler, OneCycleLR | CyclicLR | ReduceLROnPlateau):
+        kind = type(schedule.scheduler).__name__
+        raise OptionError(f"{plugin.label} builds a {kind}, which does not leave the rates to others after its part")
+    if schedule.every.unit not in ("steps", "epochs"):
+        raise OptionError(f"{plugin.label} is stepped every {schedule.every}; a sequence counts in steps or epochs")
+    return _count_steps(schedule.every, steps_per_epoch, "every")
+
+
+def _count_steps(interval: Interval, steps_per_epoch: int | None, option: str) -> int:
+    try:
+        return interval.in_steps(steps_per_epoch)
+    except OptionError as error:
+        raise OptionError(f"option scheduler, {option!r}: {error}") from None

@@ -1,0 +1,120 @@
+"""The user's functions: which arguments they are given, what they return, and the optimizer step.
+
+A function is given what its parameters are called. That is worked out once, when it is registered and when a run
+begins; on a step only the batch is put into place, and the function is called directly.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from blowtorch.errors import ScriptError, nearest
+from blowtorch.state import RunState
+
+_ALWAYS = ("model", "device", "config", "state", "epoch", "step", "log", "is_validate")
+_TRAINING = ("optimizers", "backward")
+_PLAIN_MODEL = ("init", "configure_optimizers", "on")  # functions that look at the model rather than compute with it
+
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "init": ("model", "device", "config", "state"),
+    "configure_optimizers": ("model", "device", "config", "state"),
+    "train_step": ("batch", *_ALWAYS, *_TRAINING),
+    "validate_step": ("batch", *_ALWAYS, *_TRAINING),
+    "predict_step": ("batch", *(name for name in _ALWAYS if name != "log")),  # what is predicted is not recorded
+    "train_epoch": ("data_loader", *_ALWAYS, *_TRAINING),
+    "validate_epoch": ("data_loader", *_ALWAYS, *_TRAINING),
+    "on": (*_ALWAYS, *_TRAINING),
+}
+
+
+class Function:
+    """A function of the user's, and the arguments that its parameters ask for.
+
+    Args:
+        function: what was decorated.
+        kind: the decorator, one of `ARGUMENTS`.
+        at_hand: further names that can be given, besides those of `ARGUMENTS[kind]`.
+
+    Raises:
+        ScriptError: a parameter that cannot be filled, naming those that can.
+    """
+
+    def __init__(self, function: Callable[..., Any], kind: str, at_hand: tuple[str, ...] = ()) -> None:
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
+        self.kind = kind
+        self.asks_for = _asked_names(function, kind, (*ARGUMENTS[kind], *at_hand))
+        self.arguments: dict[str, Any] = {}
+        self.wants_counts = bool({"step", "epoch"} & set(self.asks_for))
+        self._state: RunState | None = None
+
+    @property
+    def drives_itself(self) -> bool:
+        """Whether it goes backward and steps the optimizers itself, so that the loop does not."""
+        return self.kind == "train_epoch" or "optimizers" in self.asks_for
+
+    def bind(
+        self, state: RunState, is_validate: bool = False, backward: Callable[..., None] = Tensor.backward
+    ) -> "Function":
+        """Fill in everything that stays the same while a run lasts; returns a copy for that run."""
+        bound = Function.__new__(Function)
+        bound.__dict__.update(self.__dict__)
+        bound._state = state
+        available = {
+            "model": state.model if self.kind in _PLAIN_MODEL else state.compiled_model or state.model,
+            "device": state.device,
+            "config": state.config,
+            "state": state,
+            "log": state.log,
+            "optimizers": state.optimizers,
+            "backward": backward,
+            "is_validate": is_validate,
+        }
+        if self.kind.endswith("_step") and "batch" not in self.asks_for:
+            bound.function = _without_batch(self.function)
+        bound.arguments = {name: available[name] for name in self.asks_for if name in available}
+        return bound
+
+    def given(self, **at_hand: Any) -> dict[str, Any]:
+        """The keywords for a call now; `step` is the number of the step under way."""
+        arguments = self.arguments
+        for name, value in at_hand.items():
+            if name in self.asks_for or (name == "batch" and self.kind.endswith("_step")):
+                arguments[name] = value
+        if self.wants_counts:
+            self.count()
+        return arguments
+
+    def count(self) -> None:
+        """Bring `step` and `epoch` among the arguments up to date."""
+        assert self._state is not None
+        if "step" in self.asks_for:
+            self.arguments["step"] = self._state.step + (self.kind == "train_step")
+        if "epoch" in self.asks_for:
+            self.arguments["epoch"] = self._state.epoch
+
+
+def _without_batch(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The loop gives every step its batch; this drops it for a step that does not ask for it."""
+    return lambda batch, **arguments: function(**arguments)
+
+
+def _asked_names(function: Callable[..., Any], kind: str, valid: tuple[str, ...]) -> tuple[str, ...]:
+    if not callable(function):
+        raise ScriptError(f"@run.{kind} expects a function, got {function!r}")
+    name = getattr(function, "__name__", repr(function))
+    asked = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        has_default = parameter.default is not parameter.empty
+        if parameter.name in valid and parameter.kind is not parameter.POSITIONAL_ONLY:
+            asked.append(parameter.name)
+        elif not has_default:
+            raise ScriptError(
+                f"{name} asks for an argument {parameter.name!r}, which a {kind} function cannot be given."
+                f"{nearest(parameter.name, valid)} It can be given {', '.join(valid)}"
+            )
+    return tuple(asked)

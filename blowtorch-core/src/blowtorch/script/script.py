@@ -1,0 +1,126 @@
+"""What a training script has said: its functions and loaders, and whether they make a run."""
+
+import os
+import sys
+from collections.abc import Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from blowtorch.clock import Interval
+from blowtorch.errors import ScriptError, warn
+from blowtorch.script.functions import Function
+
+
+@dataclass(frozen=True)
+class ValidationRequest:
+    """What a decorator asked for.
+
+    Attributes:
+        name: what the metrics are recorded under.
+        every: when; the option `validate_every` where it is None.
+        at_start: also before the first step; the option `validate_at_start` where it is None.
+        function: the decorated function.
+        loader: its data; that of the call where it is None.
+    """
+
+    name: str = "val"
+    every: str | None = None
+    at_start: bool | None = None
+    function: Function | None = None
+    loader: Any = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or self.name in ("", "train", "train_epoch", "lr"):
+            raise ScriptError(f"a validation cannot be named {self.name!r}; choose a name that no other metrics bear")
+        if self.every is not None:
+            Interval.parse(self.every)
+
+
+@dataclass
+class Script:
+    """Everything that the decorators of a `Run` have collected.
+
+    Attributes:
+        command_line: with which the script was started.
+        seed: from which every random stream is derived.
+    """
+
+    command_line: list[str]
+    seed: int = 0
+    train: Function | None = None
+    train_loader: Any = None
+    predict: Function | None = None
+    predict_loader: Any = None
+    configure_optimizers: Function | None = None
+    init: list[Function] = field(default_factory=list)
+    validations: dict[str, ValidationRequest] = field(default_factory=dict)
+    moments: dict[str, list[Function]] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """The absolute path of the script; empty where there is no file, as in a notebook or for `python -c`."""
+        for started in (*self.command_line[:1], getattr(sys.modules["__main__"], "__file__", None)):
+            if started and Path(started).is_file():
+                return str(Path(started).absolute())
+        return ""
+
+    def check(self, model: Any, optimize_metric: str | None) -> None:
+        """Raise a `ScriptError` if something is missing without which nothing can be trained, or cannot be heeded."""
+        world_size = os.environ.get("WORLD_SIZE", "1")
+        if world_size not in ("", "1"):
+            raise ScriptError(f"WORLD_SIZE is {world_size!r}, and this version trains in one process only; unset it")
+        if not isinstance(model, nn.Module):
+            raise ScriptError(f"run(model, ...) expects a torch.nn.Module, got {model!r:.100}")
+        if self.train is None:
+            raise ScriptError("there is no train step; decorate a function with @run.train_step or @run.train_epoch")
+        if optimize_metric is not None and self.train.kind != "train_step":
+            raise ScriptError(
+                f"the option optimize_metric is for a train step; {self.train.name} drives the whole epoch itself"
+            )
+        if self.configure_optimizers is None:
+            raise ScriptError("there is no optimizer; decorate a function that makes it with @run.configure_optimizers")
+
+    def choose_train_loader(self, given: Any) -> Any:
+        """The data to train on: that of the call, else that of the decorator."""
+        loader = self.train_loader if given is None else given
+        if loader is None:
+            raise ScriptError(
+                "there is nothing to train on; give a loader to the call, run(model, train_loader), or to the "
+                "decorator, @run.train_step(train_loader)"
+            )
+        return check_not_empty(loader, "train loader")
+
+    def choose_validations(self, given: Any) -> list[ValidationRequest]:
+        """The validations that have data; those without a loader of their own take that of the call."""
+        chosen, without = [], []
+        for request in self.validations.values():
+            loader = given if request.loader is None else request.loader
+            if loader is None:
+                without.append(request.name)
+                continue
+            check_not_empty(loader, f"loader of validation {request.name!r}")
+            chosen.append(ValidationRequest(request.name, request.every, request.at_start, request.function, loader))
+        if given is not None and all(request.loader is not None for request in self.validations.values()):
+            raise ScriptError(
+                "a validation loader was given, but no validation step uses it; decorate a function with "
+                "@run.validate_step, or leave the loader out"
+            )
+        if without:
+            warn(f"validation {', '.join(map(repr, without))} has no loader, so it is left out")
+        return chosen
+
+
+def check_not_empty(loader: Any, name: str) -> Any:
+    """Return the loader, or raise a `ScriptError` if it says that it is empty."""
+    if isinstance(loader, Sized):
+        try:
+            length = len(loader)
+        except TypeError:  # a DataLoader has a length only if its dataset has one
+            return loader
+        if length == 0:
+            raise ScriptError(f"the {name} is empty; is drop_last set and the dataset smaller than a batch?")
+    return loader

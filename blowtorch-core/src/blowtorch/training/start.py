@@ -1,0 +1,74 @@
+"""Where a run begins: anew or in a folder that exists, with which seed, on which device, with which weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from blowtorch.errors import OptionError, nearest, warn
+from blowtorch.folder.folder import RunFolder
+from blowtorch.options import RunOptions
+from blowtorch.runs.view import find_newest
+from blowtorch.script.script import Script
+from blowtorch.streams import seed_everything
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+        folder: the folder of the run that is continued; None for a new run.
+        at_most: the checkpoint to continue from, or an earlier one; None for the newest.
+    """
+
+    folder: RunFolder | None = None
+    at_most: str | None = None
+
+
+def find_start(options: RunOptions, script: Script) -> Start:
+    """What the option `resume` means.
+
+    Raises:
+        RunFolderError: it names no run.
+    """
+    if options.resume == "never":
+        return Start()
+    if options.resume == "auto":
+        if options.run_name is None and not script.path:
+            raise OptionError(
+                "resume='auto' needs the option run_name here, since no script file tells which run is meant"
+            )
+        newest = find_newest(options.save_path, options.run_name, script.path)
+        return Start() if newest is None or newest.status == "finished" else Start(RunFolder.reopen(newest.path))
+    path = follow_pointer(Path(options.resume))
+    if not path.exists() and (hint := nearest(options.resume, ["auto", "never"])):
+        raise OptionError(
+            f"option resume: expected 'auto', 'never' or a path that exists, got {options.resume!r}.{hint}"
+        )
+    if path.parent.name == "checkpoints" and path.is_dir():
+        return Start(RunFolder.reopen(path.parent.parent), at_most=path.name)
+    return Start(RunFolder.reopen(path))
+
+
+def follow_pointer(path: Path) -> Path:
+    """The checkpoint that a pointer, `checkpoints/best` or `checkpoints/latest`, names; any other path as it is."""
+    is_pointer = path.name in ("best", "latest") and path.is_file()
+    return path.parent / path.read_text().strip() if is_pointer else path
+
+
+def recorded_seed(options: RunOptions, script: Script) -> int | None:
+    """The seed of the run that would be continued, if one would."""
+    folder = find_start(options, script).folder
+    return None if folder is None else folder.read_info().get("seed")
+
+
+def agree_on_seed(folder: RunFolder, seed: int) -> int:
+    """The recorded seed of a run that is continued; it holds, whatever the script has seeded with."""
+    recorded = int(folder.read_info().get("seed", seed))
+    if recorded != seed:
+        warn(
+            f"the run that is continued has the seed {recorded}, which holds from here on; what the script drew before "
+            f"this call came from the seed {seed} and differs (name `resume` in the configuration or on the command "
+            f"line to avoid it)"
+        )
+        seed_everything(recorded)
+    return recorded

@@ -1,0 +1,103 @@
+"""What each step was made of, in digests: so that two runs that should be the same can be compared step by step."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from blowtorch.data.batches import Batches
+from blowtorch.state import RunState
+from blowtorch.streams import random_state
+
+FILE_NAME = "trace.jsonl"
+
+
+class Trace:
+    """Writes a line for each step into `trace.jsonl` of the run folder: called like the function of a moment.
+
+    A process begins with a line `{"start": step}`. The line of a step has the `indices` of its batch where the loader
+    has any, digests of the `batch`, of the `random` streams and of the `weights` after the step, and the `metrics`.
+    """
+
+    def __init__(self, state: RunState, batches: Batches) -> None:
+        self._batches = batches
+        self._position = state.batch
+        batches.note_indices()
+        self._path = state.folder / FILE_NAME
+        if self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n"):
+            self._append(b"\n")  # the process before was killed in the middle of a line
+        self._write({"start": state.step})
+
+    def __call__(self, state: RunState, batch: Any, metrics: Mapping[str, Any]) -> None:
+        """Take note of a step that has just been done."""
+        self._write(
+            {
+                "step": state.step,
+                "epoch": state.epoch,
+                "indices": self._indices(state.batch),
+                "batch": digest(batch),
+                "random": {name: digest(stream) for name, stream in random_state().items()},
+                "metrics": {name: _number(value) for name, value in metrics.items()},
+                "weights": {name: digest(value) for name, value in state.model.state_dict().items()},
+            }
+        )
+
+    def _indices(self, position: int) -> Any:
+        """Those of the batch of a step, or of each batch of its group."""
+        first = self._position if self._position < position else 0  # an epoch has begun
+        self._position = position
+        found = [self._batches.indices_at(each) for each in range(first, position)]
+        return found[0] if len(found) == 1 else found
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._append(json.dumps(line, default=repr).encode() + b"\n")
+
+    def _append(self, data: bytes) -> None:
+        with self._path.open("ab", buffering=0) as file:
+            file.write(data)
+
+
+def digest(value: Any) -> str:
+    """Sixteen digits that differ wherever a bit of a tensor, an array or a plain value inside of `value` does.
+
+    >>> digest([torch.tensor([0.0]), "x"]) == digest([torch.tensor([-0.0]), "x"])
+    False
+    """
+    found = xxhash.xxh3_64()
+    _feed(found, value)
+    return str(found.hexdigest())
+
+
+def _feed(found: Any, value: Any) -> None:
+    found.update(type(value).__name__.encode())
+    if isinstance(value, Tensor):
+        dense = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
+        found.update(f"{tuple(value.shape)}{value.dtype}".encode())
+        found.update(dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, np.ndarray):
+        found.update(f"{value.shape}{value.dtype}".encode())
+        found.update(value.tobytes() if value.dtype != object else repr(value.tolist()).encode())
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            found.update(repr(key).encode())
+            _feed(found, item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _feed(found, item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            _feed(found, getattr(value, field.name))
+    elif isinstance(value, str | bytes | int | float | complex | None):
+        found.update(repr(value).encode())
+
+
+def _number(value: Any) -> str:
+    """A metric with all its digits; what is no single number, as a digest."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return repr(value.detach().item())
+    return repr(value) if isinstance(value, int | float) else digest(value)

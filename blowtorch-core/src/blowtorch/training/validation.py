@@ -1,0 +1,116 @@
+"""One validation: what it is, and how it is done without a trace in the training."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from blowtorch.checkpoint.tensors import swapped_in
+from blowtorch.clock import Trigger
+from blowtorch.data.batches import Batches
+from blowtorch.record.metrics import means
+from blowtorch.script.functions import Function
+from blowtorch.script.returns import Returns
+from blowtorch.state import RunState
+from blowtorch.streams import derive_seed, isolated_random
+from blowtorch.training.gradients import computing
+
+
+@dataclass
+class Validation:
+    """One validation: its function, its data, and when it is due."""
+
+    name: str
+    function: Function
+    batches: Batches
+    returns: Returns
+    trigger: Trigger | None
+    is_at_start: bool
+
+
+class ValidationCutError(Exception):
+    """The run was asked to stop during a validation, which is done again when it goes on."""
+
+
+def validate(
+    validation: Validation, state: RunState, may_be_cut: bool = False, most_batches: int | None = None
+) -> dict[str, float]:
+    """One validation: the means of what its function returns, by their recorded names.
+
+    The random streams of training are untouched; those of the validation depend on seed, step and name alone.
+
+    Raises:
+        ValidationCutError: the run was asked to stop meanwhile, and the validation `may_be_cut`.
+    """
+    function, returns, logged = validation.function, validation.returns, state.logged
+    try:
+        with judging(state), isolated_random(derive_seed(state.seed, state.step, validation.name)):
+            batches = itertools.islice(validation.batches.start(state.step + 1), most_batches)
+            if function.kind == "validate_epoch":
+                loader = EpochLoader(batches, validation.batches.num_batches)
+                returned = function.function(**function.given(data_loader=loader))
+                returns.add({} if returned is None else returned, logged, 1)
+            else:
+                for batch in batches:
+                    if may_be_cut and state.interruption is not None:
+                        raise ValidationCutError
+                    returns.take(function.function(**function.given(batch=batch)), logged, batch)
+            measured = means(returns.window.close()) | returns.objects.compute()
+    finally:
+        returns.window.close()  # of one that failed or was cut, nothing is left for the next
+        returns.objects.reset()
+    return {f"{validation.name}/{name}": value for name, value in measured.items()}
+
+
+@contextlib.contextmanager
+def judging(state: RunState) -> Iterator[None]:
+    """Have the model as it is judged: in evaluation mode, without gradients, with averaged weights if there are any.
+
+    Each of its modules is then in the mode in which it was, and the weights are those of training again.
+    """
+    modules = list(state.model.modules())
+    modes = [module.training for module in modules]
+    state.model.eval()
+    # Not inference_mode unless asked for: what a module caches here must still be usable in training.
+    without_gradients = torch.inference_mode() if state.options.inference_mode else torch.no_grad()
+    try:
+        with swapped_in(state.model, state.averaged), without_gradients, computing(state):
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+class EpochLoader:
+    """The `data_loader` of a function that drives an epoch: iterable once, with a length where that is known.
+
+    `done` is called with each batch once the next is asked for, and with the last one by `finish_batch`.
+    """
+
+    def __init__(
+        self, batches: Iterator[Any], num_batches: int | None, done: Callable[[Any], None] = lambda batch: None
+    ) -> None:
+        self._batches = batches
+        self._num_batches = num_batches
+        self._done = done
+        self._given: list[Any] = []  # the batch that the function works on
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._batches:
+            self.finish_batch()  # a function may begin to iterate again where it broke off
+            self._given.append(batch)
+            yield batch
+            self.finish_batch()
+
+    def finish_batch(self) -> None:
+        """The function is done with the batch that it was given last."""
+        if self._given:
+            self._done(self._given.pop())
+
+    def __len__(self) -> int:
+        if self._num_batches is None:
+            raise TypeError("this loader does not know how many batches it has")
+        return self._num_batches

@@ -1,0 +1,129 @@
+"""What a model is asked outside of a run: how good it is, what it predicts; and trials that leave it as it was."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blowtorch.data.batches import Batches, OwnStreams
+from blowtorch.errors import CheckpointError, ScriptError
+from blowtorch.record.metric_objects import find_metric_objects, put_aside
+from blowtorch.runs.view import find_newest
+from blowtorch.script.functions import Function
+from blowtorch.script.returns import Returns
+from blowtorch.script.script import Script
+from blowtorch.state import RunState
+from blowtorch.streams import derive_seed
+from blowtorch.training.model import load_initial_weights
+from blowtorch.training.validation import Validation, judging, validate
+from blowtorch.tree import move
+
+_CPU = torch.device("cpu")
+
+
+def evaluate(script: Script, state: RunState, loader: Any) -> dict[str, float]:
+    """Validate the model of a detached state with the validation called `val`, or else the first.
+
+    Raises:
+        ScriptError: there is no validation, or no data.
+    """
+    if not script.validations:
+        raise ScriptError("run.evaluate needs a function decorated with @run.validate_step or @run.validate_epoch")
+    request = script.validations.get("val") or next(iter(script.validations.values()))
+    assert request.function is not None
+    loader = _choose(loader, request.loader, "evaluate", "validate_step")
+    batches = Batches(loader, state.seed, state.device, state.options.limit_validate_batches, request.name)
+    objects = find_metric_objects(request.function.function, {"model": state.model, **script.kept})
+    with contextlib.closing(batches), put_aside(objects.values()):  # a training under way may use the same ones
+        function = request.function.bind(state, is_validate=True)
+        return validate(Validation(request.name, function, batches, Returns(function.name, state), None, False), state)
+
+
+def predict(script: Script, state: RunState, loader: Any) -> Iterator[Any]:
+    """What the prediction step returns for each batch, on the CPU, in the order of the loader, one at a time.
+
+    Raises:
+        ScriptError: there is no prediction step, or no data.
+    """
+    if script.predict is None:
+        raise ScriptError("run.predict needs a function decorated with @run.predict_step")
+    loader = _choose(loader, script.predict_loader, "predict", "predict_step")
+    batches = Batches(loader, state.seed, state.device, name="predict")
+    return _predictions(script.predict.bind(state), state, batches)
+
+
+def _predictions(function: Function, state: RunState, batches: Batches) -> Iterator[Any]:
+    """Between two predictions everything is as the caller left it: modes, gradients and random streams."""
+    streams = OwnStreams(derive_seed(state.seed, "predict"))
+    with contextlib.closing(batches):
+        iterator = batches.start(1)
+        while True:
+            with streams, judging(state):
+                batch = next(iterator, _NOTHING)
+                if batch is _NOTHING:
+                    return
+                output = move(function.function(**function.given(batch=batch)), _CPU)
+            yield output
+
+
+_NOTHING = object()
+
+
+def gather(outputs: Iterator[Any]) -> Any:
+    """All predictions in one: tensors are joined along their first dimension, within mappings and tuples too.
+
+    >>> gather(iter([{"label": torch.tensor([1, 2])}, {"label": torch.tensor([3])}]))
+    {'label': tensor([1, 2, 3])}
+    """
+    return _join(list(outputs))
+
+
+def _join(outputs: Sequence[Any]) -> Any:
+    first = outputs[0]
+    if isinstance(first, torch.Tensor):
+        return torch.stack(list(outputs)) if first.ndim == 0 else torch.cat(list(outputs))
+    if isinstance(first, Mapping):
+        return {key: _join([output[key] for output in outputs]) for key in first}
+    if isinstance(first, tuple):
+        joined = [_join(column) for column in zip(*outputs, strict=True)]
+        return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
+    if isinstance(first, list):
+        return [item for output in outputs for item in output]
+    return list(outputs)
+
+
+def load_checkpoint(checkpoint: str | Path | None, state: RunState, script: Script, folder: Path | None) -> None:
+    """Load the weights of a checkpoint into the model of a state.
+
+    Args:
+        checkpoint: `best` or `latest` of a run, a path, or None for the weights as they are.
+        state: whose options say which run is meant.
+        script: of which the newest run is meant, if the options name none.
+        folder: of the last run of this process, which comes before both; None where there was none.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it belongs to another model.
+    """
+    if checkpoint is None:
+        return
+    path = Path(checkpoint)
+    if str(checkpoint) in ("best", "latest"):
+        if folder is None:
+            newest = find_newest(state.options.save_path, state.options.run_name, script.path)
+            folder = None if newest is None else newest.path
+        if folder is None or not (folder / "checkpoints" / str(checkpoint)).is_file():
+            where = f"in {state.options.save_path!r} no run of this script" if folder is None else f"{folder} has none"
+            raise CheckpointError(
+                f"checkpoint={checkpoint!r} is of the last run, and {where}; give the path of another"
+            )
+        path = folder / "checkpoints" / str(checkpoint)
+    load_initial_weights(state.model, str(path), "checkpoint")
+
+
+def _choose(given: Any, registered: Any, method: str, decorator: str) -> Any:
+    loader = registered if given is None else given
+    if loader is None:
+        raise ScriptError(f"run.{method} has no data; give it a loader, or give one to @run.{decorator}(loader)")
+    return loader

@@ -1,0 +1,49 @@
+"""Trials that train and leave everything as it was."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from blowtorch.checkpoint.tensors import WarmCopies
+from blowtorch.record.metric_objects import find_metric_objects, put_aside
+from blowtorch.script.script import Script
+from blowtorch.streams import isolated_random
+
+
+@contextlib.contextmanager
+def left_as_it_was(script: Script, model: nn.Module, seed: int, callbacks: Sequence[Any] = ()) -> Iterator[None]:
+    """Train inside, on random streams of this seed, and have all that it changes as it was before.
+
+    That is the model with its modules, their modes, their device and what needs gradients; metric objects; and whatever
+    the script keeps, callbacks that are objects with a state among it.
+    """
+    structure = [(module, _members(module)) for module in model.modules()]
+    needs = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    stateful = [each for each in callbacks if hasattr(each, "state_dict") and hasattr(each, "load_state_dict")]
+    parts: dict[str, Any] = {"model": model, **script.kept, **{str(id(each)): each for each in stateful}}
+    before = WarmCopies().take({name: part.state_dict() for name, part in parts.items()})
+    modes = [(module, module.training) for module in model.modules()]
+    device = next((parameter.device for parameter in model.parameters()), None)
+    objects = {} if script.train is None else find_metric_objects(script.train.function, parts)
+    with put_aside(objects.values()), isolated_random(seed):
+        try:
+            yield
+        finally:
+            for module, members in structure:
+                for name, before_it in members.items():
+                    getattr(module, name).clear()
+                    getattr(module, name).update(before_it)
+            for parameter, needs_gradient in needs:
+                parameter.requires_grad_(needs_gradient)
+            model.to(device)
+            for name, part in parts.items():
+                part.load_state_dict(before[name])
+            for module, mode in modes:
+                module.training = mode
+
+
+def _members(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """The modules, parameters and buffers that a module is made of, by the attributes that hold them."""
+    return {name: dict(getattr(module, name)) for name in ("_modules", "_parameters", "_buffers")}
