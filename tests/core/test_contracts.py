@@ -1,4 +1,7 @@
 import functools
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
@@ -42,6 +45,33 @@ def test_required_hooks_come_from_the_contract():
         "config-source": ["config_read"],
         "callback": [],
     }
+
+
+@pytest.mark.parametrize("spec", SPECS.values())
+def test_the_description_of_a_hook_says_whether_it_is_required(spec):
+    assert required_hooks(spec) == [name for name in hooks(spec) if "Required." in getattr(spec, name).__doc__]
+
+
+def test_hooks_are_required_where_python_keeps_no_docstrings_too():
+    code = """
+        from blowtorch import hookimpl, hookspecs
+        from blowtorch.extension.contracts import find_problems
+
+        class OpensOnly:
+            @hookimpl
+            def checkpoint_open(self, run):
+                pass
+
+        specs = {"checkpoint-backend": hookspecs.CheckpointBackendSpec}
+        print(hookspecs.__doc__, *find_problems(OpensOnly, "checkpoint-backend", specs), sep="\\n")
+    """
+    command = [sys.executable, "-OO", "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lacks = [f"OpensOnly lacks 'checkpoint_{hook}'" for hook in ("publish", "fetch", "list", "delete")]
+    assert done.stdout.splitlines() == [
+        "None",
+        *(f"{text}, which every checkpoint backend must have" for text in lacks),
+    ]
 
 
 def test_fewer_arguments_in_any_order_and_defaults_are_fine():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -21,6 +21,8 @@ from blowtorch.state import Checkpoint, RunInfo, RunState
 if TYPE_CHECKING:
     import torch
 
+
+Hook = TypeVar("Hook")
 
 hookspec = pluggy.HookspecMarker("blowtorch")
 hookimpl = pluggy.HookimplMarker("blowtorch")
@@ -38,6 +40,12 @@ __all__ = [
     "hookimpl",
     "hookspec",
 ]
+
+
+def required(hook: Hook) -> Hook:
+    """Mark a hook of a contract that every extension of that kind must have."""
+    vars(hook)["blowtorch_required"] = True
+    return hook
 
 
 class Schedule:
@@ -62,6 +70,7 @@ class Schedule:
 class ConfigSourceSpec:
     """Reads configuration; group `blowtorch.config_sources`, used by suffix (`yaml`) or by scheme (`env`)."""
 
+    @required
     @hookspec(firstresult=True)
     def config_read(self, source: str) -> Mapping[str, Any]:  # type: ignore[empty-body]
         """Read one source and return its mapping. Required.
@@ -83,6 +92,7 @@ class ConfigSourceSpec:
 class SchedulerSpec:
     """Builds a learning-rate schedule; group `blowtorch.schedulers`, named by the option `scheduler`."""
 
+    @required
     @hookspec(firstresult=True)
     def scheduler_build(
         self, optimizer: torch.optim.Optimizer, total_steps: int | None, steps_per_epoch: int | None
@@ -195,6 +205,7 @@ class CheckpointBackendSpec:
     def checkpoint_open(self, run: RunInfo) -> None:
         """The run begins or continues. Called first, before any other hook."""
 
+    @required
     @hookspec(firstresult=True)
     def checkpoint_publish(self, name: str, directory: Path) -> None:
         """Store a finished directory under a name, all or nothing, durably. Required.
@@ -203,6 +214,7 @@ class CheckpointBackendSpec:
         this returns, the checkpoint must survive a power cut.
         """
 
+    @required
     @hookspec(firstresult=True)
     def checkpoint_fetch(self, name: str, directory: Path, files: Sequence[str] | None) -> Path:  # type: ignore[empty-body]
         """Bring a checkpoint back, unverified. Required.
@@ -219,10 +231,12 @@ class CheckpointBackendSpec:
             FileNotFoundError: nothing is stored under this name.
         """
 
+    @required
     @hookspec(firstresult=True)
     def checkpoint_list(self) -> Sequence[str]:  # type: ignore[empty-body]
         """The names of all complete checkpoints, in ascending order. Required."""
 
+    @required
     @hookspec(firstresult=True)
     def checkpoint_delete(self, name: str) -> None:
         """Delete a checkpoint, so that it is never listed half there. One that is missing is no error. Required."""

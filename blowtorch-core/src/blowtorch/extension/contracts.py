@@ -32,8 +32,8 @@ def implemented_hooks(extension: type, spec: type) -> dict[str, tuple[str, ...]]
 
 
 def required_hooks(spec: type) -> list[str]:
-    """The hooks that no implementation may leave out: those whose description says "Required."."""
-    return [name for name in hooks(spec) if "Required." in (inspect.getdoc(getattr(spec, name)) or "")]
+    """Return the names of the hooks that no implementation may leave out."""
+    return [name for name in hooks(spec) if hasattr(getattr(spec, name), "blowtorch_required")]
 
 
 def find_problems(extension: type, kind: str, specs: Mapping[str, type]) -> Iterator[str]:
