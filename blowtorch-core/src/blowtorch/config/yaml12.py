@@ -5,14 +5,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
 from blowtorch.errors import ConfigError
 
 _TAG = "tag:yaml.org,2002:"
+# Where libyaml and PyYAML read the same text in two ways, or count its lines in two ways: tabs, marks of the byte
+# order, explicit keys and tags, and comments behind `|` and `>`.
+_READ_IN_TWO_WAYS = re.compile(r"[\t\ufeff?!]|[|>][-+0-9]*#")
 
 
-class _CoreLoader(yaml.SafeLoader):
-    """YAML as its version 1.2 reads plain scalars: `1e-3` is a number, `no` is a string."""
+class _CoreSchema(SafeConstructor, Resolver):
+    """Plain scalars as YAML 1.2 reads them."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -21,16 +27,20 @@ class _CoreLoader(yaml.SafeLoader):
             raise _yaml_error(f"{node.value!r:.80} does not fit its tag {node.tag}", node) from None
 
 
-def _construct_int(loader: _CoreLoader, node: yaml.ScalarNode) -> int:
+class _PureLoader(_CoreSchema, yaml.SafeLoader):
+    """Reads everywhere, and decides what is an error and what it is called."""
+
+
+def _construct_int(loader: _CoreSchema, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
-def _construct_float(loader: _CoreLoader, node: yaml.ScalarNode) -> float:
+def _construct_float(loader: _CoreSchema, node: yaml.ScalarNode) -> float:
     return float(loader.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
-def _refuse_tag(_: _CoreLoader | None, node: yaml.Node) -> None:
+def _refuse_tag(_: _CoreSchema | None, node: yaml.Node) -> None:
     raise _yaml_error(f"unknown tag {node.tag}; a configuration holds plain values only", node)
 
 
@@ -38,13 +48,13 @@ def _yaml_error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
     return yaml.constructor.ConstructorError(None, None, problem.replace(_TAG, "!!"), node.start_mark)
 
 
-_CoreLoader.yaml_constructors = {
+_CoreSchema.yaml_constructors = {
     **{f"{_TAG}{kind}": yaml.SafeLoader.yaml_constructors[f"{_TAG}{kind}"] for kind in "null bool str seq map".split()},
     f"{_TAG}int": _construct_int,
     f"{_TAG}float": _construct_float,
     None: _refuse_tag,
 }
-_CoreLoader.yaml_implicit_resolvers = {}
+_CoreSchema.yaml_implicit_resolvers = {}
 for _kind, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -53,7 +63,16 @@ for _kind, _pattern, _first in (
     ("float", r"[-+]?(?:\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN", list("-+.")),
     ("merge", r"<<", ["<"]),
 ):
-    _CoreLoader.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"(?:{_pattern})$"), _first)
+    _CoreSchema.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(f"(?:{_pattern})$"), _first)
+
+if yaml.__with_libyaml__:  # it reads and writes several times as fast as Python does
+
+    class _FastLoader(_CoreSchema, Composer, yaml.CSafeLoader):
+        """Takes the events of libyaml, and composes them in Python, where deep nesting ends in an error."""
+
+        def __init__(self, text: str) -> None:
+            yaml.CSafeLoader.__init__(self, text)
+            Composer.__init__(self)
 
 
 class Lines(dict[str, Any]):
@@ -78,14 +97,14 @@ def parse_yaml(text: str, name: str) -> Any:
     >>> parse_yaml("rate: 1e-3\\nanswer: no", "c.yaml")
     {'rate': 0.001, 'answer': 'no'}
     """
-    lines: dict[str, int] = {}
+    if yaml.__with_libyaml__ and not _READ_IN_TWO_WAYS.search(text):
+        try:
+            return _read(_FastLoader(text), name)
+        except (yaml.YAMLError, ConfigError, ValueError, OverflowError, RecursionError):
+            pass  # the other reader says what is wrong, in the same words everywhere
     try:
-        loader = _CoreLoader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _read_keys(node, "", lines, name)
-        value = loader.construct_document(node)
+        loader = _PureLoader(text)
+        return _read(loader, name)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         problem = ", ".join(filter(None, [error.context, error.problem]))
@@ -97,6 +116,16 @@ def parse_yaml(text: str, name: str) -> Any:
         raise ConfigError(f"{name}:{loader.line + 1}: not valid YAML: an escape that is no character") from None
     except RecursionError:
         raise ConfigError(f"{name}: not valid YAML: it is nested too deeply, or contains itself") from None
+
+
+def _read(loader: Any, name: str) -> Any:
+    """Return the value of the one document that a loader holds, a mapping as `Lines`."""
+    lines: dict[str, int] = {}
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    _read_keys(node, "", lines, name)
+    value = loader.construct_document(node)
     if isinstance(value, dict):
         value = Lines(value)
         value.lines = {path: line for path, line in lines.items() if path}
@@ -122,7 +151,7 @@ def _read_keys(node: yaml.Node, path: str, lines: dict[str, int], name: str) -> 
             if key.tag == f"{_TAG}merge":
                 merged = item.value if isinstance(item, yaml.SequenceNode) else [item]
                 continue
-            if key.tag not in _CoreLoader.yaml_constructors:
+            if key.tag not in _CoreSchema.yaml_constructors:
                 _refuse_tag(None, key)
             lines.setdefault(join_path(path, key.value), line)
             node.value[position] = (yaml.ScalarNode(f"{_TAG}str", key.value, key.start_mark, key.end_mark), item)
@@ -131,20 +160,46 @@ def _read_keys(node: yaml.Node, path: str, lines: dict[str, int], name: str) -> 
             _read_keys(other, path, lines, name)
 
 
-class _Dumper(yaml.SafeDumper):
+class _AnyReader(Resolver):
     """Quotes strings that would be numbers in YAML 1.2, so that any reader finds the same values."""
 
 
-_Dumper.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()}
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), list("-+.0123456789")
+_AnyReader.yaml_implicit_resolvers = {key: list(value) for key, value in Resolver.yaml_implicit_resolvers.items()}
+_AnyReader.add_implicit_resolver(
+    f"{_TAG}float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), list("-+.0123456789")
 )
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"0o[0-7]+"), ["0"])
+_AnyReader.add_implicit_resolver(f"{_TAG}int", re.compile(r"0o[0-7]+"), ["0"])
 
 
-def dump_yaml(value: Any, **style: Any) -> str:
-    """Write plain values so that any reader of YAML finds the same ones; `style` is handed to `yaml.dump`."""
-    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style))
+class _PureDumper(_AnyReader, yaml.SafeDumper):
+    """Writes everywhere."""
+
+
+if yaml.__with_libyaml__:
+
+    class _FastDumper(_AnyReader, yaml.CSafeDumper):
+        """Writes by libyaml."""
+
+
+def dump_yaml(value: Any, *, default_flow_style: bool = False, width: int = 120) -> str:
+    """Write plain values so that any reader of YAML finds the same ones.
+
+    Args:
+        value: what is written.
+        default_flow_style: write in the manner of JSON, on as few lines as possible.
+        width: break longer lines where that is possible.
+    """
+    style: dict[str, Any] = {"default_flow_style": default_flow_style, "width": width}
+    style |= {"sort_keys": False, "allow_unicode": True}
+    if yaml.__with_libyaml__:
+        try:
+            text = str(yaml.dump(value, Dumper=_FastDumper, **style))
+        except UnicodeEncodeError:  # half a surrogate pair, which only the other one can write
+            pass
+        else:
+            if "\\U" not in text:  # libyaml writes an emoji as a number, which nobody can read
+                return text
+    return str(yaml.dump(value, Dumper=_PureDumper, **style))
 
 
 def join_path(path: str, name: str) -> str:

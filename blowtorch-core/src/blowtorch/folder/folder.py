@@ -249,7 +249,7 @@ def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a file, so that whoever reads it sees the old content or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(dump_yaml(plain(content), default_flow_style=False, width=120))
+        file.write(dump_yaml(plain(content)))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

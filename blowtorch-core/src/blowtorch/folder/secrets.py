@@ -1,13 +1,13 @@
 """What must not be written down: values under keys such as `api_key`, `token` or `password`."""
 
 import re
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from blowtorch.config.yaml12 import dump_yaml, parse_yaml
 from blowtorch.errors import ConfigError
 
+_ENDLESS = 2**31 - 1  # columns
 _SECRET = re.compile(r"(api[_-]?key|token|password|passwd|secret)$", re.IGNORECASE)
 
 
@@ -51,4 +51,4 @@ def _mask_inside(text: str) -> str:
     except ConfigError:
         return text
     masked = mask_secrets(value)
-    return text if masked == value else dump_yaml(masked, default_flow_style=True, width=sys.maxsize).strip()
+    return text if masked == value else dump_yaml(masked, default_flow_style=True, width=_ENDLESS).strip()
