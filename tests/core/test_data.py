@@ -1,4 +1,3 @@
-import collections
 import dataclasses
 import itertools
 import random
@@ -26,7 +25,6 @@ from blowtorch.data.transfer import one_ahead
 from blowtorch.errors import BlowtorchWarning
 from blowtorch.record.metrics import count_samples
 from blowtorch.streams import random_state, restore_random_state
-from blowtorch.tree import move
 
 CPU = torch.device("cpu")
 META = torch.device("meta")  # moves without an accelerator
@@ -581,20 +579,6 @@ def test_no_more_than_two_batches_are_held():
 )
 def test_nothing_is_fetched_ahead_where_that_could_be_noticed(make, may):
     assert Batches(make(), 0, CPU)._may_look_ahead() is may
-
-
-def test_a_nested_batch_moves_whole():
-    default = collections.defaultdict(list, x=X)
-    batch = {"tuple": (X, 3), "point": Point(X, "a"), "sample": Sample(X), "moves": Moves(), "default": default}
-    moved = move(batch, META)
-    tensors = [moved["tuple"][0], moved["point"].x, moved["sample"].x, moved["sample"].double, moved["default"]["x"]]
-    assert all(tensor.device == META for tensor in [*tensors, moved["moves"]])
-    assert moved["tuple"][1] == 3
-    assert moved["point"].label == "a"
-    assert type(moved["sample"]) is Sample
-    assert moved["default"]["other"] == []
-    assert default["x"].device == CPU
-    assert batch["sample"].x.device == CPU
 
 
 def test_batches_arrive_on_the_device():

@@ -1,7 +1,6 @@
 """Tensors and plain values: how a state is checked, copied, written to a file and read back."""
 
 import contextlib
-import copy
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 
 from blowtorch.errors import CheckpointError
 from blowtorch.folder.manifest import HashedFile, verify
+from blowtorch.tree import Place, map_leaves, walk
 
 _PLAIN = (type(None), bool, int, float, str, bytes, complex, torch.Size, torch.dtype, torch.device)
-_MAPPINGS = (dict, OrderedDict, Counter)
+_CONTAINERS = (list, tuple, dict, OrderedDict, Counter)  # no subclass of these: to read one back could run its code
 
 
 class WarmCopies:
@@ -26,37 +26,31 @@ class WarmCopies:
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: dict[Place, Tensor] = {}
 
     def take(self, state: Any) -> Any:
         """The state as it is now, on the CPU; what two names share, their copies share too."""
-        taken: dict[str, Tensor] = {}
+        taken: dict[Place, Tensor] = {}
         shared: dict[tuple[Any, ...], Tensor] = {}
         with torch.no_grad():
-            twin = self._copy(state, "", taken, shared)
+            copies = [self._copy(leaf, place, taken, shared) for place, leaf in walk(state, _is_leaf)]
         if any(buffer.is_pinned() for buffer in taken.values()):
             torch.cuda.synchronize()  # copies into pinned memory have only been asked for
         self._buffers = taken
-        return twin
+        remaining = iter(copies)
+        return map_leaves(lambda leaf: next(remaining), state, _is_leaf)  # in the order in which `walk` went
 
-    def _copy(self, value: Any, place: str, taken: dict[str, Tensor], shared: dict[tuple[Any, ...], Tensor]) -> Any:
-        if isinstance(value, Tensor):
-            if value.layout is not torch.strided:
-                return value.detach().cpu().clone()
-            key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
-            if key not in shared or not value.numel():
-                shared[key] = taken[place] = self._copy_tensor(value, place)
-            return shared[key]
-        if isinstance(value, list | tuple) and type(value) in (list, tuple):
-            return type(value)(self._copy(item, f"{place}/{index}", taken, shared) for index, item in enumerate(value))
-        if type(value) in _MAPPINGS:
-            twin = copy.copy(value)  # an OrderedDict of a module carries the versions of its parts
-            for key, item in value.items():
-                twin[key] = self._copy(item, f"{place}/{key}", taken, shared)
-            return twin
-        return value
+    def _copy(self, leaf: Any, place: Place, taken: dict[Place, Tensor], shared: dict[tuple[Any, ...], Tensor]) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if leaf.layout is not torch.strided:
+            return leaf.detach().cpu().clone()
+        key = (leaf.device, leaf.data_ptr(), leaf.shape, leaf.stride(), leaf.dtype)
+        if key not in shared or not leaf.numel():
+            shared[key] = taken[place] = self._copy_tensor(leaf, place)
+        return shared[key]
 
-    def _copy_tensor(self, tensor: Tensor, place: str) -> Tensor:
+    def _copy_tensor(self, tensor: Tensor, place: Place) -> Tensor:
         tensor = tensor.detach()
         buffer = self._buffers.get(place)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
@@ -152,16 +146,11 @@ def find_unplain(value: Any, place: str) -> str | None:
     >>> find_unplain({"rates": [0.1, object]}, "schedulers/main")
     "schedulers/main['rates'][1] is a type"
     """
-    if isinstance(value, torch.Tensor) or type(value) in _PLAIN:
-        return None
-    if type(value) in _MAPPINGS:
-        items = [(f"{place}[{key!r}]", item) for key, item in value.items()]
-    elif type(value) in (list, tuple):
-        items = [(f"{place}[{index}]", item) for index, item in enumerate(value)]
-    else:
-        return f"{place} is a {type(value).__name__}"
-    for inner, item in items:
-        problem = find_unplain(item, inner)
-        if problem is not None:
-            return problem
+    for keys, leaf in walk(value, _is_leaf):
+        if not isinstance(leaf, torch.Tensor) and type(leaf) not in _PLAIN:
+            return f"{place}{''.join(f'[{key!r}]' for key in keys)} is a {type(leaf).__name__}"
     return None
+
+
+def _is_leaf(value: Any) -> bool:
+    return type(value) not in _CONTAINERS

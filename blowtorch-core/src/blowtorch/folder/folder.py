@@ -256,7 +256,7 @@ def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """What YAML can hold; anything else becomes its description."""
+    """Return what YAML can hold: keys become strings and tuples lists, which `map_leaves` would keep."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

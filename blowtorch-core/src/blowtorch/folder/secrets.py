@@ -12,7 +12,10 @@ _SECRET = re.compile(r"(api[_-]?key|token|password|passwd|secret)$", re.IGNORECA
 
 
 def mask_secrets(value: Any) -> Any:
-    """A copy in which every value under a key such as `api_key`, `token` or `password` is `***`."""
+    """Return a copy in which every value under a key such as `api_key`, `token` or `password` is `***`.
+
+    A key decides on all that stands under it, which no function of leaves can do.
+    """
     if isinstance(value, Mapping):
         return {
             key: "***" if _SECRET.search(str(key)) and item is not None else mask_secrets(item)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from blowtorch.errors import CheckpointError, ScriptError
-from blowtorch.tree import move
+from blowtorch.tree import children_of, move, walk
 
 
 class MetricObjects:
@@ -130,12 +130,9 @@ def _collect(place: str, value: Any, found: dict[str, Any], depth: int) -> None:
         found[place] = value
     elif isinstance(value, nn.Module):
         found |= {f"{place}.{name}": module for name, module in value.named_modules() if is_metric_object(module)}
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _collect(f"{place}[{key!r}]", item, found, depth - 1)
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _collect(f"{place}[{index}]", item, found, depth - 1)
+    elif isinstance(value, Mapping | list | tuple):
+        for key, child in children_of(value) or ():
+            _collect(f"{place}[{key!r}]", child, found, depth - 1)
     elif hasattr(value, "__dict__") and not inspect.isroutine(value):
         for name, item in vars(value).items():
             _collect(f"{place}.{name}", item, found, depth - 2)
@@ -175,6 +172,7 @@ def _torchmetrics_in(metric: Any) -> dict[str, Any]:
 
 
 def _cloned(value: Any) -> Any:
+    """Return a copy in plain containers: a checkpoint holds no other mappings, so `map_leaves` would keep too much."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, Mapping):
@@ -183,10 +181,11 @@ def _cloned(value: Any) -> Any:
 
 
 def _flatten(name: str, value: Any) -> dict[str, float]:
-    if isinstance(value, Mapping):
-        return {
-            key: number for inner, item in value.items() for key, number in _flatten(f"{name}/{inner}", item).items()
-        }
-    if isinstance(value, Tensor) and value.numel() != 1:
-        return {f"{name}/{index}": number for index, number in enumerate(value.flatten().tolist())}
-    return {name: float(value)}
+    numbers: dict[str, float] = {}
+    for keys, leaf in walk(value, is_leaf=lambda value: not isinstance(value, Mapping)):
+        label = name + "".join(f"/{key}" for key in keys)
+        if isinstance(leaf, Tensor) and leaf.numel() != 1:
+            numbers |= {f"{label}/{index}": number for index, number in enumerate(leaf.flatten().tolist())}
+        else:
+            numbers[label] = float(leaf)
+    return numbers

@@ -5,15 +5,15 @@ one transfer, when a window is recorded. Values on the CPU cost nothing to read 
 sums are taken one value after the other in Python floats: a checkpoint that cuts a window in two changes no bit.
 """
 
-import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from blowtorch.state import REDUCTIONS
+from blowtorch.tree import walk
 
 Totals = dict[str, tuple[float, float]]  # name → sum of weight × value, sum of weights; or what it is reduced to, 1
 
@@ -127,20 +127,11 @@ def count_samples(batch: Any) -> int:
         first = next(iter(batch.values()), None)
     if type(first) is Tensor and first.ndim:
         return first.size(0)
-    size = _first_size(batch)
-    return 1 if size is None else size
+    for _, leaf in walk(batch, is_leaf=_has_shape):
+        if _has_shape(leaf):
+            return int(leaf.shape[0]) if len(leaf.shape) else 1
+    return 1
 
 
-def _first_size(batch: Any) -> int | None:
-    shape = getattr(batch, "shape", None)
-    if shape is not None:
-        return int(shape[0]) if len(shape) else 1
-    if isinstance(batch, Mapping):
-        items: Iterable[Any] = batch.values()
-    elif isinstance(batch, list | tuple):
-        items = batch
-    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        items = (getattr(batch, field.name) for field in dataclasses.fields(batch))
-    else:
-        return None
-    return next((size for item in items if (size := _first_size(item)) is not None), None)
+def _has_shape(value: Any) -> bool:
+    return getattr(value, "shape", None) is not None

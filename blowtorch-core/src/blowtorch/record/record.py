@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from blowtorch.errors import RunFolderError
+from blowtorch.tree import map_leaves
 
 _ENCODER = json.JSONEncoder(allow_nan=False, default=str)  # one odd value must not cost what comes after it
 _BUFFERED_EVENTS = 64  # a write in the loop costs ten times what it costs alone, so training metrics wait a little
@@ -132,7 +133,7 @@ def encode(event: Mapping[str, Any]) -> bytes:
     try:
         text = _ENCODER.encode(event)
     except ValueError:
-        text = _ENCODER.encode(_finite(event))
+        text = _ENCODER.encode(map_leaves(_finite, event))
     return text.encode() + b"\n"
 
 
@@ -146,10 +147,4 @@ def decode(line: bytes) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,5 @@
 """What each step was made of, in digests: so that two runs that should be the same can be compared step by step."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from blowtorch.data.batches import Batches
 from blowtorch.state import RunState
 from blowtorch.streams import random_state
+from blowtorch.tree import children_of
 
 FILE_NAME = "trace.jsonl"
 
@@ -82,16 +82,11 @@ def _feed(found: Any, value: Any) -> None:
     elif isinstance(value, np.ndarray):
         found.update(f"{value.shape}{value.dtype}".encode())
         found.update(value.tobytes() if value.dtype != object else repr(value.tolist()).encode())
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            found.update(repr(key).encode())
-            _feed(found, item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _feed(found, item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            _feed(found, getattr(value, field.name))
+    elif (children := children_of(value)) is not None:
+        for key, child in children:
+            if isinstance(value, Mapping):
+                found.update(repr(key).encode())
+            _feed(found, child)
     elif isinstance(value, str | bytes | int | float | complex | None):
         found.update(repr(value).encode())
 

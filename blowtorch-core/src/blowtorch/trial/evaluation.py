@@ -81,6 +81,7 @@ def gather(outputs: Iterator[Any]) -> Any:
 
 
 def _join(outputs: Sequence[Any]) -> Any:
+    """Join what lies in the same place of each output; the walkers of `tree` look at one value at a time."""
     first = outputs[0]
     if isinstance(first, torch.Tensor):
         return torch.stack(list(outputs)) if first.ndim == 0 else torch.cat(list(outputs))
