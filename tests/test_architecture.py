@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "blowtorch-core" / "src" / "blowtorch"
 PACKAGES = ["blowtorch-core", "blowtorch-tensorboard", "blowtorch-wandb", "blowtorch-cli"]
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package / "src").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # Highest first; each may import only what stands below it. A wing is a folder, an open room a file.
 LAYERS = [
@@ -195,6 +196,11 @@ def test_files_and_functions_stay_small(path):
                 assert body[-1].end_lineno - body[0].lineno + 1 <= 50, f"{path}: {node.name} is too long"
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             assert len([each for each in arguments if each.arg != "self"]) <= 8, f"{path}: {node.name}"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT / "tests").as_posix())
+def test_files_of_tests_stay_small(path):
+    assert path.read_text().count("\n") <= 400, f"{path} is too long; split it by subject"
 
 
 def test_every_hook_and_each_of_its_parameters_is_documented():

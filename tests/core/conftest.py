@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from blowtorch import Run
 
+pytest.register_assert_rewrite("tests.core.small_runs", "tests.core.data.loaders")
+
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
@@ -33,6 +35,17 @@ def small_net(dropout=0.0):
 def net():
     torch.manual_seed(0)
     return small_net()
+
+
+@pytest.fixture
+def fresh():
+    """The same small model with dropout, again and again."""
+
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+
+    return make
 
 
 @pytest.fixture

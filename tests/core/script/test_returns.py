@@ -1,68 +1,14 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from blowtorch import RunOptions, ScriptError
+from blowtorch import ScriptError
 from blowtorch.script.functions import Function
 from blowtorch.script.returns import Loss, Returns
-
-
-def make_state(**values):
-    names = ("model", "compiled_model", "device", "config", "log")
-    return SimpleNamespace(
-        **{**dict.fromkeys(names), "optimizers": {}, "options": RunOptions(), "reductions": {}, **values}
-    )
+from tests.core.script.states import make_state
 
 
 def returns(warnings=None):
     return Returns("step", make_state(warn=(warnings if warnings is not None else []).append))
-
-
-def test_a_function_is_asked_for_its_names_when_it_is_registered():
-    def step(batch, model, step, weight=2):
-        pass
-
-    assert Function(step, "train_step").asks_for == ("batch", "model", "step")
-
-
-def test_an_argument_that_cannot_be_given_names_the_nearest_and_all_that_can():
-    def step(bacth, model):
-        pass
-
-    with pytest.raises(ScriptError, match=r"'bacth'.*Did you mean 'batch'\? It can be given batch, model"):
-        Function(step, "train_step")
-
-
-def test_a_batch_is_no_argument_of_a_function_that_is_called_once():
-    with pytest.raises(ScriptError, match="asks for an argument 'batch', which a init function cannot be given"):
-        Function(lambda batch: None, "init")
-
-
-def test_an_argument_with_a_default_that_bears_a_known_name_is_filled():
-    def step(batch, epoch=0, other=1):
-        return epoch
-
-    state = make_state(step=4, epoch=2)
-    bound = Function(step, "train_step").bind(state)
-    assert bound.given(batch="batch") == {"batch": "batch", "epoch": 2}
-
-
-def test_the_step_that_a_train_step_is_given_is_the_one_under_way():
-    state = make_state(step=4, epoch=1)
-    train = Function(lambda batch, step: step, "train_step").bind(state)
-    validate = Function(lambda batch, step: step, "validate_step").bind(state, is_validate=True)
-    assert train.given(batch=None)["step"] == 5
-    assert validate.given(batch=None)["step"] == 4
-
-
-def test_binding_leaves_the_registered_function_free_for_the_next_run():
-    function = Function(lambda batch, model: None, "train_step")
-    states = [make_state(model=name) for name in "ab"]
-    first, second = (function.bind(state) for state in states)
-    assert first.given(batch=1)["model"] == "a"
-    assert second.given(batch=2) == {"batch": 2, "model": "b"}
-    assert first.given(batch=3) == {"batch": 3, "model": "a"}
 
 
 def test_a_lone_tensor_is_the_loss_and_logged_values_join_it():

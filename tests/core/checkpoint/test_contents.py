@@ -1,0 +1,58 @@
+"""What a checkpoint holds, and what is said where it does not fit the script."""
+
+import pytest
+from torch import nn
+
+from blowtorch import (
+    CheckpointError,
+)
+from tests.core.small_runs import QUIET
+
+
+def test_a_checkpoint_of_another_model_names_the_first_tensor_that_differs(make_run, net, loader):
+    first = make_run(validates=False)(net, loader, **QUIET)
+    other = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Dropout(0.0), nn.Linear(9, 1))
+    with pytest.raises(CheckpointError, match=r"tensor '0.weight' has shape \(8, 4\) .* and \(9, 4\) in the model"):
+        make_run(validates=False)(other, loader, max_epochs=2, resume=str(first.folder), **QUIET)
+
+
+def test_a_piece_that_the_script_lacks_is_named(make_run, net, loader):
+    first = make_run(validates=False)(net, loader, scheduler="cosine", **QUIET)
+    with pytest.raises(CheckpointError, match="holds 'schedulers/optimizer', which the script has not"):
+        make_run(validates=False)(net, loader, max_epochs=2, resume=str(first.folder), **QUIET)
+
+
+def test_objects_that_are_kept_come_back(make_run, net, loader):
+    class Counter:
+        count = 0
+
+        def state_dict(self):
+            return {"count": self.count}
+
+        def load_state_dict(self, state):
+            self.count = state["count"]
+
+    counter = Counter()
+    run = make_run(validates=False)
+    run.keep_state("counter", counter)
+    counter.count = 3
+    first = run(net, loader, **QUIET)
+    other = Counter()
+    run = make_run(validates=False)
+    run.keep_state("counter", other)
+    run(net, loader, max_epochs=2, resume=str(first.folder), **QUIET)
+    assert other.count == 3
+
+
+def test_an_object_whose_state_cannot_be_stored_is_named_before_training(make_run, net, loader):
+    class Strange:
+        def state_dict(self):
+            return {"items": [1, object()]}
+
+        def load_state_dict(self, state):
+            pass
+
+    run = make_run(validates=False)
+    run.keep_state("strange", Strange())
+    with pytest.raises(CheckpointError, match=r"kept/strange\['items'\]\[1\] is a object"):
+        run(net, loader, **QUIET)

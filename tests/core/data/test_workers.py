@@ -1,0 +1,140 @@
+"""Loader workers: seeded by what they load, and ended with the epoch."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    get_worker_info,
+)
+
+from tests.core.data.loaders import SAMPLERS, Augmented, Plain, Stream, assert_restarts, batches_of, epoch_of, same
+
+AGAIN = "drawn again"
+
+
+class WithEpoch(Augmented):
+    """Gives the epoch that it was told."""
+
+    epoch = None
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __getitem__(self, index):
+        return torch.tensor([index, self.epoch])
+
+
+def streams():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize(("persistent", "kind"), [(False, "shuffled"), (True, "python")])
+def test_workers_make_no_difference_however_many(persistent, kind):
+    def make(workers):
+        loader = SAMPLERS[kind](Augmented())
+        keywords = {"num_workers": workers, "persistent_workers": persistent, "prefetch_factor": 3}
+        return DataLoader(loader.dataset, batch_size=4, sampler=loader.sampler, **keywords)
+
+    one = assert_restarts(lambda: make(1), places=(0, 3))
+    two = assert_restarts(lambda: make(2), places=(1,))
+    assert all(same(left, right) for left, right in zip(one, two, strict=True))
+    draws = torch.cat([batch[:, 1:] for epoch in one for batch in epoch]).flatten()
+    assert draws.unique().numel() == draws.numel()  # no draw comes twice
+
+
+@pytest.mark.parametrize("kind", ["unbatched", "unbatched lists"])
+def test_workers_without_batching_are_seeded_too(kind):
+    def make(workers):
+        loader = SAMPLERS[kind](Augmented(6))
+        return DataLoader(loader.dataset, batch_size=None, sampler=loader.sampler, num_workers=workers)
+
+    whole = epoch_of(batches_of(make(1)), 2)
+    assert same(epoch_of(batches_of(make(2)), 2, 2), whole[2:])
+
+
+def test_workers_are_seeded_for_a_sampler_of_batches_in_the_place_of_indices():
+    class Many(Augmented):
+        def __getitem__(self, indices):
+            return torch.stack([Augmented.__getitem__(self, index) for index in indices])
+
+    data = Many(12)
+
+    def make(workers):
+        return DataLoader(
+            data, batch_size=None, sampler=BatchSampler(RandomSampler(data), 4, False), num_workers=workers
+        )
+
+    whole = epoch_of(batches_of(make(1)), 1)
+    assert [len(batch) for batch in whole] == [4, 4, 4]
+    assert same(epoch_of(batches_of(make(2)), 1, 1), whole[1:])
+
+
+def note_the_dataset(worker):
+    get_worker_info().dataset.size = 1000 + worker
+
+
+class ShowsSize(Augmented):
+    def __getitem__(self, index):
+        return torch.tensor([self.size, index])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_users_worker_init_fn_sees_the_users_dataset(method):
+    loader = DataLoader(ShowsSize(8), 2, num_workers=1, worker_init_fn=note_the_dataset, multiprocessing_context=method)
+    batches = epoch_of(batches_of(loader), 1, 1)
+    assert torch.cat(batches).tolist() == [[1000, index] for index in range(2, 8)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_is_told_the_epoch_also_in_workers_that_stay(workers):
+    loader = DataLoader(WithEpoch(4), batch_size=4, num_workers=workers, persistent_workers=workers > 0)
+    batches = batches_of(loader)
+    assert [epoch_of(batches, epoch)[0][0, 1].item() for epoch in (1, 2, 4)] == [0, 1, 3]
+    batches.close()
+
+
+def test_persistent_workers_are_reused_and_ended():
+    loader = DataLoader(Augmented(), batch_size=4, num_workers=1, persistent_workers=True)
+    batches = batches_of(loader)
+    epoch_of(batches, 1)
+    (first,) = batches._source._iterator._workers
+    epoch_of(batches, 2, 3)
+    assert batches._source._iterator._workers == [first]
+    batches.close()
+    assert not first.is_alive()
+
+
+def test_closing_ends_workers_in_the_middle_of_an_epoch():
+    batches = batches_of(DataLoader(Augmented(), batch_size=4, num_workers=1))
+    running = batches.start(1)
+    next(running)
+    (worker,) = batches._running()._workers
+    batches.close()
+    assert not worker.is_alive()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["sequential", "shuffled", "weighted", "python"])
+def test_iterating_leaves_the_global_streams_alone(kind, workers):
+    loader = SAMPLERS[kind](Plain())
+    loader = DataLoader(loader.dataset, batch_size=4, sampler=loader.sampler, num_workers=workers)
+    before = streams()
+    epoch_of(batches_of(loader), 1, 2)
+    assert streams() == before
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{AGAIN}")
+@pytest.mark.parametrize("persistent", [False, True])
+def test_an_iterable_dataset_in_workers_is_seeded_by_epoch_and_worker(persistent):
+    def make():
+        return DataLoader(Stream(), batch_size=3, num_workers=2, persistent_workers=persistent)
+
+    whole = assert_restarts(make, places=(0, 3))
+    assert [epoch[0][0, 0].item() for epoch in whole] == [0, 1, 2]  # set_epoch reaches the workers
+    draws = torch.cat([torch.cat(epoch)[:, 1] for epoch in whole])
+    assert draws.unique().numel() == draws.numel()

@@ -1,0 +1,84 @@
+"""Each check of a contract suite fails on what breaks it."""
+
+import re
+
+import pytest
+
+from blowtorch.builtin.json_source import JsonSource
+from blowtorch.builtin.local import LocalBackend
+from blowtorch.testing import (
+    CallbackContract,
+    CheckpointBackendContract,
+    LoggerContract,
+    SchedulerContract,
+)
+from tests.core.testing.checking import FileSourceContract, checks
+from tests.core.testing.faulty_backends import BACKENDS, DELETING, PUBLISHING, REPLACING
+from tests.core.testing.faulty_callbacks import CALLBACKS, SoundCallback
+from tests.core.testing.faulty_loggers import LOGGERS, SoundLogger
+from tests.core.testing.faulty_schedulers import SCHEDULERS, SoundScheduler
+from tests.core.testing.faulty_sources import SOURCES, SoundSource
+
+
+class TestJsonSource(FileSourceContract):
+    text = '{"model": {"width": 3, "rate": 1e-3, "layers": [1, {"a": "x"}]}, "name": "größe", "on": true}'
+
+    def make_config_source(self, tmp_path):
+        return JsonSource()
+
+
+SUITES = [
+    (LoggerContract, "make_logger", SoundLogger, LOGGERS),
+    (CheckpointBackendContract, "make_checkpoint_backend", LocalBackend, BACKENDS),
+    (SchedulerContract, "make_scheduler", SoundScheduler, SCHEDULERS),
+    (TestJsonSource, "make_config_source", SoundSource, SOURCES),
+    (CallbackContract, "make_callback", SoundCallback, CALLBACKS),
+]
+
+
+def find_failures(suite, factory, extension, folder):
+    """The checks that fail for an extension, and why."""
+    tested = type("TestFaulty", (suite,), {factory: lambda self, tmp_path: extension()})
+    failures = {}
+    for check in sorted(checks(suite)):
+        place = folder / check
+        place.mkdir()
+        try:
+            getattr(tested(), f"test_{check}")(place)
+        except Exception as error:
+            failures[check] = error
+    return failures
+
+
+@pytest.mark.parametrize(
+    ("suite", "factory", "extension", "check", "also"),
+    [
+        pytest.param(suite, factory, extension, check, also, id=extension.__name__)
+        for suite, factory, _, table in SUITES
+        for extension, check, *also in table
+    ],
+)
+def test_a_check_fails_on_what_breaks_it_and_no_other_does(
+    suite, factory, extension, check, also, tmp_path, monkeypatch
+):
+    """Those in `also` fail too, since the fault leaves them nothing to check; `...` stands for any."""
+    monkeypatch.delenv("CONTRACT_READS", raising=False)
+    if check not in (PUBLISHING, REPLACING, DELETING):  # what is not about kills need not die at every moment
+        monkeypatch.setattr("blowtorch.testing.checkpoint_backends._MOST_MOMENTS", 1)
+    failures = find_failures(suite, factory, extension, tmp_path)
+    if ... in also:
+        assert check in failures
+    else:
+        assert set(failures) == {check, *also}
+    assert isinstance(failures[check], AssertionError)
+    assert re.fullmatch(r".+; got\b.+", str(failures[check]), re.DOTALL)
+
+
+@pytest.mark.parametrize(("suite", "factory", "sound"), [each[:3] for each in SUITES])
+def test_what_the_faulty_ones_are_made_from_passes(suite, factory, sound, tmp_path):
+    assert find_failures(suite, factory, sound, tmp_path) == {}
+
+
+@pytest.mark.parametrize(("suite", "table"), [(suite, table) for suite, _, _, table in SUITES])
+def test_every_check_has_something_that_breaks_it(suite, table):
+    assert {check for _, check, *_ in table} == checks(suite)

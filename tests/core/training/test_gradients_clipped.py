@@ -1,0 +1,148 @@
+"""Clipping: what is measured, and where it would come too late."""
+
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from blowtorch import OptionError, Run, ScriptError
+from tests.core.training.gradient_runs import QUIET, batches, copied, sgd, start, weights
+
+
+def test_the_norm_before_clipping_is_recorded(net, events):
+    twin = copied(net)
+    result = start()(net, batches(8), clip_grad_norm=0.01, **QUIET)
+    (x, y) = batches(8)[0]
+    nn.functional.mse_loss(twin(x), y).backward()
+    expected = nn.utils.get_total_norm([parameter.grad for parameter in twin.parameters()])
+    assert events(result, "metrics")[0]["metrics"]["train/grad_norm"] == expected.item()
+    assert result.metrics["train_epoch/grad_norm"] == expected.item()
+
+
+def test_each_optimizer_is_clipped_for_itself_and_records_its_own_norm(net):
+    def configure(model):
+        return {name: torch.optim.SGD(model[place].parameters(), lr=1.0) for name, place in (("a", 0), ("b", 3))}
+
+    before = weights(net)
+    result = start(configure)(net, batches(8), clip_grad_norm=0.01, **QUIET)
+    moved = [one - other for one, other in zip(before, weights(net), strict=True)]
+    for part in (moved[:2], moved[2:]):  # by plain SGD with a rate of 1
+        assert torch.cat([each.flatten() for each in part]).norm().item() == pytest.approx(0.01, rel=1e-3)
+    assert {"train/grad_norm/a", "train/grad_norm/b"} <= set(result.metrics)
+
+
+def test_without_clipping_no_norm_is_recorded(net):
+    assert "train/grad_norm" not in start()(net, batches(8), precision="bf16", **QUIET).metrics
+
+
+def test_steps_leave_no_hooks_on_an_optimizer_that_outlives_the_run(net):
+    optimizer = sgd(net)
+    start(lambda model: optimizer)(net, batches(8, 8), clip_grad_norm=0.01, precision="bf16", **QUIET)
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+
+
+def test_a_closure_comes_too_late_for_clipping(net):
+    run = start(lambda model: torch.optim.LBFGS(model.parameters()))
+
+    @run.train_step
+    def step(batch, model, optimizers):
+        def closure():
+            optimizers["optimizer"].zero_grad()
+            loss = nn.functional.mse_loss(model(batch[0]), batch[1])
+            loss.backward()
+            return loss
+
+        return optimizers["optimizer"].step(closure).detach()
+
+    assert run(net, batches(8), **QUIET).step == 1
+    with pytest.raises(OptionError, match="optimizer 'optimizer' is stepped with a closure"):
+        run(net, batches(8), clip_grad_norm=1.0, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate": 0}, "option accumulate: expected at least 1, got 0"),
+        ({"clip_grad_norm": 0}, "option clip_grad_norm: expected a number above 0, got 0"),
+        ({"clip_grad_norm": math.nan}, "option clip_grad_norm: expected a number above 0, got nan"),
+        ({"clip_grad_value": -1.0}, "option clip_grad_value: expected a number above 0, got -1.0"),
+        ({"clip_grad_value": "1"}, "option clip_grad_value: expected float or null, got '1'"),
+        ({"precision": "bf61"}, "option precision: expected 'fp32', 'bf16', 'fp16', got 'bf61'. Did you mean 'bf16'?"),
+        ({"on_nan": "skipp"}, "option on_nan: expected 'stop', 'warn', 'skip', 'ignore', got 'skipp'"),
+        ({"compile": "yes"}, "option compile: expected bool or Mapping, got 'yes'"),
+        ({"sanity_batches": -1}, "option sanity_batches: expected at least 0, got -1"),
+        ({"max_samples": 0}, "option max_samples: expected at least 1, got 0"),
+        ({"overfit_batches": 0}, "option overfit_batches: expected at least 1, got 0"),
+    ],
+)
+def test_options_are_checked_before_anything_is_written(net, tmp_path, options, message):
+    with pytest.raises(OptionError, match=re.escape(message)):
+        start()(net, batches(8), **options, **QUIET)
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_for_gradients_may_be_set_anew_when_a_run_goes_on(net):
+    first = start()(net, batches(*[8] * 4), max_steps=2, run_name="a", **QUIET)
+    for options in ({"clip_grad_norm": 1.0}, {"accumulate": 2, "precision": "bf16"}, {"on_nan": "skip"}):
+        continued = start()(net, batches(*[8] * 4), max_steps=4, resume=str(first.folder), **options, **QUIET)
+        assert continued.status == "finished"
+
+
+def test_a_closure_is_refused_only_by_what_comes_too_late_for_it(net):
+    def make(**options):
+        run = Run(random_seed=0, command_line=[])
+
+        @run.train_step
+        def step(batch, model, optimizers, backward):
+            def closure():
+                optimizers["optimizer"].zero_grad()
+                loss = nn.functional.mse_loss(model(batch[0]), batch[1])
+                backward(loss)
+                return loss
+
+            return optimizers["optimizer"].step(closure)
+
+        run.configure_optimizers(lambda model: torch.optim.LBFGS(model.parameters(), max_iter=2))
+        return run(net, batches(8, 8), **options, **QUIET)
+
+    assert make(precision="bf16").step == 2
+    with pytest.raises(OptionError, match="a closure, which .* when it is too late for clip_grad_norm=1.0;"):
+        make(clip_grad_norm=1.0)
+
+
+def test_large_gradients_and_sparse_ones_are_finite(net):
+    data = batches(*[8] * 3)
+    run = start()
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=1e-25))
+    for _, y in data:
+        y *= 1e18  # gradients whose norm is infinite, though they are not
+    assert "train/skipped_steps" not in run(net, data, on_nan="skip", **QUIET).metrics
+
+    embedding = nn.Embedding(5, 3, sparse=True)
+    run = Run(random_seed=0, command_line=[])
+    run.train_step(lambda batch, model: model(batch).square().mean())
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    assert run(embedding, [torch.tensor([1, 2, 2])] * 3, on_nan="skip", **QUIET).step == 3
+
+
+def test_a_parameter_of_two_optimizers_is_refused_where_its_gradient_would_be_changed_twice():
+    net = nn.Linear(4, 1)
+    run = start()
+    run.configure_optimizers(
+        lambda model: {
+            "all": torch.optim.SGD(model.parameters(), lr=0.1),
+            "weight": torch.optim.SGD([model.weight], lr=0.1),
+        }
+    )
+    with pytest.raises(ScriptError, match="'all' and 'weight' have a parameter in common, so accumulate=2 would"):
+        run(net, batches(8, 8), accumulate=2, **QUIET)
+    assert run(net, batches(8, 8), **QUIET).step == 2
+
+
+def test_an_optimizer_that_wants_closures_says_so_before_training(net):
+    run = start()
+    run.configure_optimizers(lambda model: torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(ScriptError, match="'optimizer' is LBFGS, which is stepped with a closure; have the train step"):
+        run(net, batches(8), **QUIET)
