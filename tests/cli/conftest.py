@@ -27,7 +27,8 @@ def blowtorch(tmp_path):
 
     def run(*arguments, code="from blowtorch_cli.main import main; main(prog_name='blowtorch')", **variables):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("BLOWTORCH_")}
-        environment |= {"PYTHONPATH": str(tmp_path), "COLUMNS": "100", **variables}
+        path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+        environment |= {"PYTHONPATH": path, "COLUMNS": "100", **variables}
         return subprocess.run(
             [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *arguments],
             env=environment, capture_output=True, text=True, check=False,

@@ -93,6 +93,58 @@ def test_an_import_that_does_not_end_is_ended(check, install):
     assert status == 1
 
 
+def test_an_import_that_leaves_threads_behind_is_not_waited_for(check, install):
+    code = "import threading, time\nthreading.Thread(target=time.sleep, args=[600]).start()\n"
+    install("acme-logger", ACME, acme_logger=code + textwrap.dedent(GOOD))
+    rows, status = check("acme", "--timeout", "60")
+    assert (rows["acme"]["status"], status) == ("ok", 0)
+    assert rows["acme"]["import_seconds"] < 60
+
+
+def install_torch_and_loggers(install, tmp_path, torch):
+    """A torch that counts its imports, three loggers that import it, and one that does not."""
+    counted = f"print('import', file=open({str(tmp_path / 'imports')!r}, 'a'))\n"
+    (tmp_path / "torch.py").write_text(counted + torch)
+    for name in ("one", "two", "three"):
+        code = "import torch\n" + textwrap.dedent(GOOD)
+        install(f"{name}-logger", f"[blowtorch.loggers]\n{name} = {name}_logger:Acme\n", **{f"{name}_logger": code})
+    install("acme-logger", ACME, acme_logger=GOOD)
+
+
+def test_torch_is_imported_once_for_all_that_import_it(check, install, tmp_path):
+    install_torch_and_loggers(install, tmp_path, "import time\ntime.sleep(0.3)")
+    rows, status = check("one", "two", "three", "acme")
+    assert ({row["status"] for row in rows.values()}, status) == ({"ok"}, 0)
+    assert (tmp_path / "imports").read_text() == "import\n"
+    assert rows["acme"]["import_seconds"] < 0.3
+    assert all(rows[name]["import_seconds"] >= 0.3 for name in ("one", "two", "three"))
+
+
+@pytest.mark.parametrize(
+    ("torch", "reason"),
+    [
+        ("raise OSError('no CUDA')", "cannot be imported: OSError: no CUDA."),
+        ("import os\nos._exit(7)", "ends the process with exit status 7"),
+        ("import os\nos.kill(os.getpid(), 11)", "ends the process by signal 11"),
+        ("import time\ntime.sleep(600)", "has not ended after 1 s"),
+    ],
+)
+def test_a_torch_that_cannot_be_imported_costs_only_those_that_import_it(check, install, tmp_path, torch, reason):
+    install_torch_and_loggers(install, tmp_path, torch)
+    rows, status = check("one", "two", "acme", "--timeout", "1")
+    assert (rows["acme"]["status"], status) == ("ok", 1)
+    assert reason in rows["one"]["reason"]
+    assert reason in rows["two"]["reason"]
+
+
+def test_a_torch_that_leaves_threads_behind_is_imported_by_each(check, install, tmp_path):
+    torch = "import threading, time\nthreading.Thread(target=time.sleep, args=[600], daemon=True).start()"
+    install_torch_and_loggers(install, tmp_path, torch)
+    rows, status = check("one", "two", "three", "acme")
+    assert ({row["status"] for row in rows.values()}, status) == ({"ok"}, 0)
+    assert (tmp_path / "imports").read_text().count("import") == 1 + 3
+
+
 def test_one_named_as_another_kind_says_what_it_looks_like(check, install):
     install("acme-logger", "[blowtorch.schedulers]\nacme = acme_logger:Acme\n", acme_logger=GOOD)
     rows, _ = check("acme")
@@ -241,8 +293,8 @@ def test_a_name_of_two_kinds_shows_both_or_the_one_that_is_asked_for(blowtorch, 
 
 
 def test_a_contract_suite_is_run_on_request(check):
-    rows, status = check("early_stopping", "--contract")
-    contract = rows["early_stopping"]["contract"]
+    rows, status = check("cosine", "--contract")
+    contract = rows["cosine"]["contract"]
     assert contract["passed"] > 5
     assert (contract["failed"], contract["failures"], status) == (0, {}, 0)
 

@@ -2,19 +2,13 @@
 
 import dataclasses
 import importlib.metadata
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from blowtorch.extension.found import COLUMNS, Extension, find_idle_switches
+from blowtorch_cli.apart import import_apart
 from blowtorch_cli.entry import describe_foreign_package
 from blowtorch_cli.probe import Finding
 
@@ -65,9 +59,7 @@ def check(extensions: Sequence[Extension], timeout_s: float) -> list[Report]:
     for extension in extensions:
         if extension.status in ("ok", "conflict"):
             modules[extension.target.partition(":")[0]].append(extension)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        probed = pool.map(lambda module: _probe(module, timeout_s), modules.values())
-        findings = dict(pair for pairs in probed for pair in pairs)
+    findings = dict(import_apart([*modules.values()], timeout_s))
     reports = []
     for extension in extensions:
         report = Report(extension, findings.get(extension, Finding()))
@@ -83,35 +75,3 @@ def check_environment(extensions: Sequence[Extension]) -> Iterator[Report]:
         version = importlib.metadata.version("blowtorch")
         foreign = Extension("package", "blowtorch", "blowtorch", version, status="conflict", reason=reason)
         yield Report(foreign, Finding())
-
-
-def _probe(extensions: list[Extension], timeout_s: float) -> list[tuple[Extension, Finding]]:
-    """Import the extensions of one module in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        result, output = Path(folder) / "result", Path(folder) / "output"
-        with output.open("wb") as stream:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "blowtorch_cli.probe", str(result)],
-                stdin=subprocess.PIPE,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-            )
-            try:
-                process.communicate(json.dumps([*map(dataclasses.asdict, extensions)]).encode(), timeout_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                end = f"has not ended after {timeout_s:g} s"
-            else:
-                end = _describe_end(process.returncode)
-        if result.exists():
-            findings = [Finding(**fields) for fields in json.loads(result.read_text(encoding="utf-8"))]
-            return list(zip(extensions, findings, strict=True))
-        printed = output.read_text(encoding="utf-8", errors="replace").strip()
-    return [(each, Finding(f"the import of {each.target.partition(':')[0]!r} {end}", printed)) for each in extensions]
-
-
-def _describe_end(code: int) -> str:
-    if code < 0:
-        return f"ends the process by signal {-code}"
-    return f"ends the process with exit status {code}"

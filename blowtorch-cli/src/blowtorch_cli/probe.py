@@ -1,7 +1,7 @@
-"""What only an import shows of extensions; run in a process of its own, which they may bring down.
+"""Finds out what only an import shows of extensions; `apart` does so in a process of its own.
 
 `python -m blowtorch_cli.probe RESULT` reads a JSON array of extensions from standard input, imports each, and writes
-what it found to the file RESULT: what they print, and how they end the process, is kept apart from that.
+what that has shown to the file RESULT.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import json
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ class Finding:
     Attributes:
         problem: why it cannot be used; empty when it can.
         traceback: that of the error that its import raised; empty when it raised none.
-        import_seconds: how long the import took, with that of all it imports in turn; None if there was none.
+        import_seconds: how long the import took, with that of all it imports in turn, torch too; None if there was
+            none. Of several in one module the first bears it.
         location: the file that it stands in.
         description: its docstring.
         options: the arguments of its constructor: `name`, `type`, `default` (as Python writes it), `required`.
@@ -111,6 +113,12 @@ def _in_words(annotation: Any) -> str:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
+def write_findings(extensions: Iterable[Extension], result: Path) -> None:
+    """Probe extensions and write the findings to a file, which is only there if all could be imported or raised."""
+    findings = [dataclasses.asdict(_probe_in_peace(extension)) for extension in extensions]
+    result.write_text(json.dumps(findings), encoding="utf-8")
+
+
 def _probe_in_peace(extension: Extension) -> Finding:
     """`probe`, where even a look at the class may raise, such as a default value that has no text."""
     try:
@@ -120,10 +128,8 @@ def _probe_in_peace(extension: Extension) -> Finding:
 
 
 def main() -> None:
-    """Probe what standard input names; a result is only there if all could be imported or raised."""
-    extensions = [Extension(**fields) for fields in json.load(sys.stdin)]
-    findings = [dataclasses.asdict(_probe_in_peace(extension)) for extension in extensions]
-    Path(sys.argv[1]).write_text(json.dumps(findings), encoding="utf-8")
+    """Probe what standard input names."""
+    write_findings([Extension(**fields) for fields in json.load(sys.stdin)], Path(sys.argv[1]))
 
 
 if __name__ == "__main__":
