@@ -1,3 +1,4 @@
+import contextlib
 import json
 import resource
 import signal
@@ -31,16 +32,16 @@ def feed(tmp_path, path):
     """Starts a feed for a logger and closes it when the test ends."""
     feeds = []
 
-    def start(logger, rewound=None):
+    def start(logger, rewound=None, **options):
         folder = tmp_path / "logger"
         folder.mkdir(exist_ok=True)
         info = RunInfo("id", "name-1", tmp_path, folder, {}, rewound is not None)
-        feeds.append(LoggerFeed(Plugins().create("logger", logger), info, path, rewound))
+        feeds.append(LoggerFeed(Plugins().create("logger", logger), info, path, rewound, **options))
         return feeds[-1]
 
     yield start
-    for each in feeds:
-        each.close(time.monotonic())
+    for logger_feed in feeds:
+        logger_feed.close(time.monotonic())
 
 
 class Collector:
@@ -119,23 +120,29 @@ def test_a_record_shorter_than_its_checkpoint_says_is_refused(path):
     record.close()
 
 
+@contextlib.contextmanager
+def full_disk(path, room):
+    """A limit on the size of files stands for a full disk: a write that needs more fails part of the way."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
 def test_what_cannot_be_written_is_held_and_written_later_in_whole_lines(path):
-    """A limit on the size of files stands for a full disk: the write fails part of the way."""
     record = Record(path)
     append_metrics(record, 1)
     record.write()
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+    with full_disk(path, room=10):
         append_metrics(record, 2)
         assert not record.write()
         with pytest.raises(OSError, match="could not be written"):
             record.flush()
         assert [event["step"] for event in read(path)] == [1]
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
     record.close()
     assert [event["step"] for event in read(path)] == [1, 2]
 
@@ -143,11 +150,11 @@ def test_what_cannot_be_written_is_held_and_written_later_in_whole_lines(path):
 def test_a_logger_is_given_everything_in_order(path, feed):
     record = Record(path)
     logger = Collector()
-    each = feed(logger)
+    logger_feed = feed(logger)
     for step in range(1, 200):
         append_metrics(record, step)
     finish(record)
-    assert each.close(time.monotonic() + 10)
+    assert logger_feed.close(time.monotonic() + 10)
     assert logger.calls[0] == ("start", False)
     assert logger.calls[1:-1] == [(step, {"train/loss": step / 10}) for step in range(1, 200)]
     assert logger.calls[-1] == ("finished", {"val/loss": 0.5})
@@ -167,16 +174,16 @@ def test_a_logger_that_fails_for_a_while_misses_nothing(path, feed):
 
     record = Record(path)
     logger = Failing()
-    each = feed(logger)
+    logger_feed = feed(logger)
     for step in range(1, 6):
         append_metrics(record, step)
     finish(record)
-    assert each.close(time.monotonic() + 10)
+    assert logger_feed.close(time.monotonic() + 10)
     assert [call[0] for call in logger.calls[1:-1]] == [1, 2, 3, 4, 5]
     record.close()
 
 
-def test_an_event_that_alone_fails_again_and_again_is_skipped_and_counted(path, feed, monkeypatch):
+def test_an_event_that_alone_fails_again_and_again_is_skipped_and_counted(path, feed):
     class Choosy(Collector):
         @hookimpl
         def log_metrics(self, metrics, step):
@@ -184,18 +191,17 @@ def test_an_event_that_alone_fails_again_and_again_is_skipped_and_counted(path, 
                 raise ValueError("step 3 is bad")
             self.calls.append((step, dict(metrics)))
 
-    monkeypatch.setattr("blowtorch.record.feed._TRIES", 2)
     record = Record(path)
     logger = Choosy()
     for step in range(1, 6):
         append_metrics(record, step)
     finish(record)
-    each = feed(logger)
-    assert each.close(time.monotonic() + 10)
+    logger_feed = feed(logger, max_tries=2)
+    assert logger_feed.close(time.monotonic() + 10)
     assert {call[0] for call in logger.calls} >= {1, 2, 4, 5, "finished"}
-    assert each.skipped == 1
+    assert logger_feed.skipped == 1
     said = []
-    each.report(said.append)
+    logger_feed.report(said.append)
     assert len(said) == 1 and "refused 1 events" in said[0]
     record.close()
 
@@ -210,33 +216,57 @@ def test_a_logger_that_is_down_to_the_end_is_reported_with_its_cause(path, feed)
     for step in range(1, 4):
         append_metrics(record, step)
     finish(record)
-    each = feed(Down())
-    assert not each.close(time.monotonic() + 0.5)
+    logger_feed = feed(Down())
+    assert not logger_feed.close(time.monotonic() + 0.5)
     said = []
-    each.report(said.append)
+    logger_feed.report(said.append)
     assert "logger 'Down' is 4 events behind" in said[0]
     assert "no route" in said[0]
     record.close()
 
 
+def test_a_record_that_cannot_be_opened_for_a_while_costs_a_logger_nothing(path, feed):
+    logger = Collector()
+    logger_feed = feed(logger)
+    deadline = time.monotonic() + 10
+    while logger_feed.trouble is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert str(path) in logger_feed.trouble
+    record = Record(path)
+    append_metrics(record, 1)
+    finish(record)
+    assert logger_feed.close(time.monotonic() + 10)
+    assert [call[0] for call in logger.calls] == ["start", 1, "finished"]
+    record.close()
+
+
+def test_a_record_that_is_gone_at_the_end_is_said_and_raises_nothing(path, feed):
+    logger_feed = feed(Collector())
+    assert not logger_feed.close(time.monotonic() + 0.5)
+    said = []
+    logger_feed.report(said.append)
+    assert "is an unknown number of events behind" in said[0]
+    assert str(path) in said[0]
+
+
 def test_a_logger_goes_on_where_it_stood_and_is_rewound_with_the_record(path, feed):
     record = Record(path)
     logger = Collector()
-    each = feed(logger)
+    logger_feed = feed(logger)
     lengths = []
     for step in range(1, 6):
         append_metrics(record, step)
         record.write()
         lengths.append(path.stat().st_size)
     finish(record)
-    assert each.close(time.monotonic() + 10)
+    assert logger_feed.close(time.monotonic() + 10)
 
     record.cut(lengths[2])
     append_metrics(record, 4, again=1.0)
     finish(record)
     later = Collector()
-    each = feed(later, rewound=(3, lengths[2]))
-    assert each.close(time.monotonic() + 10)
+    logger_feed = feed(later, rewound=(3, lengths[2]))
+    assert logger_feed.close(time.monotonic() + 10)
     assert later.calls[:3] == [("start", True), ("rewind", 3), (4, {"again": 1.0})]
     record.close()
 
@@ -247,9 +277,9 @@ def test_a_logger_that_is_new_to_a_run_is_given_all_of_it(path, feed):
         append_metrics(record, step)
     record.write()
     logger = Collector()
-    each = feed(logger, rewound=(3, Path(path).stat().st_size))
+    logger_feed = feed(logger, rewound=(3, Path(path).stat().st_size))
     finish(record)
-    assert each.close(time.monotonic() + 10)
+    assert logger_feed.close(time.monotonic() + 10)
     assert [call[0] for call in logger.calls] == ["start", 1, 2, 3, "finished"]
     record.close()
 
@@ -262,23 +292,13 @@ def test_a_value_that_json_does_not_know_is_kept_as_text_and_costs_nothing_else(
     assert [json.loads(line)["text"] for line in record.path.read_text().splitlines()] == ["a/b", "c"]
 
 
-def test_what_a_full_disk_has_refused_is_written_once_and_in_order_when_there_is_room(tmp_path):
-    record = Record(tmp_path / "record.jsonl")
-    file = record._file
-
-    class Full:
-        def write(self, data):
-            raise OSError(28, "No space left on device")
-
-        def __getattr__(self, name):
-            return getattr(file, name)
-
+def test_what_a_full_disk_has_refused_is_written_once_and_in_order_when_there_is_room(path):
+    record = Record(path)
     record.append("warning", number=0)
-    record._file = Full()
-    for number in range(1, 200):
-        record.append("warning", is_urgent=number % 3 == 0, number=number)
-    assert not record.write()
-    record._file = file
+    with full_disk(path, room=0):
+        for number in range(1, 200):
+            record.append("warning", is_urgent=number % 3 == 0, number=number)
+        assert not record.write()
     record.append("warning", number=200)
     assert record.close()
-    assert [json.loads(line)["number"] for line in record.path.read_text().splitlines()] == list(range(201))
+    assert [event["number"] for event in read(path)] == list(range(201))

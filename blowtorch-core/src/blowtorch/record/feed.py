@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from blowtorch.hookspecs import LoggerSpec
 from blowtorch.plugins import Plugin
@@ -12,38 +13,48 @@ from blowtorch.record.record import decode
 from blowtorch.state import RunInfo
 
 _WAKE_SECONDS = 0.5  # every wake-up of a thread is a fight for the interpreter lock
-_LONGEST_PAUSE = 60.0
+_LONGEST_PAUSE = 60.0  # seconds
 _MEDIA = {  # what the hooks for these events are called with
     "image": ("name", "path", "step"),
     "histogram": ("name", "counts", "edges", "step"),
     "text": ("name", "text", "step"),
     "file": ("name", "path", "step"),
 }
-_TRIES = 5  # an event that failed so often is skipped if the next one goes through
+
+Result = TypeVar("Result")
 
 
 class LoggerFeed:
-    """Feeds one logger from the record, in a thread, at the logger's own pace.
+    """Reads the record from its own cursor in a thread, and calls one logger for each event.
 
     Args:
         plugin: the logger.
         info: handed to `log_start`; the cursor is kept in its `logger_folder`.
-        record: path of the record.
-        rewound: for a run that continues, the step and the length of the record it went back to.
+        record_path: of the record.
+        rewound: for a run that continues, the step and the length of the record to which it went back.
+        max_tries: an event that failed so often is skipped if the next one succeeds.
 
     Attributes:
-        trouble: what the logger raised last, if it has not worked since.
-        skipped: events that it refused again and again.
-        is_finished: whether it has been given everything, the end of the run included.
+        trouble: what was raised last, if nothing has succeeded since.
+        skipped: the number of events that were skipped.
+        is_finished: whether the logger has every event, the end of the run included.
     """
 
-    def __init__(self, plugin: Plugin, info: RunInfo, record: Path, rewound: tuple[int, int] | None) -> None:
+    def __init__(
+        self,
+        plugin: Plugin,
+        info: RunInfo,
+        record_path: Path,
+        rewound: tuple[int, int] | None,
+        max_tries: int = 5,
+    ) -> None:
         assert info.logger_folder is not None
         self.plugin = plugin
         self.trouble: str | None = None
         self.skipped = 0
         self._info = info
-        self._record = record
+        self._record_path = record_path
+        self._max_tries = max_tries
         self._cursor_path = info.logger_folder / ".cursor"
         self._position, self._step, self._rewind_step = self._read_cursor(rewound)
         self.is_finished = False
@@ -54,7 +65,7 @@ class LoggerFeed:
         self._thread.start()
 
     def close(self, deadline: float) -> bool:
-        """Wait until the logger has everything, at most until `deadline` on the monotonic clock; say if it has."""
+        """Wait until the logger has every event, at most until `deadline` on the monotonic clock; return if it has."""
         self._is_closing = True
         self._wake.set()
         self._thread.join(max(0.0, deadline - time.monotonic()))
@@ -63,21 +74,29 @@ class LoggerFeed:
         return self.is_finished
 
     def report(self, warn: Callable[[str], None]) -> None:
-        """Warn if, after `close`, the logger is behind, or if events had to be skipped."""
+        """Warn if events were skipped, or if the logger is still behind after `close`."""
+        record = self._record_path
         if self.skipped:
-            warn(f"{self.plugin.label} refused {self.skipped} events, which were skipped; they are in {self._record}")
+            warn(f"{self.plugin.label} refused {self.skipped} events, which were skipped; they are in {record}")
         if not self.is_finished:
-            with self._record.open("rb") as file:
-                file.seek(self._position)
-                behind = sum(1 for _ in file)
+            behind = self._count_behind()
             cause = f" ({self.trouble})" if self.trouble else ""
             warn(
-                f"{self.plugin.label} is {behind} events behind{cause}; nothing is lost: they are in {self._record}, "
+                f"{self.plugin.label} is {behind} events behind{cause}; nothing is lost: they are in {record}, "
                 f"and continuing the run hands them over"
             )
 
+    def _count_behind(self) -> int | str:
+        try:
+            with self._record_path.open("rb") as file:
+                file.seek(self._position)
+                return sum(1 for _ in file)
+        except OSError as error:  # a number that is not known must not cost a run at its end
+            self.trouble = self.trouble or str(error)
+            return "an unknown number of"
+
     def _read_cursor(self, rewound: tuple[int, int] | None) -> tuple[int, int, int | None]:
-        """Where to begin, the last step delivered before that, and the step to rewind the logger to, if any."""
+        """Return the position to read from, the last step before it, and the step to rewind the logger to, or None."""
         try:
             cursor = json.loads(self._cursor_path.read_text())
         except (OSError, ValueError):
@@ -107,10 +126,8 @@ class LoggerFeed:
             self.plugin.call(LoggerSpec.log_rewind, step=self._rewind_step)
 
     def _deliver_burst(self) -> bool:
-        """Hand over what the record has, flush, keep the cursor; say whether that was all."""
-        with self._record.open("rb") as file:
-            file.seek(self._position)
-            lines = [line for line in file.readlines(1 << 20) if line.endswith(b"\n")]
+        """Deliver the next lines of the record, flush the logger, write the cursor; return whether there were none."""
+        lines = self._try_until_it_works(self._read_burst) or []
         for number, line in enumerate(lines):
             if self._is_abandoned:
                 break
@@ -123,6 +140,11 @@ class LoggerFeed:
         if lines:
             self._write_cursor()
         return not lines
+
+    def _read_burst(self) -> list[bytes]:
+        with self._record_path.open("rb") as file:
+            file.seek(self._position)
+            return [line for line in file.readlines(1 << 20) if line.endswith(b"\n")]
 
     def _deliver(self, line: bytes) -> None:
         event = decode(line)
@@ -145,29 +167,31 @@ class LoggerFeed:
             self.plugin.call(LoggerSpec.log_finish, status=event["status"], summary=event["summary"])
             self.is_finished = True
 
-    def _try_until_it_works(self, deliver: Callable[[], None], following: bytes | None = None) -> None:
+    def _try_until_it_works(self, action: Callable[[], Result], following: bytes | None = None) -> Result | None:
+        """Return what an action returns; None if the feed is abandoned, or the `following` event succeeds instead."""
         pause, tries = 1.0, 0
         while not self._is_abandoned:
             try:
-                deliver()
-            except Exception as error:  # a logger must not cost a run, whatever it raises
+                result = action()
+            except Exception as error:  # neither a logger nor a file may cost a run, whatever it raises
                 self.trouble = str(error)
                 tries += 1
             else:
                 self.trouble = None
-                return
-            if tries >= _TRIES and following is not None and self._goes_through(following):
+                return result
+            if tries >= self._max_tries and following is not None and self._succeeds(following):
                 self.skipped += 1
-                return
+                return None
             self._wake.wait(pause)
             self._wake.clear()
             pause = min(2 * pause, _LONGEST_PAUSE)
+        return None
 
-    def _goes_through(self, line: bytes) -> bool:
-        """Whether another event can be delivered, so that the one before it alone is at fault."""
+    def _succeeds(self, line: bytes) -> bool:
+        """Deliver the event after a failed one; if that succeeds, the failed event is at fault and not the logger."""
         try:
             self._deliver(line)
-        except Exception:  # then it is the tracker that is down, not the event that is bad
+        except Exception:  # the tracker is down, and the event is not bad
             return False
         return True
 
