@@ -54,7 +54,7 @@ ROOMS = {
     "record": ["feed", "record", "media", "metric_objects", "metrics"],
     "schedule": ["schedules", "option", "sequence"],
     "data": ["batches", "transfer", "workers", "order"],
-    "folder": ["folder", "provenance", "secrets", "lock", "manifest"],
+    "folder": ["folder", "provenance", "secrets", "lock", "manifest", "files"],
     "extension": ["found", "contracts"],
     "config": ["config", "yaml12"],
 }

@@ -7,6 +7,7 @@ the next one is due.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from blowtorch.errors import OptionError, nearest
@@ -158,3 +159,8 @@ class Triggers:
                 trigger.count = count
             else:
                 trigger.start(self._time())
+
+
+def now() -> str:
+    """Return the time of day with its offset from UTC, as files say it."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")

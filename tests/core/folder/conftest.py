@@ -5,4 +5,7 @@ from blowtorch.folder.folder import RunFolder
 
 @pytest.fixture
 def folder():
-    return RunFolder.create("train_logs", "test")
+    """The folder of a run that nobody trains."""
+    made = RunFolder.create("train_logs", "test")
+    made.lock.release()
+    return made

@@ -66,7 +66,7 @@ def test_numbers_go_on_from_the_highest_whatever_else_lies_there():
 
 def test_every_folder_exists_from_the_beginning(folder):
     found = sorted(path.name for path in folder.path.iterdir())
-    assert found == ["checkpoints", "loggers", "media", "run.yaml", "source"]
+    assert found == ["checkpoints", "loggers", "media", "owner.lock", "run.yaml", "source"]
 
 
 def test_a_run_name_becomes_a_file_name():

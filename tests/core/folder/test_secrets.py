@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from blowtorch.folder.secrets import mask_command_line, mask_secrets
-from tests.core.folder.folders import begin, make_config
+from tests.core.folder.folders import configure, make_config
 
 SECRETS = ["api_key", "apikey", "wandb_api_key", "API_KEY", "hub-api-key", "token", "hf_token", "password", "PASSWD"]
 
@@ -42,13 +42,14 @@ def test_secrets_on_the_command_line_are_masked_and_nothing_else(given, kept):
 
 def test_no_file_of_a_run_holds_a_secret(folder, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", "--password", "hidden"])
-    folder.write_config(make_config({"tracker": {"api_key": "hidden"}, "list": [{"token": "hidden"}]}))
-    begin(folder, "with", "tracker.api_key=hidden")
+    config = make_config({"tracker": {"api_key": "hidden"}, "list": [{"token": "hidden"}]})
+    options = {"loggers": [{"acme": {"password": "hidden"}}]}
+    folder.begin_session(config, options, ["train.py", "with", "tracker.api_key=hidden"])
     files = [path for path in folder.path.rglob("*") if path.is_file()]
-    assert len(files) == 3 and not any("hidden" in path.read_text() for path in files)
+    assert len(files) == 4 and not any("hidden" in path.read_text() for path in files)
     assert folder.read_info()["command"] == ["python", "train.py", "--password", "***"]
 
 
 def test_a_secret_that_changed_is_no_difference_that_is_shown(folder):
-    folder.write_config(make_config({"token": "one"}))
-    assert folder.write_config(make_config({"token": "two"})) == {}
+    configure(folder, {"token": "one"})
+    assert configure(folder, {"token": "two"}) == {}

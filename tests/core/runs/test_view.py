@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from blowtorch import BlowtorchWarning, CheckpointError, RunFolderError, find_runs, open_run
+from blowtorch.config.config import load_config
 from blowtorch.folder.folder import RunFolder
 from blowtorch.folder.manifest import write_manifest
 from blowtorch.runs.view import find_newest
@@ -19,7 +20,10 @@ from blowtorch.runs.view import find_newest
 
 @pytest.fixture
 def folder():
-    return RunFolder.create("train_logs", "test")
+    """The folder of a run that nobody trains."""
+    made = RunFolder.create("train_logs", "test")
+    made.lock.release()
+    return made
 
 
 @pytest.fixture
@@ -156,23 +160,23 @@ def test_the_newest_run_of_a_name_or_of_a_script_is_found():
 def test_a_running_run_has_an_owner_and_a_lost_one_none(folder):
     run = open_run(folder.path)
     assert run.status == "lost"
-    folder.acquire()
+    folder.lock.acquire()
     assert run.status == "running"
-    folder.release()
+    folder.lock.release()
     assert run.status == "lost"
 
 
 @pytest.mark.parametrize("status", ["finished", "stopped", "failed"])
 def test_a_run_that_has_ended_is_what_it_is_also_for_who_opened_it_before(folder, status):
     run = open_run(folder.path)
-    folder.begin_session(command_line=[])
+    folder.begin_session(load_config({}, [], [], dict), {}, [])
     folder.end_session(status)
     assert run.status == open_run(folder.path).status == status
 
 
 def test_a_killed_run_is_lost(folder):
     code = "import os, sys; from blowtorch.folder.folder import RunFolder; folder = RunFolder.reopen(sys.argv[1]); "
-    code += "folder.acquire(); folder.begin_session(command_line=[]); os.kill(os.getpid(), 9)"
+    code += "folder.lock.acquire(); folder.update_info(status='running'); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(folder.path)], check=False)
     assert open_run(folder.path).info["status"] == "running"
     assert open_run(folder.path).status == "lost"

@@ -94,7 +94,7 @@ def test_a_full_disk_does_not_hide_the_users_own_error(make_run, net, loader, mo
         def refuse(*arguments, **keywords):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("blowtorch.folder.folder._write_whole", refuse)
+        monkeypatch.setattr("os.fsync", refuse)
         raise ValueError("my own mistake")
 
     with pytest.warns(BlowtorchWarning, match="No space left"), pytest.raises(ValueError, match="my own mistake"):

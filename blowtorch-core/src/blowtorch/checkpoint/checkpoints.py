@@ -19,6 +19,7 @@ from typing import Any, cast
 from blowtorch.checkpoint.contents import Stateful, check_parts, check_plain, load_parts
 from blowtorch.checkpoint.tensors import WarmCopies, find_not_finite, load_weights, read_tensors, write_tensors
 from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError
+from blowtorch.folder.files import replace_files
 from blowtorch.folder.folder import RunFolder
 from blowtorch.folder.manifest import (
     UnknownFormatError,
@@ -343,10 +344,7 @@ class Checkpoints:
         self._backend.call(CheckpointBackendSpec.checkpoint_delete, name=name)
 
     def _point(self, pointer: str, name: str) -> None:
-        path = self._folder.checkpoints / pointer
-        temporary = path.with_name(f".tmp-{pointer}")
-        temporary.write_text(f"{name}\n")
-        temporary.replace(path)
+        replace_files(self._folder.checkpoints, {pointer: f"{name}\n"})
 
     def _fetch_verified(self, name: str, scratch: Path) -> tuple[Path, list[str]]:
         """The directory of a checkpoint, and what is wrong with it, in words."""

@@ -16,15 +16,14 @@ from typing import Any
 import xxhash
 
 from blowtorch.errors import CheckpointError
+from blowtorch.folder.files import replace_files
 
 FORMAT = 1
 ALGORITHM = "xxh3_128"
 FILE_NAME = "manifest.json"
 
 _PREFIX = "step-"
-_BLOCK = (
-    1 << 18
-)  # what is read stays in the processor's cache until it is hashed; with 1 MiB it takes three times as long
+_BLOCK = 1 << 18  # what is read stays in the processor's cache until it is hashed; 1 MiB takes three times as long
 _WRITTEN_AT_ONCE = 8 << 20  # one call of the system takes at most 2 GiB, and each returns to the interpreter's lock
 
 
@@ -137,11 +136,7 @@ def write_manifest(
         "metrics": {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()},
         "files": dict(files),
     }
-    with (directory / FILE_NAME).open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_directory(directory)
+    replace_files(directory, {FILE_NAME: json.dumps(content, indent=2)})
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -215,12 +210,3 @@ def checksum(path: Path, algorithm: str) -> str:
 
 def _new_digest(algorithm: str) -> Any:
     return getattr(xxhash, algorithm)() if algorithm in xxhash.algorithms_available else hashlib.new(algorithm)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

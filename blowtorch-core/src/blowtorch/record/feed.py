@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from blowtorch.folder.files import replace_files
 from blowtorch.hookspecs import LoggerSpec
 from blowtorch.plugins import Plugin
 from blowtorch.record.record import decode
@@ -196,9 +197,8 @@ class LoggerFeed:
         return True
 
     def _write_cursor(self) -> None:
-        temporary = self._cursor_path.with_name(".cursor.tmp")
+        cursor = json.dumps({"position": self._position, "step": self._step})
         try:
-            temporary.write_text(json.dumps({"position": self._position, "step": self._step}))
-            temporary.replace(self._cursor_path)
+            replace_files(self._cursor_path.parent, {self._cursor_path.name: cursor})
         except OSError as error:  # the cursor is then older than it could be, and some events come twice
             self.trouble = f"{self._cursor_path} could not be written: {error}"

@@ -11,7 +11,7 @@ from torch import nn
 from blowtorch.clock import Interval
 from blowtorch.config.config import Config
 from blowtorch.errors import BlowtorchError, RunFolderError, warn
-from blowtorch.folder.folder import RunFolder, find_differences, plain
+from blowtorch.folder.folder import RunFolder
 from blowtorch.folder.provenance import git_commit, snapshot, summarize_model, versions
 from blowtorch.folder.secrets import mask_secrets
 from blowtorch.options import RunOptions
@@ -70,7 +70,7 @@ class Session:
         self.folder = self._start.folder or RunFolder.create(
             options.save_path, options.run_name, script=script.path, seed=seed
         )
-        self.folder.acquire()
+        self.folder.lock.acquire()
         info = RunInfo(
             self.folder.id, self.folder.name, self.folder.path, None, mask_secrets(config.snapshot()), is_resumed
         )
@@ -79,9 +79,9 @@ class Session:
         self.feeds: list[LoggerFeed] = []
         self._has_begun = False
         try:
-            self._record = Record(self.folder.record, self.folder.beat)
+            self._record = Record(self.folder.record, self.folder.lock.beat)
         except OSError as error:
-            self.folder.release()
+            self.folder.lock.release()
             raise RunFolderError(f"the record of the run cannot be opened: {error}") from error
 
     def __enter__(self) -> "Session":
@@ -111,7 +111,7 @@ class Session:
         except (OSError, BlowtorchError) as problem:
             warn(f"the status {self.status} of the run could not be recorded: {problem}")
         finally:
-            self.folder.release()
+            self.folder.lock.release()
 
     def prepare(self) -> None:
         """Build what the loop needs, and go to where the run begins."""
@@ -164,7 +164,7 @@ class Session:
                 is_best = state.best is not None and state.best.name == name
                 state.record("checkpoint", name=name, metric=metric, is_best=is_best)
             self._rewound = (state.step, self._record.flush())
-        changed = self._write_settings()
+        changed = self._begin_session()
         if name is None:
             self._record.append("start", step=0, epoch=0, time=time.time(), id=state.info.id, name=state.info.name)
         if state.is_resumed:
@@ -180,30 +180,25 @@ class Session:
         if state.options.trace:
             self.training.callbacks.step_end.append(Trace(state, self._data.train))
 
-    def _write_settings(self) -> dict[str, tuple[Any, Any]]:
-        """Write the configuration and the options; returns what differs from the process before: (old, new)."""
-        config = self.folder.write_config(self.state.config)
-        options = plain(mask_secrets(vars(self.state.options)))
-        earlier = self.folder.read_info().get("options", options)
-        self.folder.update_info(options=options)
-        # Options are compared as they hold, wherever they were said; to ask for a run to be continued is no change.
-        changed = {key: pair for key, pair in config.items() if not key.startswith("run.")}
-        differences = find_differences(earlier, options, "run")
-        return changed | {key: pair for key, pair in differences.items() if key != "run.resume"}
-
-    def _describe(self) -> None:
-        """Write down the code, the environment and the model."""
+    def _begin_session(self) -> dict[str, tuple[Any, Any]]:
+        """Write down with what the run is trained; returns what differs from the process before: (old, new)."""
         state, script = self.state, self._script
-        path = Path(script.path) if script.path else None
-        self.folder.begin_session(
+        return self.folder.begin_session(
+            state.config,
+            vars(state.options),
+            script.command_line,
             script=script.path,
-            command_line=script.command_line,
             seed=state.seed,
             versions=versions(),
-            git_commit=git_commit(path),
+            git_commit=git_commit(Path(script.path) if script.path else None),
             checkpoint_metric=state.options.checkpoint_metric,
             callbacks={moment: names for moment, names in self.training.callbacks.order.items() if names},
         )
+
+    def _describe(self) -> None:
+        """Write down the code, the environment and the model."""
+        state = self.state
+        path = Path(self._script.path) if self._script.path else None
         for problem in snapshot(self.folder.path, path):
             state.warn(problem)
         (self.folder.path / "model.txt").write_text(summarize_model(state.model), encoding="utf-8")
