@@ -48,7 +48,7 @@ def first_batch(loader: DataLoader[int], position: int) -> float:
     """Seconds from the start of an epoch at a position to its first batch."""
     batches = Batches(loader, 1, torch.device("cpu"))
     began = time.perf_counter()
-    next(batches.start(2, position))
+    next(batches.iterate(2, position))
     return time.perf_counter() - began
 
 

@@ -53,7 +53,7 @@ ROOMS = {
     "checkpoint": ["checkpoints", "contents", "tensors"],
     "record": ["feed", "record", "media", "metric_objects", "metrics"],
     "schedule": ["schedules", "option", "sequence"],
-    "data": ["batches", "transfer", "workers", "order"],
+    "data": ["batches", "sources", "loaders", "transfer", "workers", "order"],
     "folder": ["folder", "provenance", "secrets", "lock", "manifest", "files"],
     "extension": ["found", "contracts"],
     "config": ["config", "yaml12"],

@@ -1,4 +1,4 @@
-"""Seeds, random streams, and what is written down so that a run can be repeated."""
+"""Seeds and random streams: drawn, derived, saved, restored, and kept apart from the global ones."""
 
 import contextlib
 import hashlib
@@ -15,17 +15,17 @@ from blowtorch.errors import ScriptError
 
 
 def draw_seed() -> int:
-    """A seed from the operating system, below 2³¹."""
+    """Draw a seed below 2³¹ from the operating system."""
     return secrets.randbits(31)
 
 
-def derive_seed(*parts: int | str) -> int:
-    """A seed below 2⁶³ that depends on all the parts, the same in every process and version.
+def derive_seed(*names: int | str) -> int:
+    """Return a seed below 2⁶³ that depends on every name, and is the same in every process and version.
 
     >>> derive_seed(123, "train", 1) == derive_seed(123, "train", 1) != derive_seed(123, "train", 2)
     True
     """
-    text = "\0".join(f"{type(part).__name__}:{part}" for part in parts)
+    text = "\0".join(f"{type(name).__name__}:{name}" for name in names)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
@@ -33,7 +33,7 @@ def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch on every device.
 
     Raises:
-        ScriptError: the seed is no whole number from 0 to 2³² − 1.
+        ScriptError: the seed is not a whole number from 0 to 2³² − 1.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ScriptError(f"expected a random seed from 0 to 2**32 - 1, got {seed!r}")
@@ -43,14 +43,14 @@ def seed_everything(seed: int) -> None:
 
 
 def make_deterministic() -> None:
-    """Use deterministic kernels; torch warns of an operation that has none."""
+    """Have torch use deterministic kernels; it warns of an operation that has none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every random stream, in tensors and plain values."""
+    """Return the state of every random stream, in tensors and plain values."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -65,7 +65,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put the random streams back that stand in `state`, each of which must be there."""
+    """Restore the random streams that `state` names; this machine must have each of them."""
     if "python" in state:
         random.setstate(state["python"])
     if "numpy" in state:
@@ -81,10 +81,32 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def isolated_random(seed: int) -> Iterator[None]:
-    """Seed every random stream by `seed` inside, and have them afterwards as they were before."""
+    """Seed every random stream with `seed`, and restore all of them at the end."""
     before = random_state()
     try:
         seed_everything(seed % 2**32)
         yield
     finally:
         restore_random_state(before)
+
+
+class SeparateStreams(contextlib.AbstractContextManager[None]):
+    """Random streams of the CPU that take the place of the global ones inside; each time they go on where they were."""
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        numpy_state = np.random.RandomState(seed % 2**32).get_state()
+        self._waiting: tuple[Any, ...] = (random.Random(seed).getstate(), numpy_state, generator.get_state())
+
+    def __enter__(self) -> None:
+        self._exchange()
+
+    def __exit__(self, *error: object) -> None:
+        self._exchange()
+
+    def _exchange(self) -> None:
+        python, numpy_state, torch_state = self._waiting
+        self._waiting = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+        torch.default_generator.set_state(torch_state)

@@ -84,7 +84,7 @@ def batches_of(loader, seed=7, **keywords):
 
 
 def epoch_of(batches, epoch, position=0):
-    return [batch.clone() for batch in batches.start(epoch, position)]
+    return [batch.clone() for batch in batches.iterate(epoch, position)]
 
 
 def epochs_of(make_loader, seed=7, **keywords):

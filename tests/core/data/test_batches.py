@@ -92,7 +92,7 @@ def test_a_restart_loads_no_earlier_sample(kind):
 
 def test_starting_loads_nothing_yet():
     data = Plain()
-    batches_of(DataLoader(data, batch_size=4, shuffle=True)).start(1, 2)
+    batches_of(DataLoader(data, batch_size=4, shuffle=True)).iterate(1, 2)
     assert data.seen == []
 
 
@@ -145,9 +145,9 @@ def test_an_endless_batch_sampler_is_drawn_on_and_told_its_epoch(limit):
     before = sampler.generator.get_state()
     batches = batches_of(DataLoader(Plain(), batch_sampler=sampler), limit=limit)
     assert batches.num_batches is None
-    whole = list(itertools.islice(batches.start(2), 5))
-    assert same(list(itertools.islice(batches.start(2, 3), 2)), whole[3:])
-    assert not same(list(itertools.islice(batches.start(3), 5)), whole)
+    whole = list(itertools.islice(batches.iterate(2), 5))
+    assert same(list(itertools.islice(batches.iterate(2, 3), 2)), whole[3:])
+    assert not same(list(itertools.islice(batches.iterate(3), 5)), whole)
     assert sampler.epochs == [1, 1, 2]
     assert torch.equal(sampler.generator.get_state(), before)
 
@@ -158,7 +158,7 @@ def test_a_subclass_of_the_data_loader_keeps_what_it_does():
 
 
 def test_without_workers_the_dataset_draws_from_the_global_streams_as_by_hand():
-    batches = batches_of(DataLoader(Augmented(), batch_size=4)).start(1, 2)
+    batches = batches_of(DataLoader(Augmented(), batch_size=4)).iterate(1, 2)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     given = next(batches)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
@@ -171,14 +171,14 @@ def test_without_workers_the_dataset_draws_from_the_global_streams_as_by_hand():
 def test_what_has_no_position_is_drawn_forward_to_the_same_batches(make):
     """Although it draws from the global streams, which training moves on between two batches."""
     whole = []
-    for batch in batches_of(make()).start(1):
+    for batch in batches_of(make()).iterate(1):
         whole.append(batch)
         torch.rand(3), random.random()
         if len(whole) == 3:
             checkpoint = random_state()
     torch.manual_seed(99)
     with pytest.warns(BlowtorchWarning, match="no position of its own: 3 batches are drawn again"):
-        batches = batches_of(make()).start(1, 3)
+        batches = batches_of(make()).iterate(1, 3)
     restore_random_state(checkpoint)
     rest = []
     for batch in batches:
@@ -198,10 +198,10 @@ def test_a_list_of_batches_begins_at_an_index():
     source = Counting(range(100))
     batches = batches_of(source)
     assert batches.num_batches == 100
-    assert list(batches.start(1, 97)) == [97, 98, 99]
+    assert list(batches.iterate(1, 97)) == [97, 98, 99]
     assert source.asked == 3
-    assert list(batches.start(2)) == list(range(100))
-    assert list(batches.start(2, 100)) == []
+    assert list(batches.iterate(2)) == list(range(100))
+    assert list(batches.iterate(2, 100)) == []
 
 
 def test_a_limit_holds_for_the_epoch_and_not_for_a_restart():
@@ -222,7 +222,7 @@ def test_an_empty_loader_is_an_error_at_once(loader):
 
 
 def test_a_loader_that_turns_out_empty_is_an_error_at_its_first_batch():
-    batches = batches_of(iter([])).start(1)
+    batches = batches_of(iter([])).iterate(1)
     with pytest.raises(ScriptError, match="gave no batch"):
         next(batches)
 
@@ -230,9 +230,9 @@ def test_a_loader_that_turns_out_empty_is_an_error_at_its_first_batch():
 @pytest.mark.parametrize("limit", [None, 2])
 def test_a_generator_cannot_have_a_second_epoch(limit):
     batches = batches_of((number for number in range(3)), limit=limit)
-    assert list(batches.start(1)) == [0, 1, 2][:limit]
+    assert list(batches.iterate(1)) == [0, 1, 2][:limit]
     with pytest.raises(ScriptError, match="can be iterated only once; give a list"):
-        batches.start(2)
+        batches.iterate(2)
 
 
 def test_an_iterator_that_can_begin_again_may():
@@ -248,7 +248,7 @@ def test_an_iterator_that_can_begin_again_may():
             return self.left
 
     batches = batches_of(Again())
-    assert [list(batches.start(epoch)) for epoch in (1, 2)] == [[2, 1, 0]] * 2
+    assert [list(batches.iterate(epoch)) for epoch in (1, 2)] == [[2, 1, 0]] * 2
 
 
 @pytest.mark.parametrize(("thing", "hint"), [(7, "got 7"), (Plain(), "wrap it in a DataLoader")])

@@ -12,6 +12,7 @@ from torch.utils.data import (
 )
 
 from blowtorch.data.batches import Batches
+from blowtorch.data.sources import choose_source
 from blowtorch.data.transfer import one_ahead
 from blowtorch.record.metrics import count_samples
 from tests.core.data.loaders import CPU, CountedStream, Plain
@@ -70,7 +71,7 @@ def test_a_batch_has_the_size_of_its_first_tensor(batch, size):
 
 def test_on_the_cpu_a_batch_is_not_walked():
     batch = {"x": [X]}
-    assert next(Batches([batch], 0, CPU).start(1)) is batch
+    assert next(Batches([batch], 0, CPU).iterate(1)) is batch
 
 
 def test_the_next_batch_is_on_its_way_while_one_is_trained_on():
@@ -81,17 +82,17 @@ def test_the_next_batch_is_on_its_way_while_one_is_trained_on():
             done.append(f"fetch {number}")
             yield number
 
-    for number in one_ahead(fetch(), lambda batch: done.append(f"begin {batch}") or batch, lambda begun: begun):
+    for number in one_ahead(fetch(), lambda batch: done.append(f"send {batch}") or batch, lambda sent: sent):
         done.append(f"train {number}")
     assert done == [
-        *("fetch 0", "begin 0", "fetch 1", "begin 1", "train 0", "fetch 2", "begin 2", "train 1"),
-        *("fetch 3", "begin 3", "train 2", "train 3"),
+        *("fetch 0", "send 0", "fetch 1", "send 1", "train 0", "fetch 2", "send 2", "train 1"),
+        *("fetch 3", "send 3", "train 2", "train 3"),
     ]
 
 
 def test_no_more_than_two_batches_are_held():
     alive, most = weakref.WeakSet(), 0
-    for batch in one_ahead((Moves() for _ in range(4)), lambda batch: batch, lambda begun: begun):
+    for batch in one_ahead((Moves() for _ in range(4)), lambda batch: batch, lambda sent: sent):
         alive.add(batch)
         most = max(most, len(alive))
     assert most <= 2
@@ -108,9 +109,9 @@ def test_no_more_than_two_batches_are_held():
     ],
 )
 def test_nothing_is_fetched_ahead_where_that_could_be_noticed(make, may):
-    assert Batches(make(), 0, CPU)._may_look_ahead() is may
+    assert choose_source(make(), "train", 0, CPU).may_look_ahead is may
 
 
 def test_batches_arrive_on_the_device():
-    (batch,) = Batches([(X, "a")], 7, META).start(1)
+    (batch,) = Batches([(X, "a")], 7, META).iterate(1)
     assert batch[0].device == META

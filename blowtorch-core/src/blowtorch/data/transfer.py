@@ -1,4 +1,4 @@
-"""From the host to the device: nested batches are moved whole, and the next one while this one is trained on."""
+"""From the host to the device: the next batch is copied while the one before it is trained on."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -7,52 +7,51 @@ import torch
 
 from blowtorch.tree import move
 
-Begun = TypeVar("Begun")
+Sent = TypeVar("Sent")
 
 
-def one_ahead(batches: Iterator[Any], begin: Callable[[Any], Begun], finish: Callable[[Begun], Any]) -> Iterator[Any]:
-    """Each batch when the one after it has been begun, so that the device need not wait for it.
+def one_ahead(batches: Iterator[Any], send: Callable[[Any], Sent], receive: Callable[[Sent], Any]) -> Iterator[Any]:
+    """Yield each batch after the next one has been sent, so that the device need not wait for it.
 
     Args:
         batches: on the host.
-        begin: asks for a copy to the device, and waits for nothing.
-        finish: makes of that the batch that is trained on.
+        send: asks for a copy of a batch to the device, and waits for nothing.
+        receive: returns the batch that is trained on, of what `send` returned.
 
-    >>> list(one_ahead(iter([1, 2, 3]), lambda batch: print("begin", batch) or batch, lambda batch: batch * 10))
-    begin 1
-    begin 2
-    begin 3
+    >>> list(one_ahead(iter([1, 2, 3]), lambda batch: print("send", batch) or batch, lambda sent: sent * 10))
+    send 1
+    send 2
+    send 3
     [10, 20, 30]
     """
-    waiting: list[Begun] = []
+    waiting: list[Sent] = []
     for batch in batches:
-        waiting.append(begin(batch))
+        waiting.append(send(batch))
         if len(waiting) > 1:
-            yield finish(waiting.pop(0))
-    for begun in waiting:
-        yield finish(begun)
+            yield receive(waiting.pop(0))
+    for sent in waiting:
+        yield receive(sent)
 
 
 class SideStream:
-    """Copies to a CUDA device on a stream of their own, beside the computations of the current one.
+    """Copies batches to a CUDA device on a stream of their own, beside the computations of the current stream.
 
-    A copy begins when all that had been asked of the device before is done: memory that an earlier batch has left is
-    then no longer read.
+    A copy waits for all that the device had been asked for before: nothing reads the memory of an earlier batch then.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
-    def begin(self, batch: Any) -> tuple[Any, torch.cuda.Event]:
-        """Ask for a copy; what to wait for comes with it."""
+    def send(self, batch: Any) -> tuple[Any, torch.cuda.Event]:
+        """Ask for a copy of a batch; return it with the event that says when it is complete."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             moved = move(batch, self._device)
         return moved, self._stream.record_event()
 
-    def finish(self, begun: tuple[Any, torch.cuda.Event]) -> Any:
-        """The batch, whose copy the computations wait for, and the host does not."""
-        moved, is_there = begun
-        torch.cuda.current_stream(self._device).wait_event(is_there)
+    def receive(self, sent: tuple[Any, torch.cuda.Event]) -> Any:
+        """Return the copy; the computations wait until it is complete, and the host does not."""
+        moved, is_complete = sent
+        torch.cuda.current_stream(self._device).wait_event(is_complete)
         return moved

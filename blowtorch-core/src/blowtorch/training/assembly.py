@@ -198,7 +198,7 @@ def _name_parts(training: Training, state: RunState, kept: Mapping[str, Any]) ->
         **{f"optimizers/{name}": optimizer for name, optimizer in state.optimizers.items()},
         **training.schedules.parts(),
         **training.callbacks.parts(),
-        **({} if training.batches.stateful is None else {"data": training.batches}),
+        **({"data": training.batches} if training.batches.has_state else {}),
         **{f"kept/{name}": instance for name, instance in kept.items()},
     }
 

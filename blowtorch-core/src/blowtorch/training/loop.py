@@ -139,7 +139,7 @@ def restore_streams(training: Training) -> None:
 
 def start_batches(training: Training, state: RunState) -> Iterator[Any]:
     """The batches of the epoch from where it stands; skipping those before it may have drawn from random streams."""
-    batches = training.batches.start(state.epoch, state.batch)
+    batches = training.batches.iterate(state.epoch, state.batch)
     restore_streams(training)
     if training.gradients is not None:
         training.gradients.remember()

@@ -48,7 +48,7 @@ def validate(
     function, returns, logged = validation.function, validation.returns, state.logged
     try:
         with judging(state), isolated_random(derive_seed(state.seed, state.step, validation.name)):
-            batches = itertools.islice(validation.batches.start(state.step + 1), most_batches)
+            batches = itertools.islice(validation.batches.iterate(state.step + 1), most_batches)
             if function.kind == "validate_epoch":
                 loader = EpochLoader(batches, validation.batches.num_batches)
                 returned = function.function(**function.given(data_loader=loader))

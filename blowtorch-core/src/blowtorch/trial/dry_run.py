@@ -92,7 +92,7 @@ def rehearse(training: Training, state: RunState) -> Findings:
     begin(training, state)
     state.begin_epoch()
     notify(training, state, "epoch_start")
-    training.batches.take_at_most(_TIMES * state.options.accumulate)
+    training.batches.limit_to(_TIMES * state.options.accumulate)
     marks: list[float] = []
     training.callbacks.step_end.append(lambda *_: marks.append(time.perf_counter()))
     started = time.perf_counter()
@@ -117,7 +117,7 @@ def rehearse(training: Training, state: RunState) -> Findings:
 def time_validation(training: Training, state: RunState, validation: Validation) -> tuple[int, float]:
     """Try a validation on two batches; how many it took, and the seconds of the last, or of all where it took none."""
     begun, taken = [], []
-    function, move_on = validation.function.function, validation.batches.start
+    function, move_on = validation.function.function, validation.batches.iterate
 
     def start(epoch: int, position: int = 0) -> Iterator[Any]:
         for batch in move_on(epoch, position):
@@ -131,7 +131,7 @@ def time_validation(training: Training, state: RunState, validation: Validation)
     with (
         training.returns.objects.put_aside(),
         _in_place_of(validation.function, "function", call),
-        _in_place_of(validation.batches, "start", start),
+        _in_place_of(validation.batches, "iterate", start),
     ):
         metrics = validate(validation, state, most_batches=_TIMES)
     ended = time.perf_counter()

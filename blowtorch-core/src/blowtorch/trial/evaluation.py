@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from blowtorch.data.batches import Batches, OwnStreams
+from blowtorch.data.batches import Batches
 from blowtorch.errors import CheckpointError, ScriptError
 from blowtorch.record.metric_objects import find_metric_objects, put_aside
 from blowtorch.runs.view import find_newest
@@ -15,7 +15,7 @@ from blowtorch.script.functions import Function
 from blowtorch.script.returns import Returns
 from blowtorch.script.script import Script
 from blowtorch.state import RunState
-from blowtorch.streams import derive_seed
+from blowtorch.streams import SeparateStreams, derive_seed
 from blowtorch.training.model import load_initial_weights
 from blowtorch.training.validation import Validation, judging, validate
 from blowtorch.tree import move
@@ -56,9 +56,9 @@ def predict(script: Script, state: RunState, loader: Any) -> Iterator[Any]:
 
 def _predictions(function: Function, state: RunState, batches: Batches) -> Iterator[Any]:
     """Between two predictions everything is as the caller left it: modes, gradients and random streams."""
-    streams = OwnStreams(derive_seed(state.seed, "predict"))
+    streams = SeparateStreams(derive_seed(state.seed, "predict"))
     with contextlib.closing(batches):
-        iterator = batches.start(1)
+        iterator = batches.iterate(1)
         while True:
             with streams, judging(state):
                 batch = next(iterator, _NOTHING)

@@ -1,0 +1,233 @@
+"""Where batches come from: for each kind of loader, how an epoch of (seed, epoch) is iterated from any position.
+
+What can be reached by an index is: a sequence of batches, and a `DataLoader`, whose copy is given our order and seeds
+for its workers. An iterable that has a state is asked for it; one that has none is drawn again up to the position.
+"""
+
+import contextlib
+import itertools
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, IterDataPipe
+
+from blowtorch.data.loaders import copy_loader, end_workers
+from blowtorch.data.order import EpochOrder, tell_epoch
+from blowtorch.data.workers import SeededDataset, SeededStream, WorkerStart
+from blowtorch.errors import warn
+from blowtorch.streams import SeparateStreams, derive_seed
+
+
+class Source:
+    """Any iterable of batches: it has no position of its own, so the batches before a position are drawn again.
+
+    Args:
+        loader: the iterable.
+        name: of the loader in messages.
+        seed: of the run and the loader.
+
+    Attributes:
+        may_look_ahead: whether a batch may be fetched before it is trained on, since that moves no position that a
+            checkpoint holds, and no random stream of this process.
+        has_state: whether `state_dict` holds the position in an epoch.
+        order: the order of the samples, where it is ours.
+    """
+
+    has_state = False
+    order: EpochOrder | None = None
+
+    def __init__(self, loader: Any, name: str, seed: int) -> None:
+        self._loader = loader
+        self._name = name
+        self._seed = seed
+        self._running: weakref.ref[Any] | None = None  # the loader's iterator, whose workers are to be ended
+        self.may_look_ahead = getattr(loader, "num_workers", 0) > 0
+
+    def iterate(self, epoch: int, position: int) -> Iterator[Any]:
+        """Return the batches of an epoch from a position on; those before it are skipped in this call."""
+        for target in (self._loader, getattr(self._loader, "dataset", None)):
+            tell_epoch(target, epoch)
+        seed = derive_seed(self._seed, "loader", epoch)
+        if isinstance(self._loader, DataLoader):
+            self._loader.generator.manual_seed(seed)
+        return self._iterate(seed, epoch, position)
+
+    def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
+        self._warn_of_drawing(position)
+        return draw_forward(self._loader, seed, position)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the middle of an epoch, if this source has a state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep a state for the next epoch that is iterated from a position other than its beginning."""
+
+    def close(self) -> None:
+        """End the loader's workers, those too that outlive an epoch."""
+        if isinstance(self._loader, DataLoader):
+            end_workers(self._loader, None if self._running is None else self._running())
+
+    def _warn_of_drawing(self, position: int) -> None:
+        if position:
+            warn(f"the loader for {self._name!r} has no position of its own: {position} batches are drawn again")
+
+
+class SequenceSource(Source):
+    """A sequence of batches, which are reached by their index."""
+
+    def __init__(self, loader: Sequence[Any], name: str, seed: int) -> None:
+        super().__init__(loader, name, seed)
+        self.may_look_ahead = True
+
+    def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
+        if position == 0:
+            return iter(self._loader)
+        return map(self._loader.__getitem__, range(position, len(self._loader)))
+
+
+class StatefulSource(Source):
+    """A loader, or a dataset iterated in this process, whose own state holds its position."""
+
+    has_state = True
+
+    def __init__(self, loader: Any, stateful: Any, name: str, seed: int) -> None:
+        super().__init__(loader, name, seed)
+        self.may_look_ahead = False
+        self._stateful = stateful
+        self._restored: Any = None  # the state in the checkpoint that the run continues from
+        self._is_under_way = False
+
+    def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
+        if position and self._restored is not None:
+            self._stateful.load_state_dict(self._restored)
+            return self._note_end(draw_forward(self._loader, seed, 0))
+        self._warn_of_drawing(position)  # the checkpoint is of a time when the loader had no state
+        return self._note_end(draw_forward(self._loader, seed, position))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the middle of an epoch."""
+        return {"state": self._stateful.state_dict()} if self._is_under_way else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep a state for the next epoch that is iterated from a position other than its beginning."""
+        self._restored = state.get("state")
+
+    def _note_end(self, batches: Iterator[Any]) -> Iterator[Any]:
+        self._is_under_way = True
+        yield from batches
+        self._is_under_way = False
+
+
+class OrderedLoaderSource(Source):
+    """A copy of a `DataLoader` over samples with indices: their order and the randomness of its workers are ours."""
+
+    order: EpochOrder
+
+    def __init__(self, loader: DataLoader[Any], name: str, seed: int, settings: dict[str, Any]) -> None:
+        self.order = EpochOrder(loader, seed)
+        settings = {**settings, "sampler" if loader.batch_sampler is None else "batch_sampler": self.order}
+        if loader.num_workers:
+            settings["dataset"] = SeededDataset(loader.dataset)
+            settings["worker_init_fn"] = WorkerStart(loader.dataset, loader.worker_init_fn)
+        super().__init__(copy_loader(loader, **settings), name, seed)
+
+    def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
+        self.order.set(epoch, position)
+        batches: Iterator[Any] = iter(self._loader)
+        if self._loader.num_workers:
+            self._running = weakref.ref(batches)
+        return batches
+
+
+class StreamLoaderSource(Source):
+    """A copy of a `DataLoader` whose workers iterate a dataset without indices: their randomness is ours."""
+
+    def __init__(self, loader: DataLoader[Any], name: str, seed: int, settings: dict[str, Any]) -> None:
+        settings = {**settings, "worker_init_fn": WorkerStart(loader.dataset, loader.worker_init_fn)}
+        self._stream: SeededStream | None = None
+        if not isinstance(loader.dataset, IterDataPipe):  # torch has to know one by its type
+            settings["dataset"] = self._stream = SeededStream(loader.dataset)
+        super().__init__(copy_loader(loader, **settings), name, seed)
+
+    def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
+        if self._stream is not None:
+            self._stream.set(seed, epoch)
+        batches: Iterator[Any] = iter(self._loader)
+        self._running = weakref.ref(batches)
+        self._warn_of_drawing(position)
+        for _ in itertools.islice(batches, position):
+            pass
+        return batches
+
+
+def choose_source(loader: Any, name: str, seed: int, device: torch.device) -> Source:
+    """Return the source for a loader: a `DataLoader` is copied, anything else is iterated as it is.
+
+    Args:
+        loader: the user's.
+        name: of the loader in messages.
+        seed: of the run and the loader.
+        device: where the batches are wanted.
+    """
+    stateful = _find_stateful(loader)
+    if not isinstance(loader, DataLoader):
+        if stateful is not None:
+            return StatefulSource(loader, stateful, name, seed)
+        return SequenceSource(loader, name, seed) if isinstance(loader, Sequence) else Source(loader, name, seed)
+    if loader.num_workers and not getattr(loader, "in_order", True):
+        warn(f"the loader for {name!r} has in_order=False, so the order of its batches is not exact")
+    settings: dict[str, Any] = {"generator": torch.Generator()}  # without one, the global stream is drawn from
+    if loader.num_workers and device.type == "cuda":
+        settings["pin_memory"] = True  # or the host would wait for each copy to the device
+    if not isinstance(loader.dataset, IterableDataset):
+        return OrderedLoaderSource(loader, name, seed, settings)
+    if stateful is None and loader.num_workers:
+        return StreamLoaderSource(loader, name, seed, settings)
+    twin = copy_loader(loader, **settings)
+    if stateful is None:
+        return Source(twin, name, seed)
+    # A loader with a state looks for that of its dataset, so its workers are left to itself.
+    return StatefulSource(twin, twin if stateful is loader else stateful, name, seed)
+
+
+def _find_stateful(loader: Any) -> Any:
+    """Return an iterable loader, or a dataset iterated in this process, that holds its own position; None without."""
+    candidates = [loader]
+    if isinstance(loader, DataLoader):
+        if not isinstance(loader.dataset, IterableDataset):
+            return None  # its order is a function of (seed, epoch)
+        candidates += [] if loader.num_workers else [loader.dataset]
+    for candidate in candidates:
+        if all(callable(getattr(candidate, name, None)) for name in ("state_dict", "load_state_dict")):
+            return candidate
+    return None
+
+
+def draw_forward(iterable: Iterable[Any], seed: int, position: int) -> Iterator[Any]:
+    """Return the batches of an iterable from a position on; those before it are drawn in this call.
+
+    An iterable may shuffle when its iteration begins, and draws that order from the global streams, which training has
+    moved on since. So up to its first batch it is given other streams, seeded by `seed`, and has the same order again.
+    Later batches draw from the global streams, as in a loop by hand; a checkpoint holds those.
+    """
+    streams = SeparateStreams(seed)
+    with streams:
+        iterator = iter(iterable)
+        for _ in itertools.islice(iterator, position):
+            pass
+    return _draw_on(iterator, streams if position == 0 else contextlib.nullcontext())
+
+
+def _draw_on(iterator: Iterator[Any], around_first: contextlib.AbstractContextManager[None]) -> Iterator[Any]:
+    """Yield what is left of an iterator, and draw the first of it inside a context."""
+    with around_first:
+        batch = next(iterator, _END)
+    while batch is not _END:
+        yield batch
+        batch = next(iterator, _END)  # not `for`, with which some iterables would begin again
+
+
+_END = object()
