@@ -55,7 +55,7 @@ ROOMS = {
     "schedule": ["schedules", "option", "sequence"],
     "data": ["batches", "sources", "loaders", "transfer", "workers", "order"],
     "folder": ["folder", "provenance", "secrets", "lock", "manifest", "files"],
-    "extension": ["found", "contracts"],
+    "extension": ["found", "packages", "contracts"],
     "config": ["config", "yaml12"],
 }
 OUTSIDE = ["builtin", "testing"]  # made with public names alone; see below

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import zipfile
 
 import pytest
 from packaging.specifiers import SpecifierSet
@@ -103,6 +104,25 @@ def test_a_newer_copy_without_extensions_hides_the_older_one(install):
     install("acme-logger", ACME, version="1.0", folder="old")
     install("acme-logger", "", version="2.0", folder="new")
     assert find("acme") == []
+
+
+def test_a_package_in_a_zip_file_is_found_and_hides_a_later_copy(install, tmp_path, monkeypatch):
+    install("acme-logger", "[blowtorch.loggers]\nacme = old:Old\ngone = old:Old\n", version="1.0", folder="old")
+    with zipfile.ZipFile(tmp_path / "site.zip", "w") as file:
+        file.writestr("acme_logger-2.0.dist-info/METADATA", "Name: acme-logger\nVersion: 2.0\n")
+        file.writestr("acme_logger-2.0.dist-info/entry_points.txt", ACME)
+    monkeypatch.syspath_prepend(tmp_path / "site.zip")
+    assert [(each.name, each.version, each.status) for each in find("acme", "gone")] == [("acme", "2.0", "ok")]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_an_old_kind_of_metadata_is_read_too(tmp_path, monkeypatch, end):
+    info = tmp_path / "Acme_Logger.egg-info"
+    info.mkdir()
+    (info / "PKG-INFO").write_bytes(f"Name: Acme.Logger{end}Version: 0.3{end}{end}Version: none{end}".encode())
+    (info / "entry_points.txt").write_bytes(ACME.replace("\n", end).encode())
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find("acme") == [Extension("logger", "acme", "Acme.Logger", "0.3", "ok", "", "acme_logger:AcmeLogger")]
 
 
 def test_a_folder_on_the_path_twice_gives_each_extension_once(install, monkeypatch):

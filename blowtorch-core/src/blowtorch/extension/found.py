@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blowtorch.errors import ExtensionError, nearest
+from blowtorch.extension.packages import Package, find_mismatch, find_packages, normalise
 
 GROUPS: Mapping[str, str] = {
     "logger": "blowtorch.loggers",
@@ -23,8 +24,8 @@ GROUPS: Mapping[str, str] = {
 }
 COLUMNS = ("kind", "name", "package", "version", "status", "reason")  # of every listing
 BUILT_IN = ("blowtorch-core", "blowtorch-cli")  # no other package can take over their names or switch them off
+_DISABLED, _ALLOWED = "BLOWTORCH_DISABLE_PLUGINS", "BLOWTORCH_PLUGINS"  # environment variables
 _PACKAGES_TO_INSTALL = {("logger", "tensorboard"): "blowtorch-tensorboard", ("logger", "wandb"): "blowtorch-wandb"}
-_PLAIN_REQUIREMENT = re.compile(r"blowtorch[-_.]+core(\s*,?\s*(>=|<)\s*\d+(\.\d+)*)+", re.IGNORECASE)
 _TARGET = re.compile(r"([\w.]+)\s*:\s*([\w.]+)\s*(\[.*\])?")
 
 
@@ -105,13 +106,16 @@ class Extension:
 
 
 def find_extensions() -> list[Extension]:
-    """All installed extensions with their status, in a fixed order; imports none of them."""
+    """Return all installed extensions with their status, in a fixed order; none of them is imported."""
     core = importlib.metadata.version("blowtorch-core")
-    found = [extension for package in _find_packages() for extension in _read_extensions(package, core)]
-    order = {kind: index for index, kind in enumerate(GROUPS)}
-    return sorted(
-        _mark_conflicts(found), key=lambda each: (order.get(each.kind, len(order)), each.kind, each.name, each.package)
-    )
+    switches, packages = _read_switches(), find_packages("blowtorch.")
+    declared = [extension for package in packages for extension in _read_extensions(package, core, switches)]
+    kinds = {kind: index for index, kind in enumerate(GROUPS)}
+
+    def position(extension: Extension) -> tuple[int, str, str, str]:
+        return kinds.get(extension.kind, len(kinds)), extension.kind, extension.name, extension.package
+
+    return sorted(_mark_conflicts(declared), key=position)
 
 
 def in_words(kind: str) -> str:
@@ -136,66 +140,12 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def normalise(package: str) -> str:
-    """The one form of all the ways to write the name of a package.
-
-    >>> normalise("Acme_Logger")
-    'acme-logger'
-    """
-    return re.sub(r"[-_.]+", "-", package).lower()
-
-
-def _find_packages() -> list[importlib.metadata.Distribution]:
-    """The installed distributions that declare extensions, each as an import would find it."""
-    found: dict[str, importlib.metadata.Distribution] = {}
-    for distribution in importlib.metadata.distributions():
-        if "[blowtorch." in _read(distribution, "entry_points.txt") and (name := _name(distribution)):
-            found.setdefault(name, distribution)
-    return [_first_copy(name, distribution) for name, distribution in found.items()]
-
-
-def _first_copy(name: str, found: importlib.metadata.Distribution) -> importlib.metadata.Distribution:
-    """The copy that comes first on the path: it hides the others, even when it declares no extensions."""
-    for distribution in importlib.metadata.distributions(name=name):
-        if _name(distribution) == name:
-            return distribution
-    return found
-
-
-def _name(distribution: importlib.metadata.Distribution) -> str:
-    return normalise(_read_fields(distribution)["Name"][0])
-
-
-def _read(distribution: importlib.metadata.Distribution, file: str) -> str:
-    try:
-        return distribution.read_text(file) or ""
-    except (OSError, ValueError):  # one damaged installation must not stop the others
-        return ""
-
-
-def _read_fields(distribution: importlib.metadata.Distribution) -> Mapping[str, Sequence[str]]:
-    """The fields that matter here; `Distribution.metadata` would parse the long description too, again at each use."""
-    fields: dict[str, list[str]] = {"Name": [], "Version": [], "Requires-Dist": []}
-    for line in (_read(distribution, "METADATA") or _read(distribution, "PKG-INFO")).splitlines():
-        field, separator, value = line.partition(": ")
-        if not line:
-            break
-        if separator and field in fields:
-            fields[field].append(value.strip())
-    return {
-        "Name": fields["Name"] or [""],
-        "Version": fields["Version"] or [""],
-        "Requires-Dist": fields["Requires-Dist"],
-    }
-
-
-def _read_extensions(distribution: importlib.metadata.Distribution, core: str) -> Iterator[Extension]:
-    fields = _read_fields(distribution)
-    mismatch = _find_mismatch(fields["Requires-Dist"], core)
-    for kind, name, target in _parse_entry_points(_read(distribution, "entry_points.txt")):
-        extension = Extension(kind, name, fields["Name"][0], fields["Version"][0], target=target)
+def _read_extensions(package: Package, core: str, switches: Mapping[str, Sequence[str]]) -> Iterator[Extension]:
+    mismatch = find_mismatch(package, core)
+    for kind, name, target in _parse_entry_points(package.entry_points):
+        extension = Extension(kind, name, package.fields["Name"][0], package.fields["Version"][0], target=target)
         if not extension.is_built_in:
-            if reason := _switched_off(extension):
+            if reason := _find_switch(extension, switches):
                 extension = dataclasses.replace(extension, status="disabled", reason=reason)
             elif mismatch:
                 extension = dataclasses.replace(extension, status="incompatible", reason=mismatch)
@@ -221,60 +171,28 @@ def _parse_entry_points(text: str) -> Iterator[tuple[str, str, str]]:
             yield kind, name.strip(), target.strip()
 
 
-def _find_mismatch(requirements: Iterable[str], core: str) -> str:
-    """Why a package with these requirements does not go with this version of the core; empty when it does."""
-    for text in requirements:
-        if not re.match(r"blowtorch[-_.]+core\b", text, re.IGNORECASE) or _is_plainly_met(text, core):
-            continue
-        from packaging.requirements import Requirement
-
-        try:
-            requirement = Requirement(text)
-            applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        except ValueError:  # malformed; that is between the package and the installer
-            continue
-        if applies and not requirement.specifier.contains(core, prereleases=True):
-            return f"needs blowtorch-core{requirement.specifier}, and {core} is installed"
-    return ""
-
-
-def _is_plainly_met(requirement: str, core: str) -> bool:
-    """Whether a core such as `0.1.0` meets a requirement such as `blowtorch-core>=0.1,<0.2`, for sure.
-
-    That is nearly always so, and then `packaging`, whose import takes longer than all else here, is not needed.
-    """
-    if not _PLAIN_REQUIREMENT.fullmatch(requirement) or not re.fullmatch(r"[\d.]+", core):
-        return False
-    bounds = re.findall(r"(>=|<)\s*([\d.]+)", requirement)
-    return all((_release(core) >= _release(version)) == (bound == ">=") for bound, version in bounds)
-
-
-def _release(version: str) -> list[int]:
-    numbers = [int(number) for number in version.split(".")]
-    return numbers + [0] * (9 - len(numbers))
-
-
-def _switched_off(extension: Extension) -> str:
-    """Which variable switches an extension off, in words; empty when none does."""
-
-    disabled, allowed = _switch("BLOWTORCH_DISABLE_PLUGINS"), _switch("BLOWTORCH_PLUGINS")
+def _find_switch(extension: Extension, switches: Mapping[str, Sequence[str]]) -> str:
+    """Return which variable switches an extension off, in words; an empty text when none does."""
+    disabled, allowed = switches[_DISABLED], switches[_ALLOWED]
     if disabled == ["all"] or any(map(extension.is_called, disabled)):
-        return "switched off by BLOWTORCH_DISABLE_PLUGINS"
+        return f"switched off by {_DISABLED}"
     if allowed and not any(map(extension.is_called, allowed)):
-        return "not among BLOWTORCH_PLUGINS"
+        return f"not among {_ALLOWED}"
     return ""
 
 
-def _switch(variable: str) -> list[str]:
-    """The names in one of the two variables."""
-    return [name for item in os.environ.get(variable, "").split(",") if (name := item.strip())]
+def _read_switches() -> dict[str, list[str]]:
+    """Return the names in each of the two variables."""
+    return {
+        variable: [name for item in os.environ.get(variable, "").split(",") if (name := item.strip())]
+        for variable in (_DISABLED, _ALLOWED)
+    }
 
 
 def find_idle_switches(extensions: Sequence[Extension]) -> Iterator[tuple[str, str]]:
     """Each variable that names what it does not switch, with the reason."""
-    for variable in ("BLOWTORCH_DISABLE_PLUGINS", "BLOWTORCH_PLUGINS"):
-        names = _switch(variable)
-        if variable == "BLOWTORCH_DISABLE_PLUGINS" and names == ["all"]:
+    for variable, names in _read_switches().items():
+        if variable == _DISABLED and names == ["all"]:
             continue
         for name in names:
             meant = [extension for extension in extensions if extension.is_called(name)]
