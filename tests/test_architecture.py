@@ -203,6 +203,36 @@ def test_files_of_tests_stay_small(path):
     assert path.read_text().count("\n") <= 400, f"{path} is too long; split it by subject"
 
 
+def private_aims(tree: ast.AST) -> Iterator[str]:
+    """What a test knows of the inside of the code: names with an underscore, and names of ours that are replaced."""
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom | ast.Import)]
+    names = {(alias.asname or alias.name).split(".")[0]: ast.unparse(node) for node in imports for alias in node.names}
+    ours = {name for name, statement in names.items() if "blowtorch" in statement}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls", "os")):  # os._exit is public
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "delattr", "patch", "object")):
+            words = [argument.value for argument in node.args[:2] if isinstance(argument, ast.Constant)]
+            names_inside = any(str(word).startswith("blowtorch") or is_private(str(word)) for word in words)
+            replaces_ours = bool(node.args) and ast.unparse(node.args[0]).split(".")[0] in ours
+            if names_inside or replaces_ours:
+                yield ast.unparse(node)
+    yield from (statement for name, statement in names.items() if is_private(name))
+
+
+def is_private(name: str) -> bool:
+    """Whether a name begins with one underscore, but for the two of torch that blowtorch/data/loaders.py relies on."""
+    return name.startswith("_") and not name.startswith("__") and name not in ("_iterator", "_shutdown_workers")
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT / "tests").as_posix())
+def test_tests_aim_at_no_private_name(path):
+    if path.parts[-2:] == ("testing", "conftest.py"):  # of the suites: snapshots of the source are about to be cheap
+        pytest.skip("not yet")
+    assert list(private_aims(ast.parse(path.read_text()))) == []
+
+
 def test_every_hook_and_each_of_its_parameters_is_documented():
     specs = [value for name, value in vars(hookspecs).items() if name.endswith("Spec")]
     assert len(specs) == 5

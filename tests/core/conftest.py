@@ -10,8 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from blowtorch import Run
-
-pytest.register_assert_rewrite("tests.core.small_runs", "tests.core.data.loaders")
+from tests.core.small_runs import step
 
 
 @pytest.fixture(autouse=True)
@@ -67,12 +66,7 @@ def make_run():
     def make(*command_line, validates=True, **keywords):
         keywords.setdefault("random_seed", 123)
         run = Run(command_line=["train.py", *command_line], **keywords)
-
-        @run.train_step
-        def step(batch, model):
-            x, y = batch
-            return {"loss": nn.functional.mse_loss(model(x), y)}
-
+        run.train_step(step)
         if validates:
             run.validate_step(step)
 

@@ -1,6 +1,7 @@
 """What tests of whole runs share: a callback that hears of every moment, and weights that are compared."""
 
 import torch
+from torch import nn
 
 from blowtorch import (
     Run,
@@ -8,6 +9,11 @@ from blowtorch import (
 )
 
 QUIET = {"progress": False}
+
+
+def step(batch, model):
+    x, y = batch
+    return {"loss": nn.functional.mse_loss(model(x), y)}
 
 
 class Ear:

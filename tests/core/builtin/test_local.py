@@ -100,7 +100,8 @@ def test_a_directory_on_another_file_system_is_copied_first(backend, monkeypatch
     directory = fill(Path("/dev/shm") / f"blowtorch-test-{os.getpid()}", "new")
     copies = []
     monkeypatch.setattr(
-        "blowtorch.builtin.local.shutil.copytree",
+        shutil,
+        "copytree",
         lambda source, target, copytree=shutil.copytree: copies.append(target) or copytree(source, target),
     )
     try:
@@ -141,7 +142,7 @@ def test_a_deletion_that_is_cut_short_leaves_nothing_that_is_listed(backend, tmp
         raise PermissionError("not today")
 
     with monkeypatch.context() as patch:
-        patch.setattr("blowtorch.builtin.local.shutil.rmtree", refuse)
+        patch.setattr(shutil, "rmtree", refuse)
         with pytest.raises(PermissionError, match="not today"):
             backend.checkpoint_delete("step-00000001")
     assert backend.checkpoint_list() == []

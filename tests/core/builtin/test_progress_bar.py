@@ -10,12 +10,12 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 import types
 
 import pytest
 
 from blowtorch import OptionError
-from blowtorch.builtin import progress_bar
 from blowtorch.builtin.progress_bar import ProgressBar
 
 COLUMNS = 110
@@ -110,8 +110,7 @@ def begin(terminal, monkeypatch):
 def clock(monkeypatch):
     """A clock that stands unless it is moved."""
     clock = types.SimpleNamespace(now=1.0)
-    clock.monotonic = lambda: clock.now
-    monkeypatch.setattr(progress_bar, "time", clock)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
     return clock
 
 

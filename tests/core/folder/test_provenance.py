@@ -115,10 +115,9 @@ def test_a_git_that_does_not_answer_costs_a_sentence_and_no_run(project, monkeyp
     (project / "git").write_text("#!/bin/sh\nexec /bin/sleep 60\n")
     (project / "git").chmod(0o755)
     monkeypatch.setenv("PATH", str(project))
-    monkeypatch.setattr("blowtorch.folder.provenance._GIT_SECONDS", 0.1)
-    assert git_commit(project / "train.py") is None
+    assert git_commit(project / "train.py", git_timeout_s=0.1) is None
     (project / "run").mkdir()
-    [problem] = snapshot(project / "run", project / "train.py")
+    [problem] = snapshot(project / "run", project / "train.py", git_timeout_s=0.1)
     assert problem.startswith("code and environment could not be kept whole: ") and "timed out" in problem
     assert (project / "run" / "environment.txt").is_file()
 

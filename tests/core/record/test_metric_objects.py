@@ -68,14 +68,18 @@ def torchmetrics_collection():
 KINDS = [Mean, MeanModule, torchmetrics_mean, torchmetrics_list, torchmetrics_collection]
 
 
-def start(metric):
-    run = Run(random_seed=123, command_line=["train.py"])
-
-    @run.train_step
+def step_with(metric):
     def step(batch, model):
         error = (model(batch[0]) - batch[1]).square()
         metric.update(error.flatten())
         return {"loss": error.mean(), "metric": metric}
+
+    return step
+
+
+def start(metric):
+    run = Run(random_seed=123, command_line=["train.py"])
+    run.train_step(step_with(metric))
 
     @run.configure_optimizers
     def configure_optimizers(model):
@@ -138,8 +142,9 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_with_what_was_gathered(
     def train(*stops):
         folder = {}
         for stop in (*stops, None):
-            run, net = start(make()), make_net()
-            run.validate_step(loader, every="2 steps")(run._script.train.function)
+            metric, net = make(), make_net()
+            run = start(metric)
+            run.validate_step(loader, every="2 steps")(step_with(metric))
             result = run(net, loader, max_epochs=2, max_steps=stop, sanity_batches=1, **folder, **QUIET)
             folder = {"resume": str(result.folder)}
         return [*net.state_dict().values()], lines(result, events)
@@ -157,8 +162,8 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_with_what_was_gathered(
 )
 def test_a_validation_that_uses_the_same_object_changes_nothing_of_the_epoch(make_net, loader, make, beside):
     def train(beside=None):
-        run, net = start(make()), make_net()
-        step, options = run._script.train.function, {}
+        metric, net, options = make(), make_net(), {}
+        run, step = start(metric), step_with(metric)
         if beside is not None:
             run.validate_step(loader, every="3 steps" if beside == "a validation" else "1 epoch")(step)
         if beside == "an evaluation":
@@ -173,8 +178,7 @@ def test_a_validation_that_uses_the_same_object_changes_nothing_of_the_epoch(mak
 
 def test_each_validation_computes_its_own(make_net, loader, data):
     metric = Mean()
-    run = start(metric)
-    step = run._script.train.function
+    run, step = start(metric), step_with(metric)
     run.validate_step(DataLoader(data, 32), name="all")(step)
     run.validate_step([data[:8]], name="few")(step)
     result = run(make_net(), loader, **QUIET)

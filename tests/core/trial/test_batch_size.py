@@ -18,9 +18,8 @@ def make_net():
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
 
 
-def start(most, tried=None, error=torch.OutOfMemoryError, is_self_driven=False):
-    """A run on a device that has memory for so many samples."""
-    run = Run(random_seed=123, command_line=["train.py"])
+def with_memory_for(most, tried=None, error=torch.OutOfMemoryError):
+    """The loss, on a device that has memory for so many samples."""
 
     def compute(batch, model):
         if tried is not None:
@@ -28,6 +27,13 @@ def start(most, tried=None, error=torch.OutOfMemoryError, is_self_driven=False):
         if len(batch[0]) > most:
             raise error("CUDA out of memory. Tried to allocate 2.00 GiB")
         return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    return compute
+
+
+def start(most, tried=None, error=torch.OutOfMemoryError, is_self_driven=False):
+    run = Run(random_seed=123, command_line=["train.py"])
+    compute = with_memory_for(most, tried, error)
 
     if is_self_driven:
 
@@ -39,7 +45,7 @@ def start(most, tried=None, error=torch.OutOfMemoryError, is_self_driven=False):
             return loss
 
     else:
-        run.train_step(lambda batch, model: compute(batch, model))
+        run.train_step(compute)
     run.configure_optimizers(lambda model: torch.optim.Adam(model.parameters(), lr=0.1))
     return run
 
@@ -84,7 +90,7 @@ def test_everything_is_left_as_it_was(error):
     streams = torch.get_rng_state()
     run.keep_state("counter", counter)
     kept, metric = counter.weight.clone(), Sum()
-    inner = run._script.train.function
+    inner = with_memory_for(16)
 
     @run.train_step
     def step(batch, model):

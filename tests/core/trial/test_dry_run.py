@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from blowtorch import CheckpointError, ExtensionError, hookimpl
 from blowtorch.builtin.early_stopping import EarlyStopping
+from tests.core.small_runs import step
 
 
 class Witness:
@@ -51,17 +52,16 @@ def streams():
 def test_everything_is_done_once_and_nothing_is_left(make_run, net, loader, capsys):
     calls = {"train": 0, "val": 0}
     run = make_run(validates=False)
-    train = run._script.train.function
 
     @run.train_step
-    def step(batch, model):
+    def train(batch, model):
         calls["train"] += 1
-        return train(batch, model)
+        return step(batch, model)
 
     @run.validate_step
     def validate(batch, model):
         calls["val"] += 1
-        return train(batch, model)
+        return step(batch, model)
 
     saved = []
     run.on("checkpoint_saved")(lambda checkpoint: saved.append(sorted(path.name for path in checkpoint.path.iterdir())))

@@ -1,5 +1,6 @@
 """What is written down so that a run can be repeated: source, changes, environment, model."""
 
+import functools
 import importlib.metadata
 import platform
 import shutil
@@ -13,7 +14,6 @@ import torch
 from torch import nn
 
 _MOST_BYTES = 1_000_000  # a larger file is hardly source
-_GIT_SECONDS = 10
 
 
 def versions() -> dict[str, str]:
@@ -27,14 +27,17 @@ def versions() -> dict[str, str]:
     }
 
 
-def snapshot(folder: Path, script: Path | None) -> list[str]:
+def snapshot(folder: Path, script: Path | None, git_timeout_s: float = 10.0) -> list[str]:
     """Write the source, its difference to the commit, and the environment into a run's folder.
+
+    Git is waited for `git_timeout_s` seconds at most.
 
     Returns:
         What could not be written, in sentences; a run is not failed by it.
     """
     problems = []
-    for write in (_copy_source, _write_changes, _write_environment):
+    write_changes = functools.partial(_write_changes, git_timeout_s=git_timeout_s)
+    for write in (_copy_source, write_changes, _write_environment):
         try:
             write(folder, script)
         except (OSError, subprocess.SubprocessError) as error:
@@ -42,12 +45,12 @@ def snapshot(folder: Path, script: Path | None) -> list[str]:
     return problems
 
 
-def git_commit(script: Path | None) -> str | None:
+def git_commit(script: Path | None, git_timeout_s: float = 10.0) -> str | None:
     """The commit of the repository in which a script lives; None outside of one, or where git does not answer."""
     if script is None:
         return None
     try:
-        return (_git(script.parent, "rev-parse", "HEAD") or b"").decode().strip() or None
+        return (_git(script.parent, git_timeout_s, "rev-parse", "HEAD") or b"").decode().strip() or None
     except subprocess.TimeoutExpired:
         return None
 
@@ -115,11 +118,13 @@ def _copy_source(folder: Path, script: Path | None) -> None:
         shutil.copyfile(path, copy)
 
 
-def _write_changes(folder: Path, script: Path | None) -> None:
+def _write_changes(folder: Path, script: Path | None, git_timeout_s: float) -> None:
     """Write what differs from the commit, if the script lives in a git repository and anything does."""
     path = folder / "changes.diff"
     path.unlink(missing_ok=True)  # when a run is continued, its code is that of now
-    changes = None if script is None else _git(script.parent, "diff", "HEAD", "--no-ext-diff", "--no-color")
+    changes = (
+        None if script is None else _git(script.parent, git_timeout_s, "diff", "HEAD", "--no-ext-diff", "--no-color")
+    )
     if changes:
         path.write_bytes(changes)
 
@@ -131,11 +136,11 @@ def _write_environment(folder: Path, script: Path | None) -> None:
     (folder / "environment.txt").write_text("\n".join(sorted(lines, key=str.lower)) + "\n", encoding="utf-8")
 
 
-def _git(folder: Path, *arguments: str) -> bytes | None:
+def _git(folder: Path, timeout_s: float, *arguments: str) -> bytes | None:
     """What git prints; None where there is no git or no repository."""
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_GIT_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
     except FileNotFoundError:
         return None
     return done.stdout if done.returncode == 0 else None

@@ -14,7 +14,6 @@ from blowtorch.testing.children import barrier, count_moments, in_processes, kil
 from blowtorch.testing.contract import Contract, cause_of, expected, run_info
 
 _SIZE = 150_000  # bytes, so that no file fits into one buffer
-_MOST_MOMENTS = 24
 _NAME = "step-00000001"
 
 Files = Mapping[str, bytes]
@@ -25,9 +24,13 @@ class CheckpointBackendContract(Contract):
 
     Backends that are made with the same `tmp_path` store in the same place, as those of two processes that work on
     the same run do; with another `tmp_path`, in another place.
+
+    Attributes:
+        most_moments: at so many moments of an action, at most, a process is killed; each costs a process.
     """
 
     __test__ = False
+    most_moments = 24
     kind = "checkpoint-backend"
 
     def make_checkpoint_backend(self, tmp_path: Path) -> Any:
@@ -257,7 +260,8 @@ class CheckpointBackendContract(Contract):
         start(prepare("warm"))()  # so that no process needs its first moments for imports
         counted = prepare("counted")
         total = count_moments(lambda: start(counted))
-        for moment in sorted({round(1 + index * (total - 1) / _MOST_MOMENTS) for index in range(_MOST_MOMENTS + 1)}):
+        steps = self.most_moments
+        for moment in sorted({round(1 + index * (total - 1) / steps) for index in range(steps + 1)}):
             place = prepare(f"moment-{moment}")
             outcome = kill_at(moment, lambda place=place: start(place))  # type: ignore[misc]
             assert outcome.error is None, f"an action that is not killed works; got {outcome.error}"
