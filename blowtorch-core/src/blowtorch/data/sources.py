@@ -1,7 +1,7 @@
 """Where batches come from: for each kind of loader, how an epoch of (seed, epoch) is iterated from any position.
 
-What can be reached by an index is: a sequence of batches, and a `DataLoader`, whose copy is given our order and seeds
-for its workers. An iterable that has a state is asked for it; one that has none is drawn again up to the position.
+A sequence of batches is iterated from an index on. A `DataLoader` is copied, and the copy has our order, and our seeds
+for its workers. An iterable that has a state restores its own position; any other is drawn again up to the position.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader, IterableDataset, IterDataPipe
 
 from blowtorch.data.loaders import copy_loader, end_workers
 from blowtorch.data.order import EpochOrder, tell_epoch
-from blowtorch.data.workers import SeededDataset, SeededStream, WorkerStart
+from blowtorch.data.workers import SeededDataset, SeededStream, WorkerSetup
 from blowtorch.errors import warn
 from blowtorch.streams import SeparateStreams, derive_seed
 
 
 class Source:
-    """Any iterable of batches: it has no position of its own, so the batches before a position are drawn again.
+    """Any iterable of batches; it has no position of its own, so the batches before a position are drawn again.
 
     Args:
         loader: the iterable.
@@ -29,8 +29,8 @@ class Source:
         seed: of the run and the loader.
 
     Attributes:
-        may_look_ahead: whether a batch may be fetched before it is trained on, since that moves no position that a
-            checkpoint holds, and no random stream of this process.
+        may_look_ahead: whether a batch may be fetched before the one ahead of it is trained on, since that moves no
+            position that a checkpoint holds, and no random stream of this process.
         has_state: whether `state_dict` holds the position in an epoch.
         order: the order of the samples, where it is ours.
     """
@@ -131,7 +131,7 @@ class OrderedLoaderSource(Source):
         settings = {**settings, "sampler" if loader.batch_sampler is None else "batch_sampler": self.order}
         if loader.num_workers:
             settings["dataset"] = SeededDataset(loader.dataset)
-            settings["worker_init_fn"] = WorkerStart(loader.dataset, loader.worker_init_fn)
+            settings["worker_init_fn"] = WorkerSetup(loader.dataset, loader.worker_init_fn)
         super().__init__(copy_loader(loader, **settings), name, seed)
 
     def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
@@ -146,7 +146,7 @@ class StreamLoaderSource(Source):
     """A copy of a `DataLoader` whose workers iterate a dataset without indices: their randomness is ours."""
 
     def __init__(self, loader: DataLoader[Any], name: str, seed: int, settings: dict[str, Any]) -> None:
-        settings = {**settings, "worker_init_fn": WorkerStart(loader.dataset, loader.worker_init_fn)}
+        settings = {**settings, "worker_init_fn": WorkerSetup(loader.dataset, loader.worker_init_fn)}
         self._stream: SeededStream | None = None
         if not isinstance(loader.dataset, IterDataPipe):  # torch has to know one by its type
             settings["dataset"] = self._stream = SeededStream(loader.dataset)

@@ -1,4 +1,4 @@
-"""What happens in a loader's workers: their random streams are seeded by the place of what they load."""
+"""The workers of a loader: their random streams are seeded by the epoch and position of the batch that they load."""
 
 import dataclasses
 import random
@@ -15,7 +15,7 @@ from blowtorch.streams import derive_seed
 
 
 class SeededDataset:
-    """A dataset in a worker: before it loads a batch, the random streams are seeded with what the batch carries."""
+    """A dataset in a worker; before it loads a batch, it seeds the random streams with the seed of the batch."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -47,14 +47,14 @@ class SeededDataset:
 
 
 class SeededStream(IterableDataset[Any]):
-    """An iterable dataset in workers: in each epoch the random streams of each are seeded anew."""
+    """An iterable dataset in workers; each worker seeds its random streams anew in each epoch."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
         self._shared = torch.zeros(2, dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it
 
     def set(self, seed: int, epoch: int) -> None:
-        """Choose the epoch that the workers begin next, and its seed."""
+        """Choose the epoch that the workers iterate next, and its seed."""
         self._shared.copy_(torch.tensor([seed, epoch]))
 
     def __len__(self) -> int:
@@ -74,14 +74,19 @@ class SeededStream(IterableDataset[Any]):
 
 
 @dataclasses.dataclass
-class WorkerStart:
-    """What a worker does first: it leaves Ctrl-C to the main process, and shows the user's own dataset."""
+class WorkerSetup:
+    """The `worker_init_fn` of our copy of a loader: it leaves Ctrl-C to the main process, and calls the user's own.
+
+    Args:
+        dataset: the user's own, which `torch.utils.data.get_worker_info` then shows in the worker.
+        user_function: the user's own `worker_init_fn`.
+    """
 
     dataset: Any
     user_function: Callable[[int], None] | None
 
     def __call__(self, worker: int) -> None:
-        """Called by torch in worker number `worker`."""
+        """Prepare the worker in which torch calls this; `worker` is its number."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         info = get_worker_info()
         if info is not None:
@@ -91,7 +96,7 @@ class WorkerStart:
 
 
 def seed_worker(seed: int) -> None:
-    """Seed the random streams of a loader's worker; not every device, which takes a hundred times as long."""
+    """Seed the random streams of a worker, without those of devices, which would take a hundred times as long."""
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)

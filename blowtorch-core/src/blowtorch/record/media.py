@@ -1,7 +1,7 @@
 """What a run records besides metrics: images, histograms, texts and files.
 
-Images and files are kept in the folder `media` of the run, the rest in the record itself, so that whatever was logged
-can be looked at, or handed to another logger, without any tracker.
+Images and files are kept in the folder `media` of the run, histograms and texts in the record itself. So all that was
+logged can be looked at, or given to another logger, without any tracker.
 """
 
 import shutil
@@ -28,7 +28,7 @@ def log_image(state: RunState, name: str, image: Any) -> None:
     """Record an image; see `Run.log_image`.
 
     Raises:
-        ScriptError: it is no image.
+        ScriptError: it is not an image.
     """
     if callable(getattr(image, "savefig", None)):  # a figure of matplotlib
         _keep(state, "image", name, ".png", lambda path: image.savefig(path, format="png"))
@@ -66,16 +66,16 @@ def log_file(state: RunState, name: str, path: str | Path) -> None:
 
 
 def to_pixels(image: Any) -> Array:
-    """The pixels of an image, uint8, of shape (height, width, channels).
+    """Return the pixels of an image: uint8, of shape (height, width, channels).
 
     Args:
-        image: a tensor of shape (height, width) or (channels, height, width); an array of shape (height, width) or
-            (height, width, channels), or whatever NumPy takes for one, such as a picture of Pillow. Where the
-            channels cannot be in the usual place, the other is taken. Integers are 0 to 255, floats 0 to 1; what is
-            outside is clipped, and what is not a number is 0.
+        image: a tensor of shape (height, width) or (channels, height, width), or an array of shape (height, width) or
+            (height, width, channels). NumPy may make the array, as of a picture of Pillow. If the usual dimension
+            cannot be that of the channels, the other one is. Integers are 0 to 255, floats 0 to 1; values outside are
+            clipped, and NaN is 0.
 
     Raises:
-        ScriptError: it has another shape, or is no array at all.
+        ScriptError: the image has another shape, or NumPy can make no array of it.
     """
     try:
         pixels = _to_array(image)
@@ -101,7 +101,7 @@ def to_pixels(image: Any) -> Array:
 
 
 def encode_png(pixels: Array) -> bytes:
-    """A PNG file, after the W3C's specification of the format.
+    """Return the bytes of a PNG file, after the W3C's specification of the format.
 
     Args:
         pixels: uint8, of shape (height, width, channels) with 1 to 4 channels.
@@ -126,10 +126,11 @@ def _to_array(values: Any) -> Array:
 
 
 def _keep(state: RunState, event: str, name: str, suffix: str, write: Callable[[Path], object]) -> None:
-    """Write a file into the run's folder and record it; a disk that is full must not end the training."""
+    """Write a file into the run's folder and record it; a full disk is a warning, and does not end the training."""
     stem = safe_name(name)[:_LONGEST_NAME] or "unnamed"
-    again = state.count_media(stem)
-    path = state.folder / "media" / stem / f"step-{state.step:08d}{f'-{again}' if again else ''}{suffix}"
+    num_before = state.count_media(stem)  # of this name at this step
+    number = f"-{num_before}" if num_before else ""
+    path = state.folder / "media" / stem / f"step-{state.step:08d}{number}{suffix}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)

@@ -1,8 +1,8 @@
-"""Means and other reductions of metrics, which stay on the device until they are recorded.
+"""Means and other reductions of metrics, whose values stay on the device until they are recorded.
 
-Reading a tensor makes the host wait for an accelerator. So values on one are only kept, and read all together, in
-one transfer, when a window is recorded. Values on the CPU cost nothing to read and are summed at once. Either way the
-sums are taken one value after the other in Python floats: a checkpoint that cuts a window in two changes no bit.
+To read a tensor, the host must wait for the accelerator. So values on one are only kept, and all of them are read in
+one transfer when a window is recorded. Values on the CPU cost nothing to read and are summed at once. Either way the
+values are summed one after the other in Python floats, so a checkpoint that cuts a window in two changes no bit.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from blowtorch.state import REDUCTIONS
 from blowtorch.tree import walk
 
-Totals = dict[str, tuple[float, float]]  # name → sum of weight × value, sum of weights; or what it is reduced to, 1
+Totals = dict[str, tuple[float, float]]  # name → sum of weight × value, sum of weights; or the reduced value, 1
 
 NOTHING = (0.0, 0.0)  # the total of nothing
 _CHUNK = 1024  # so many values are kept as tensors of their own before they are packed into one
@@ -25,9 +25,9 @@ class Window:
     """Means of named scalars, weighted by batch size, since the window was opened.
 
     Args:
-        reductions: `sum`, `max`, `min` or `last` for those of which something else than the mean is wanted; it may
+        reductions: `sum`, `max`, `min` or `last` by the name of each metric that is not reduced to its mean; it may
             grow, and two windows of the same metrics share it.
-        only_finite: leave out values that are NaN or infinite.
+        only_finite: whether values that are NaN or infinite are left out.
     """
 
     def __init__(self, reductions: dict[str, str] | None = None, only_finite: bool = False) -> None:
@@ -48,30 +48,30 @@ class Window:
             self._add(name, value, weight)
 
     def close(self) -> Totals:
-        """The totals of the window, which is then empty; waits for the device if values are there."""
+        """Return the totals and empty the window; this waits for an accelerator that has values."""
         totals = self._read()
         self.totals = {}
         return totals
 
     def means(self) -> dict[str, float]:
-        """The means so far."""
+        """Return the means so far."""
         return means(self._read())
 
     def merge(self, totals: Totals) -> None:
         """Add the totals of another window."""
         for name, (value, weight) in totals.items():
-            mine = self.totals.get(name, NOTHING)
+            total = self.totals.get(name, NOTHING)
             if name not in self.reductions:
-                self.totals[name] = (mine[0] + value, mine[1] + weight)
+                self.totals[name] = (total[0] + value, total[1] + weight)
             elif weight:
                 self._add(name, value, weight)
 
     def state_dict(self) -> dict[str, list[Any]]:
-        """The open window in plain values: total, weight and reduction of each name."""
+        """Return total, weight and reduction of each name, as plain values."""
         return {name: [*total, self.reductions.get(name, "mean")] for name, total in self._read().items()}
 
     def load_state_dict(self, state: Mapping[str, list[Any]]) -> None:
-        """Open the window where it was."""
+        """Restore the totals that `state_dict` returned."""
         self.totals = {name: (value, weight) for name, (value, weight, _) in state.items()}
         self.reductions |= {name: reduce for name, (_, _, reduce) in state.items() if reduce != "mean"}
         self._waiting, self._packed = [], []
@@ -92,7 +92,7 @@ class Window:
             self._pack()
 
     def _pack(self) -> None:
-        """Put the waiting values into one tensor on their device, without waiting."""
+        """Put the values that wait into one tensor on their device, which the host does not wait for."""
         keys = [(name, weight) for name, weight, _ in self._waiting]
         self._packed.append((keys, torch.stack([value.float() for _, _, value in self._waiting])))
         self._waiting = []
@@ -110,7 +110,7 @@ class Window:
 
 
 def means(totals: Totals) -> dict[str, float]:
-    """The weighted means of totals; NaN where all weights are zero.
+    """Return the weighted means of totals; NaN where all weights are zero.
 
     >>> means({"loss": (6.0, 4.0)})
     {'loss': 1.5}
@@ -119,9 +119,9 @@ def means(totals: Totals) -> dict[str, float]:
 
 
 def count_samples(batch: Any) -> int:
-    """The first dimension of the first tensor or array in a batch; 1 where there is none."""
+    """Return the first dimension of the first tensor or array in a batch; 1 where there is none."""
     kind, first = type(batch), batch
-    if kind is tuple or kind is list:  # the common cases, on every step
+    if kind is tuple or kind is list:  # the common cases need no walk, which would cost time on every step
         first = batch[0] if batch else None
     elif kind is dict:
         first = next(iter(batch.values()), None)

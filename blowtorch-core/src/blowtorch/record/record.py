@@ -1,7 +1,7 @@
-"""The record of a run: append-only, local, and the truth; and what feeds loggers from it.
+"""The record of a run: a local file to which events are appended, and from which all else is told.
 
-The loop appends events to `record.jsonl`. Each logger is fed by a thread of its own that reads that file from its own
-cursor, so a logger that is slow, down or broken falls behind and catches up; it cannot slow, stop or falsify a run.
+The loop appends events to `record.jsonl`. A thread for each logger reads that file from its own cursor (`feed`). So a
+logger that is slow, down or broken falls behind and catches up; it cannot slow, stop or falsify a run.
 """
 
 import json
@@ -22,15 +22,19 @@ _HELD_EVENTS = 100_000  # so many are kept in memory while the disk is full
 
 
 class Record:
-    """The events of a run in `record.jsonl`, one JSON object a line; only whole lines are ever written."""
+    """The events of a run in `record.jsonl`, one JSON object a line; the file ends with a whole line after each write.
+
+    Args:
+        path: of the file; a last line that is torn is cut off.
+        beat: called at each write, as a sign of life.
+    """
 
     def __init__(self, path: Path, beat: Callable[[], None] = lambda: None) -> None:
-        """Open the record for appending, dropping a torn last line; each write calls `beat`, a sign of life."""
         self.path = path
         self._beat = beat
         self._file: BinaryIO = path.open("ab", buffering=0)
         self._held: list[dict[str, Any]] = []  # encoded together, which costs a fraction of one at a time
-        self._unwritten = b""  # what a full disk has refused
+        self._unwritten = b""  # lines that a full disk has refused
         self._written_at = 0.0
         self._length = whole_lines(path)
         self._file.truncate(self._length)
@@ -44,14 +48,14 @@ class Record:
             values: JSON values; floats may be NaN or infinite.
 
         Raises:
-            RunFolderError: the record could not be written for so long that too much is held in memory.
+            RunFolderError: the file could not be written for so long that too much is held in memory.
         """
         self._held.append({"event": event, **values})
         if is_urgent or len(self._held) >= _BUFFERED_EVENTS or time.monotonic() - self._written_at > _BUFFERED_SECONDS:
             self.write()
 
     def write(self) -> bool:
-        """Write what is held; say whether the file now has everything. A full disk is tried again next time."""
+        """Write the events that are held; return whether the file has all of them. A full disk is tried again later."""
         self._written_at = time.monotonic()
         self._beat()
         data = self._unwritten + b"".join(map(encode, self._held))
@@ -76,24 +80,24 @@ class Record:
         return True
 
     def flush(self) -> int:
-        """Write what is held; return the length, which a checkpoint keeps.
+        """Write the events that are held; return the length of the file in bytes, which a checkpoint keeps.
 
         Raises:
-            OSError: it could not be written.
+            OSError: the file could not be written.
         """
         if not self.write():
             raise OSError(f"{self.path} could not be written")
         return self._length
 
     def make_durable(self) -> None:
-        """Let what was written survive a power cut; any thread may ask for it."""
+        """Have all that was written survive a power cut; any thread may call this."""
         os.fsync(self._file.fileno())
 
     def cut(self, length: int) -> None:
-        """Go back to an earlier length, that of a checkpoint.
+        """Cut the file to an earlier length in bytes, that of a checkpoint.
 
         Raises:
-            RunFolderError: the record is shorter than that.
+            RunFolderError: the file is shorter than that.
         """
         if length > self._length:
             raise RunFolderError(
@@ -104,28 +108,28 @@ class Record:
         self._length = length
 
     def close(self) -> bool:
-        """Write what is held and close the file; say whether it has everything."""
+        """Write the events that are held and close the file; return whether it has all of them."""
         is_complete = self.write()
         self._file.close()
         return is_complete
 
 
 def whole_lines(path: Path) -> int:
-    """The length in bytes of a file up to and with its last line feed."""
+    """Return the length in bytes of a file up to its last line feed, that included."""
     position = path.stat().st_size
     with path.open("rb") as file:
         while position > 0:
-            start = max(0, position - 65_536)
-            file.seek(start)
-            end = file.read(position - start).rfind(b"\n")
-            if end >= 0:
-                return start + end + 1
-            position = start
+            block = max(0, position - 65_536)
+            file.seek(block)
+            line_feed = file.read(position - block).rfind(b"\n")
+            if line_feed >= 0:
+                return block + line_feed + 1
+            position = block
     return 0
 
 
 def encode(event: Mapping[str, Any]) -> bytes:
-    """One line of the record.
+    """Return the line of an event in the record.
 
     >>> encode({"event": "metrics", "metrics": {"train/loss": float("nan")}})
     b'{"event": "metrics", "metrics": {"train/loss": "nan"}}\\n'
@@ -138,7 +142,7 @@ def encode(event: Mapping[str, Any]) -> bytes:
 
 
 def decode(line: bytes) -> dict[str, Any]:
-    """The event of one line; metrics are numbers again, be they finite or not."""
+    """Return the event of a line; metrics are numbers again, finite or not."""
     event: dict[str, Any] = json.loads(line)
     for key in ("metrics", "summary"):
         if key in event:
