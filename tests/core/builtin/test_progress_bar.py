@@ -252,6 +252,25 @@ def test_the_streams_are_as_before_when_the_bar_is_gone(begin, terminal, state):
     assert sys.stdout is sys.stderr is terminal.stream
 
 
+def test_beside_a_bar_standard_output_is_a_whole_stream(begin, terminal, state):
+    bar, stream = begin(state), terminal.stream
+    watched = sys.stdout
+    assert isinstance(watched, io.TextIOBase) and watched is not stream
+    assert (watched.encoding, watched.errors, watched.newlines) == (stream.encoding, stream.errors, stream.newlines)
+    assert watched.isatty() and watched.writable() and not watched.closed
+    assert (watched.readable(), watched.seekable()) == (stream.readable(), stream.seekable())
+    assert watched.buffer is stream.buffer and watched.line_buffering == stream.line_buffering
+    for read in (watched.read, watched.readline, watched.readlines, watched.__next__):
+        with pytest.raises(io.UnsupportedOperation, match="not readable"):
+            read()
+    watched.writelines(["one\n", "two\n"])
+    assert terminal.lines() == ["one", "two", ""]
+    bar.epoch_end()
+    del watched
+    print("three")
+    assert terminal.lines() == ["one", "two", "three", ""]
+
+
 def test_a_stream_that_somebody_else_has_put_in_place_stays(begin, state, monkeypatch):
     bar = begin(state)
     own = io.StringIO()

@@ -11,6 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from blowtorch import BlowtorchWarning, Interval, OptionError, hookimpl
+from blowtorch.builtin.checks import (
+    check_between,
+    check_fraction,
+    check_positive,
+    count_steps,
+    is_number,
+    read_interval,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +31,39 @@ _SHAPES: Mapping[str, Callable[[float], float]] = {  # from 1 to 0 as the argume
 }
 
 
-class Cosine:
+class _Fall:
+    """Falls from the optimizer's rate to `floor`, after an optional warm-up; a subclass says on which curve.
+
+    Args:
+        name: that of the scheduler, for messages.
+        curve: leads from 1 to 0 as its argument goes from 0 to 1.
+        warmup: how long the rate first rises.
+        floor: the rate at the end, as a fraction of the optimizer's.
+    """
+
+    def __init__(self, name: str, curve: Callable[[float], float], warmup: str | None, floor: float) -> None:
+        self._owner = f"scheduler {name!r}"
+        self._curve = curve
+        self.warmup = None if warmup is None else read_interval(self._owner, "warmup", warmup)
+        self.floor = check_fraction(self._owner, "floor", floor)
+
+    @hookimpl
+    def scheduler_build(
+        self, optimizer: "torch.optim.Optimizer", total_steps: int | None, steps_per_epoch: int | None
+    ) -> Any:
+        """Build the scheduler; the run must have a known number of steps."""
+        total = _check_known(self._owner, total_steps)
+        warmup = _count_warmup(self._owner, self.warmup, total, steps_per_epoch)
+        factor = _rise_and_fall(self._curve, warmup, total, self.floor)
+        scheduler = None if warmup else self.build_as_torch(optimizer, total, factor)
+        return _build_lambda(optimizer, factor) if scheduler is None else scheduler
+
+    def build_as_torch(self, optimizer: "torch.optim.Optimizer", total: int, factor: Callable[[int], float]) -> Any:
+        """Build torch's own scheduler for this curve without a warm-up, or None where torch has none."""
+        raise NotImplementedError
+
+
+class Cosine(_Fall):
     """Half a cosine from the optimizer's rate down to `floor`, after an optional warm-up.
 
     Without options this is `torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)`, stepped every step.
@@ -37,26 +77,16 @@ class Cosine:
     """
 
     def __init__(self, warmup: str | None = None, floor: float = 0.0) -> None:
-        self.warmup = None if warmup is None else _read_length("cosine", "warmup", warmup)
-        self.floor = _check_fraction("cosine", "floor", floor)
+        super().__init__("cosine", _SHAPES["cosine"], warmup, floor)
 
-    @hookimpl
-    def scheduler_build(
-        self, optimizer: "torch.optim.Optimizer", total_steps: int | None, steps_per_epoch: int | None
-    ) -> Any:
-        """Build it; the run must have a known number of steps."""
-        from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
+    def build_as_torch(self, optimizer: "torch.optim.Optimizer", total: int, factor: Callable[[int], float]) -> Any:
+        """Build a `CosineAnnealingLR`, unless there is a floor: its own is no fraction of the optimizer's rate."""
+        from torch.optim.lr_scheduler import CosineAnnealingLR
 
-        total = _check_known("cosine", total_steps)
-        warmup = _count_steps("cosine", self.warmup, total, steps_per_epoch)
-        factor = _rise_and_fall(_SHAPES["cosine"], warmup, total, self.floor)
-
-        if warmup or self.floor:
-            return _following(LambdaLR, factor)(optimizer, factor)
-        return _following(CosineAnnealingLR, factor, T_max=total)(optimizer, total)
+        return None if self.floor else _following(CosineAnnealingLR, factor, T_max=total)(optimizer, total)
 
 
-class Linear:
+class Linear(_Fall):
     """A straight line from the optimizer's rate down to `floor`, after an optional warm-up.
 
     Without a warm-up this is `torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, floor, total_steps)`.
@@ -70,26 +100,17 @@ class Linear:
     """
 
     def __init__(self, warmup: str | None = None, floor: float = 0.0) -> None:
-        self.warmup = None if warmup is None else _read_length("linear", "warmup", warmup)
-        self.floor = _check_fraction("linear", "floor", floor)
+        super().__init__("linear", _SHAPES["linear"], warmup, floor)
 
-    @hookimpl
-    def scheduler_build(
-        self, optimizer: "torch.optim.Optimizer", total_steps: int | None, steps_per_epoch: int | None
-    ) -> Any:
-        """Build it; the run must have a known number of steps."""
-        from torch.optim.lr_scheduler import LambdaLR, LinearLR
+    def build_as_torch(self, optimizer: "torch.optim.Optimizer", total: int, factor: Callable[[int], float]) -> Any:
+        """Build a `LinearLR`."""
+        from torch.optim.lr_scheduler import LinearLR
 
-        total = _check_known("linear", total_steps)
-        warmup = _count_steps("linear", self.warmup, total, steps_per_epoch)
-        factor = _rise_and_fall(_SHAPES["linear"], warmup, total, self.floor)
-        if warmup:
-            return _following(LambdaLR, factor)(optimizer, factor)
         kind = _following(LinearLR, factor, end_factor=self.floor, total_iters=total)
         return kind(optimizer, 1.0, self.floor, total)
 
 
-class Polynomial:
+class Polynomial(_Fall):
     """A power of what is left of the run, from the optimizer's rate down to `floor`, after an optional warm-up.
 
     Without `warmup` and `floor` this is `torch.optim.lr_scheduler.PolynomialLR(optimizer, total_steps, power)`.
@@ -104,22 +125,15 @@ class Polynomial:
     """
 
     def __init__(self, power: float = 1.0, warmup: str | None = None, floor: float = 0.0) -> None:
-        self.power = _check_positive("polynomial", "power", power)
-        self.warmup = None if warmup is None else _read_length("polynomial", "warmup", warmup)
-        self.floor = _check_fraction("polynomial", "floor", floor)
+        self.power = check_positive("scheduler 'polynomial'", "power", power)
+        super().__init__("polynomial", lambda done: float((1 - done) ** self.power), warmup, floor)
 
-    @hookimpl
-    def scheduler_build(
-        self, optimizer: "torch.optim.Optimizer", total_steps: int | None, steps_per_epoch: int | None
-    ) -> Any:
-        """Build it; the run must have a known number of steps."""
-        from torch.optim.lr_scheduler import LambdaLR, PolynomialLR
+    def build_as_torch(self, optimizer: "torch.optim.Optimizer", total: int, factor: Callable[[int], float]) -> Any:
+        """Build a `PolynomialLR`, unless there is a floor: it ends at 0."""
+        from torch.optim.lr_scheduler import PolynomialLR
 
-        total = _check_known("polynomial", total_steps)
-        warmup = _count_steps("polynomial", self.warmup, total, steps_per_epoch)
-        factor = _rise_and_fall(lambda done: float((1 - done) ** self.power), warmup, total, self.floor)
-        if warmup or self.floor:
-            return _following(LambdaLR, factor)(optimizer, factor)
+        if self.floor:
+            return None
         kind = _following(PolynomialLR, factor, total_iters=total, power=self.power)
         return kind(optimizer, total, self.power)
 
@@ -142,38 +156,43 @@ class WarmupStableDecay:
     def __init__(
         self, warmup: str | None = None, decay: float | str = 0.2, shape: str = "linear", floor: float = 0.0
     ) -> None:
-        name = "warmup_stable_decay"
-        self.warmup = None if warmup is None else _read_length(name, "warmup", warmup)
-        self.decay = _read_decay(name, decay)
+        self._owner = "scheduler 'warmup_stable_decay'"
+        self.warmup = None if warmup is None else read_interval(self._owner, "warmup", warmup)
+        self.decay = self._read_decay(decay)
         if shape not in tuple(_SHAPES):
-            raise OptionError(
-                f"scheduler {name!r}, option shape: expected {', '.join(map(repr, _SHAPES))}, got {shape!r}"
-            )
+            raise OptionError(f"{self._owner}, option shape: expected {', '.join(map(repr, _SHAPES))}, got {shape!r}")
         self.shape = shape
-        self.floor = _check_fraction(name, "floor", floor)
+        self.floor = check_fraction(self._owner, "floor", floor)
 
     @hookimpl
     def scheduler_build(
         self, optimizer: "torch.optim.Optimizer", total_steps: int | None, steps_per_epoch: int | None
     ) -> Any:
-        """Build it; the run must have a known number of steps."""
-        from torch.optim.lr_scheduler import LambdaLR
-
-        name = "warmup_stable_decay"
-        total = _check_known(name, total_steps)
-        warmup = _count_steps(name, self.warmup, total, steps_per_epoch)
+        """Build the scheduler; the run must have a known number of steps."""
+        total = _check_known(self._owner, total_steps)
+        warmup = _count_warmup(self._owner, self.warmup, total, steps_per_epoch)
         if isinstance(self.decay, Interval):
-            decay = _in_steps(name, "decay", self.decay, steps_per_epoch)
+            decay = count_steps(self._owner, "decay", self.decay, steps_per_epoch)
         else:
             decay = round(self.decay * total)
         if warmup < total < warmup + decay:
             _warn(
-                f"scheduler {name!r}: a warm-up of {warmup} steps and a decay of {decay} do not fit into its {total} "
+                f"{self._owner}: a warm-up of {warmup} steps and a decay of {decay} do not fit into its {total} "
                 f"steps, so the decay is shortened"
             )
         begin = max(warmup, total - decay)
-        factor = _rise_and_fall(_SHAPES[self.shape], warmup, total, self.floor, begin)
-        return _following(LambdaLR, factor)(optimizer, factor)
+        return _build_lambda(optimizer, _rise_and_fall(_SHAPES[self.shape], warmup, total, self.floor, begin))
+
+    def _read_decay(self, decay: float | str) -> Interval | float:
+        """Return the length of the decay: an interval, or a fraction of the run."""
+        if isinstance(decay, str):
+            return read_interval(self._owner, "decay", decay)
+        if not (is_number(decay) and 0 < decay <= 1):
+            raise OptionError(
+                f"{self._owner}, option decay: expected an interval such as '2k steps', or a fraction of the run "
+                f"above 0 and up to 1, got {decay!r}"
+            )
+        return decay
 
 
 class Warmup:
@@ -188,19 +207,17 @@ class Warmup:
     """
 
     def __init__(self, warmup: str, start_factor: float = _START) -> None:
-        self.warmup = _read_length("warmup", "warmup", warmup)
-        self.start_factor = _check_fraction("warmup", "start_factor", start_factor)
+        self._owner = "scheduler 'warmup'"
+        self.warmup = read_interval(self._owner, "warmup", warmup)
+        self.start_factor = check_fraction(self._owner, "start_factor", start_factor)
 
     @hookimpl
     def scheduler_build(
         self, optimizer: "torch.optim.Optimizer", total_steps: int | None, steps_per_epoch: int | None
     ) -> Any:
-        """Build it; the length of the run may be unknown."""
-        from torch.optim.lr_scheduler import LambdaLR
-
-        warmup = _count_steps("warmup", self.warmup, total_steps, steps_per_epoch, least_after=0)
-        factor = functools.partial(_rise, warmup=warmup, start=self.start_factor)
-        return _following(LambdaLR, factor)(optimizer, factor)
+        """Build the scheduler; the length of the run may be unknown."""
+        warmup = _count_warmup(self._owner, self.warmup, total_steps, steps_per_epoch, least_after=0)
+        return _build_lambda(optimizer, functools.partial(_rise, warmup=warmup, start=self.start_factor))
 
 
 class OneCycle:
@@ -218,17 +235,16 @@ class OneCycle:
     """
 
     def __init__(self, max_rate: float | None = None, rise: float = 0.3) -> None:
-        self.max_rate = None if max_rate is None else _check_positive("one_cycle", "max_rate", max_rate)
-        if not (_is_number(rise) and 0 < rise < 1):
-            raise OptionError(f"scheduler 'one_cycle', option rise: expected more than 0 and less than 1, got {rise!r}")
-        self.rise = rise
+        self._owner = "scheduler 'one_cycle'"
+        self.max_rate = None if max_rate is None else check_positive(self._owner, "max_rate", max_rate)
+        self.rise = check_between(self._owner, "rise", rise)
 
     @hookimpl
     def scheduler_build(self, optimizer: "torch.optim.Optimizer", total_steps: int | None) -> Any:
-        """Build it; the run must have a known number of steps."""
+        """Build the scheduler; the run must have a known number of steps."""
         from torch.optim.lr_scheduler import OneCycleLR
 
-        total = _check_known("one_cycle", total_steps)
+        total = _check_known(self._owner, total_steps)
 
         class FollowingOneCycle(OneCycleLR):
             """Goes over to the cycle of the present length, should it have been saved in another."""
@@ -242,7 +258,7 @@ class OneCycle:
 
         if self.rise * total == 1:  # torch would divide by zero
             raise OptionError(
-                f"scheduler 'one_cycle', option rise: {self.rise!r} of {total} steps is one step, in which nothing can "
+                f"{self._owner}, option rise: {self.rise!r} of {total} steps is one step, in which nothing can "
                 f"rise; choose a larger fraction"
             )
         groups = optimizer.param_groups
@@ -256,16 +272,16 @@ class OneCycle:
 
 
 def _rise(step: int, warmup: int, start: float) -> float:
-    """The factor of a step of a warm-up that begins at `start`; 1 for every later step."""
+    """Return the factor of a step of a warm-up that begins at `start`; 1 for every later step."""
     return 1.0 if step >= warmup else start + (1 - start) * step / warmup
 
 
 def _rise_and_fall(
     curve: Callable[[float], float], warmup: int, total_steps: int, floor: float, begin: int | None = None
 ) -> Callable[[int], float]:
-    """The factor of a step: a warm-up, 1 until `begin`, and then `curve`, which leads from 1 to 0.
+    """Return a function that gives the factor of a step: a warm-up, 1 until `begin`, then `curve` from 1 to 0.
 
-    The curve begins right after the warm-up unless told.
+    The curve begins right after the warm-up if there is no `begin`.
     """
     start = warmup if begin is None else begin
 
@@ -281,7 +297,7 @@ def _rise_and_fall(
 
 
 def _following(kind: type, factor: Callable[[int], float], **options: Any) -> Any:
-    """A subclass of a torch scheduler that goes over to the present curve, should it have been saved on another.
+    """Return a subclass of a torch scheduler that goes over to the present curve, should it have been saved on another.
 
     Args:
         kind: the class.
@@ -303,72 +319,34 @@ def _following(kind: type, factor: Callable[[int], float], **options: Any) -> An
     return type(f"Following{kind.__name__}", (kind,), {"state_dict": state_dict, "load_state_dict": load_state_dict})
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _build_lambda(optimizer: "torch.optim.Optimizer", factor: Callable[[int], float]) -> Any:
+    """Return a `LambdaLR` that goes over to the present curve, should it have been saved on another."""
+    from torch.optim.lr_scheduler import LambdaLR
+
+    return _following(LambdaLR, factor)(optimizer, factor)
 
 
-def _check_positive(scheduler: str, option: str, value: float) -> float:
-    """The value, or an `OptionError` if it is not a finite number above 0."""
-    if not (_is_number(value) and 0 < value < math.inf):
-        raise OptionError(f"scheduler {scheduler!r}, option {option}: expected a number above 0, got {value!r}")
-    return value
-
-
-def _check_fraction(scheduler: str, option: str, value: float) -> float:
-    """The value, or an `OptionError` if it is not from 0 to 1."""
-    if not (_is_number(value) and 0 <= value <= 1):
-        raise OptionError(f"scheduler {scheduler!r}, option {option}: expected a fraction from 0 to 1, got {value!r}")
-    return value
-
-
-def _check_known(scheduler: str, total_steps: int | None) -> int:
-    """The number of steps, or an `OptionError` if the run has no known end."""
+def _check_known(owner: str, total_steps: int | None) -> int:
+    """Return the number of steps, or raise an `OptionError` if the run has no known end."""
     if total_steps is None:
         raise OptionError(
-            f"scheduler {scheduler!r} needs to know how many steps the run has: set max_steps, or max_epochs with a "
-            f"train loader that has a length"
+            f"{owner} needs to know how many steps the run has: set max_steps, or max_epochs with a train loader that "
+            f"has a length"
         )
     return total_steps
 
 
-def _read_length(scheduler: str, option: str, text: str) -> Interval:
-    """The length of a warm-up or a decay, or an `OptionError`."""
-    try:
-        return Interval.parse(text, units=("steps", "epochs"))
-    except OptionError as error:
-        raise OptionError(f"scheduler {scheduler!r}, option {option}: {error}") from None
-
-
-def _read_decay(scheduler: str, given: float | str) -> Interval | float:
-    """The length of a decay: an interval, or a fraction of the run."""
-    interval = _read_length(scheduler, "decay", given) if isinstance(given, str) else given
-    if not isinstance(interval, Interval) and not (_is_number(interval) and 0 < interval <= 1):
-        raise OptionError(
-            f"scheduler {scheduler!r}, option decay: expected an interval such as '2k steps', or a fraction of the run "
-            f"above 0 and up to 1, got {given!r}"
-        )
-    return interval
-
-
-def _in_steps(scheduler: str, option: str, length: Interval, steps_per_epoch: int | None) -> int:
-    """A length in optimizer steps, or an `OptionError` if it cannot be counted."""
-    try:
-        return length.in_steps(steps_per_epoch)
-    except OptionError as error:
-        raise OptionError(f"scheduler {scheduler!r}, option {option}: {error}") from None
-
-
-def _count_steps(
-    scheduler: str, warmup: Interval | None, total_steps: int | None, steps_per_epoch: int | None, least_after: int = 1
+def _count_warmup(
+    owner: str, warmup: Interval | None, total_steps: int | None, steps_per_epoch: int | None, least_after: int = 1
 ) -> int:
-    """The length of a warm-up in optimizer steps, 0 for none; a warning if it leaves fewer than `least_after`."""
+    """Return the length of a warm-up in optimizer steps, 0 for none; warn if it leaves fewer than `least_after`."""
     if warmup is None:
         return 0
-    steps = _in_steps(scheduler, "warmup", warmup, steps_per_epoch)
+    steps = count_steps(owner, "warmup", warmup, steps_per_epoch)
     if total_steps is not None and steps + least_after > total_steps:
         _warn(
-            f"scheduler {scheduler!r}: a warm-up of {warmup} ({steps} steps) fills all of its {total_steps} steps, so "
-            f"the rate only rises"
+            f"{owner}: a warm-up of {warmup} ({steps} steps) fills all of its {total_steps} steps, so the rate only "
+            f"rises"
         )
     return steps
 

@@ -6,7 +6,8 @@ When a run is continued, the rate goes on from where it was, and the options are
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from blowtorch import Interval, OptionError, Schedule, hookimpl
+from blowtorch import OptionError, Schedule, hookimpl
+from blowtorch.builtin.checks import check_between, check_fraction, read_interval
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +25,12 @@ class Exponential:
     """
 
     def __init__(self, factor: float, every: str = "1 epoch") -> None:
-        self.factor = _check_between("exponential", "factor", factor)
-        self.every = _read_interval("exponential", "every", every)
+        self.factor = check_between("scheduler 'exponential'", "factor", factor)
+        self.every = read_interval("scheduler 'exponential'", "every", every)
 
     @hookimpl
     def scheduler_build(self, optimizer: "torch.optim.Optimizer") -> Schedule:
-        """Build it; the length of the run does not matter."""
+        """Build torch's scheduler; the length of the run does not matter."""
         from torch.optim.lr_scheduler import ExponentialLR
 
         return Schedule(_forgetting(ExponentialLR, "gamma")(optimizer, self.factor), every=str(self.every))
@@ -47,12 +48,12 @@ class Step:
     """
 
     def __init__(self, every: str, factor: float = 0.1) -> None:
-        self.every = _read_interval("step", "every", every)
-        self.factor = _check_between("step", "factor", factor)
+        self.every = read_interval("scheduler 'step'", "every", every)
+        self.factor = check_between("scheduler 'step'", "factor", factor)
 
     @hookimpl
     def scheduler_build(self, optimizer: "torch.optim.Optimizer") -> Schedule:
-        """Build it; the length of the run does not matter."""
+        """Build torch's scheduler; the length of the run does not matter."""
         from torch.optim.lr_scheduler import StepLR
 
         kind = _forgetting(StepLR, "step_size", "gamma")
@@ -75,14 +76,14 @@ class Milestones:
             raise OptionError(
                 f"scheduler 'milestones', option at: expected a list such as ['30 epochs', '60 epochs'], got {at!r}"
             )
-        self.at = [_read_interval("milestones", "at", moment) for moment in at]
+        self.at = [read_interval("scheduler 'milestones'", "at", moment) for moment in at]
         if len({moment.unit for moment in self.at}) > 1:
             raise OptionError(f"scheduler 'milestones', option at: expected all in steps or all in epochs, got {at!r}")
-        self.factor = _check_between("milestones", "factor", factor)
+        self.factor = check_between("scheduler 'milestones'", "factor", factor)
 
     @hookimpl
     def scheduler_build(self, optimizer: "torch.optim.Optimizer") -> Schedule:
-        """Build it; the length of the run does not matter."""
+        """Build torch's scheduler; the length of the run does not matter."""
         from torch.optim.lr_scheduler import MultiStepLR
 
         kind = _forgetting(MultiStepLR, "milestones", "gamma")
@@ -115,14 +116,14 @@ class Plateau:
         if not isinstance(patience, int) or patience < 0:
             raise OptionError(f"scheduler 'plateau', option patience: expected a number from 0, got {patience!r}")
         self.metric = metric
-        self.factor = _check_between("plateau", "factor", factor)
+        self.factor = check_between("scheduler 'plateau'", "factor", factor)
         self.patience = patience
         self.smaller_is_better = smaller_is_better
-        self.floor = _check_fraction("plateau", "floor", floor)
+        self.floor = check_fraction("scheduler 'plateau'", "floor", floor)
 
     @hookimpl
     def scheduler_build(self, optimizer: "torch.optim.Optimizer") -> Schedule:
-        """Build it; the length of the run does not matter."""
+        """Build torch's scheduler; the length of the run does not matter."""
         from torch.optim.lr_scheduler import ReduceLROnPlateau
 
         kind = _forgetting(ReduceLROnPlateau, "mode", "factor", "patience", "min_lrs", "default_min_lr")
@@ -137,38 +138,10 @@ class Plateau:
 
 
 def _forgetting(kind: type, *options: str) -> Any:
-    """A subclass of a torch scheduler that saves what it has seen, but none of its options, which may change."""
+    """Return a subclass of a torch scheduler that saves what it has seen, and none of its options, which may change."""
 
     def state_dict(self: Any) -> dict[str, Any]:
         state = kind.state_dict(self)  # type: ignore[attr-defined]
         return {name: value for name, value in state.items() if name not in options}
 
     return type(f"Forgetting{kind.__name__}", (kind,), {"state_dict": state_dict})
-
-
-def _read_interval(scheduler: str, option: str, text: object) -> Interval:
-    """An interval of steps or epochs, or an `OptionError`."""
-    try:
-        return Interval.parse(text, units=("steps", "epochs"))
-    except OptionError as error:
-        raise OptionError(f"scheduler {scheduler!r}, option {option}: {error}") from None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_fraction(scheduler: str, option: str, value: float) -> float:
-    """The value, or an `OptionError` if it is not from 0 to 1."""
-    if not (_is_number(value) and 0 <= value <= 1):
-        raise OptionError(f"scheduler {scheduler!r}, option {option}: expected a fraction from 0 to 1, got {value!r}")
-    return value
-
-
-def _check_between(scheduler: str, option: str, value: float) -> float:
-    """The value, or an `OptionError` if it is not more than 0 and less than 1."""
-    if not (_is_number(value) and 0 < value < 1):
-        raise OptionError(
-            f"scheduler {scheduler!r}, option {option}: expected more than 0 and less than 1, got {value!r}"
-        )
-    return value

@@ -1,5 +1,6 @@
 """A bar that shows how far an epoch is."""
 
+import io
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -123,17 +124,66 @@ class ProgressBar:
         self._is_amid_line = not text.endswith("\n")
 
 
-class _WatchedStream:
-    """A stream that tells of every text before it writes it."""
+class _WatchedStream(io.TextIOBase):
+    """Stands for a stream of text and tells of every text before it is written; all else the stream does itself.
+
+    What `io.TextIOBase` has is passed on by name, since `__getattr__` is asked only for what is missing. `close` is
+    not passed on: Python calls it when this object goes, and the stream stays.
+    """
 
     def __init__(self, stream: TextIO, before_write: Callable[[str], None]) -> None:
         self._stream = stream
         self._before_write = before_write
 
-    def write(self, text: str) -> int:
+    def write(self, text: str) -> int:  # `writelines` calls it too
         if text:
             self._before_write(text)
         return self._stream.write(text)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self._stream.errors
+
+    @property
+    def newlines(self) -> Any:  # type: ignore[override]
+        return self._stream.newlines
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def readable(self) -> bool:
+        return self._stream.readable()
+
+    def writable(self) -> bool:
+        return self._stream.writable()
+
+    def seekable(self) -> bool:
+        return self._stream.seekable()
+
+    def read(self, size: int | None = -1) -> str:
+        return self._stream.read(-1 if size is None else size)
+
+    def readline(self, size: int = -1) -> str:  # type: ignore[override]  # iteration and `readlines` call it too
+        return self._stream.readline(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def truncate(self, size: int | None = None) -> int:
+        return self._stream.truncate(size)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from blowtorch import ExtensionError, Interval, OptionError, RunState, hookimpl
+from blowtorch.builtin.checks import check_fraction, count_steps, is_number, read_interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +28,8 @@ class WeightAverage:
         self._name = name
         self.start = start
         self.every = every
-        self._start = _read(name, "start", start) if isinstance(start, str) else start
-        self._every = _read(name, "every", every)
+        self._start = read_interval(name, "start", start) if isinstance(start, str) else start
+        self._every = read_interval(name, "every", every)
         self._num_averaged = 0
 
     @hookimpl
@@ -41,7 +42,8 @@ class WeightAverage:
         """
         if state.averaged is not None:
             raise ExtensionError(f"{self._name} averages the weights, and so does another callback; keep one of them")
-        self._first_step, self._steps = self._count_start(state), self._count(state, "every", self._every)
+        self._first_step = self._count_start(state)
+        self._steps = count_steps(self._name, "every", self._every, state.steps_per_epoch)
         total = state.total_steps
         if total is not None and total - total % self._steps <= self._first_step:
             state.warn(
@@ -82,7 +84,7 @@ class WeightAverage:
 
     def _count_start(self, state: RunState) -> int:
         if isinstance(self._start, Interval):
-            return self._count(state, "start", self._start)
+            return count_steps(self._name, "start", self._start, state.steps_per_epoch)
         if self._start == 0:
             return 0
         if state.total_steps is None:
@@ -91,12 +93,6 @@ class WeightAverage:
                 f"as '1000 steps'"
             )
         return round(self._start * state.total_steps)
-
-    def _count(self, state: RunState, option: str, interval: Interval) -> int:
-        try:
-            return interval.in_steps(state.steps_per_epoch)
-        except OptionError as error:
-            raise OptionError(f"{self._name}, option {option}: {error}") from None
 
 
 class ExponentialMovingAverage(WeightAverage):
@@ -112,8 +108,8 @@ class ExponentialMovingAverage(WeightAverage):
     """
 
     def __init__(self, decay: float = 0.999, start: str | float = 0.0, every: str = "1 step") -> None:
-        super().__init__("ema", _check_fraction("ema", "start", start), every)
-        self.decay = _check_fraction("ema", "decay", decay)
+        super().__init__("ema", _check_start("ema", start), every)
+        self.decay = check_fraction("ema", "decay", decay)
 
     def average(self, averages: "list[Tensor]", weights: "list[Tensor]") -> None:
         """average = decay × average + (1 - decay) × weights."""
@@ -137,7 +133,7 @@ class StochasticWeightAveraging(WeightAverage):
     """
 
     def __init__(self, start: str | float = 0.75, every: str = "1 epoch") -> None:
-        super().__init__("swa", _check_fraction("swa", "start", start), every)
+        super().__init__("swa", _check_start("swa", start), every)
 
     def average(self, averages: "list[Tensor]", weights: "list[Tensor]") -> None:
         """Of n + 1 weights: average + (weights - average) / (n + 1)."""
@@ -155,17 +151,10 @@ def _floating(state: RunState) -> "dict[str, Tensor]":
     return {name: own for name, own in weights.items() if isinstance(own, torch.Tensor) and own.is_floating_point()}
 
 
-def _read(callback: str, option: str, text: str) -> Interval:
-    try:
-        return Interval.parse(text, units=("steps", "epochs"))
-    except OptionError as error:
-        raise OptionError(f"{callback}, option {option}: {error}") from None
-
-
-def _check_fraction(callback: str, option: str, value: Any) -> Any:
-    """The value, or an `OptionError` if it is neither a text nor a number from 0 to 1."""
-    is_text = isinstance(value, str) and option == "start"
-    if is_text or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1):
-        return value
-    kind = "a fraction from 0 to 1" + (", or an interval such as '1000 steps'" if option == "start" else "")
-    raise OptionError(f"{callback}, option {option}: expected {kind}, got {value!r}")
+def _check_start(owner: str, start: str | float) -> str | float:
+    """Return when averaging begins, or raise an `OptionError` if it is neither a text nor a fraction."""
+    if isinstance(start, str) or (is_number(start) and 0 <= start <= 1):
+        return start
+    raise OptionError(
+        f"{owner}, option start: expected a fraction from 0 to 1, or an interval such as '1000 steps', got {start!r}"
+    )
