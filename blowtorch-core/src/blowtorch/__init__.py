@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blowtorch.clock import Interval
+    from blowtorch.config.config import Config
     from blowtorch.config.yaml12 import parse_yaml
     from blowtorch.errors import (
         BlowtorchError,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from blowtorch.hookspecs import Schedule, hookimpl
     from blowtorch.options import RunOptions
     from blowtorch.run import Run, RunResult
-    from blowtorch.runs.view import find_runs, open_run
+    from blowtorch.runs.view import RunView, Series, find_runs, open_run
     from blowtorch.state import Checkpoint, RunInfo, RunState
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _HOMES = {
     "BlowtorchWarning": "errors",
     "Checkpoint": "state",
     "CheckpointError": "errors",
+    "Config": "config.config",
     "ConfigError": "errors",
     "ExtensionError": "errors",
     "Interval": "clock",
@@ -46,8 +48,10 @@ _HOMES = {
     "RunOptions": "options",
     "RunResult": "run",
     "RunState": "state",
+    "RunView": "runs.view",
     "Schedule": "hookspecs",
     "ScriptError": "errors",
+    "Series": "runs.view",
     "find_runs": "runs.view",
     "hookimpl": "hookspecs",
     "open_run": "runs.view",
@@ -59,6 +63,7 @@ __all__ = [
     "BlowtorchWarning",
     "Checkpoint",
     "CheckpointError",
+    "Config",
     "ConfigError",
     "ExtensionError",
     "Interval",
@@ -71,8 +76,10 @@ __all__ = [
     "RunOptions",
     "RunResult",
     "RunState",
+    "RunView",
     "Schedule",
     "ScriptError",
+    "Series",
     "find_runs",
     "hookimpl",
     "open_run",

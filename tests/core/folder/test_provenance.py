@@ -1,5 +1,6 @@
 """What is kept of code, environment and model."""
 
+import importlib
 import importlib.metadata
 import subprocess
 import sys
@@ -64,6 +65,28 @@ def test_the_source_holds_no_module_of_an_environment_inside_the_project(project
     monkeypatch.syspath_prepend(installed)
     __import__("installed_module_of_a_test")
     assert local_modules(project / "train.py") == [project / "train.py"]
+
+
+def test_a_module_that_was_loaded_anew_from_elsewhere_is_kept_as_it_is_now(project, monkeypatch):
+    for version in ("one", "two"):
+        (project / version).mkdir()
+        (project / version / "linked_module_of_a_test.py").write_text(f"VERSION = {version!r}\n")
+    monkeypatch.syspath_prepend(project / "link")
+    (project / "link").symlink_to("one")
+    module = importlib.import_module("linked_module_of_a_test")
+    assert project / "one" / "linked_module_of_a_test.py" in local_modules(project / "train.py")
+    (project / "link").unlink()
+    (project / "link").symlink_to("two")
+    importlib.reload(module)
+    assert local_modules(project / "train.py") == [project / "train.py", project / "two" / "linked_module_of_a_test.py"]
+
+
+def test_a_module_that_is_imported_later_is_among_the_next(project, monkeypatch):
+    before = local_modules(project / "train.py")
+    (project / "later_module_of_a_test.py").write_text("")
+    monkeypatch.syspath_prepend(project)
+    importlib.import_module("later_module_of_a_test")
+    assert local_modules(project / "train.py") == [project / "later_module_of_a_test.py", *before]
 
 
 def test_a_changed_file_is_kept_as_a_difference_that_can_be_applied(project):

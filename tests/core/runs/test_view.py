@@ -154,6 +154,26 @@ def test_the_newest_run_of_a_name_or_of_a_script_is_found():
     assert find_newest("train_logs", "other", "one.py") is None
 
 
+@pytest.mark.parametrize("name", ["größe", "true", "1e-3", "a" * 200, "x-x"])
+@pytest.mark.parametrize("script", ["a b/größe's 'x'.py", f"{'long folder ' * 30}/train.py", "C:\\Users\\train.py"])
+def test_a_run_is_found_however_its_name_and_its_script_are_written(name, script):
+    RunFolder.create("train_logs", name, script=script)
+    RunFolder.create("train_logs", "other", script="other")
+    assert find_newest("train_logs", name, "").number == find_newest("train_logs", None, script).number == 1
+
+
+def test_runs_before_the_newest_are_not_read_and_a_damaged_one_after_it_is_said():
+    for number, text in enumerate(("id: [", "", "id: a\nnumber: 2\nstatus: finished"), start=1):
+        path = Path(f"train_logs/26-01-01_00-00-00_damaged-{number}")
+        path.mkdir(parents=True)
+        (path / "run.yaml").write_text(text)
+    RunFolder.create("train_logs", "mine")
+    assert find_newest("train_logs", "mine", "").number == 4
+    with pytest.warns(BlowtorchWarning, match=r"damaged-\d.*; the run is left out") as warnings:
+        assert find_newest("train_logs", "other", "") is None
+    assert len(warnings) == 3
+
+
 # ---------------------------------------------------------------- status
 
 

@@ -40,7 +40,8 @@ class Package:
     def fields(self) -> Mapping[str, Sequence[str]]:
         """The fields that matter here; `Distribution.metadata` would parse the long description too."""
         fields: dict[str, list[str]] = {"Name": [], "Version": [], "Requires-Dist": []}
-        for line in (self._read("METADATA") or self._read("PKG-INFO")).splitlines():
+        text = self._read("METADATA") or self._read("PKG-INFO")
+        for line in text.partition("\n\n")[0].splitlines():
             field, separator, value = line.partition(": ")
             if not line:
                 break

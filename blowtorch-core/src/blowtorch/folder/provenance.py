@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from blowtorch.extension.packages import Package
+
 _MOST_BYTES = 1_000_000  # a larger file is hardly source
 
 
 def versions() -> dict[str, str]:
-    """The versions that decide what a run computes."""
+    """Return the versions that decide what a run computes."""
     return {
         "python": platform.python_version(),
         "blowtorch-core": importlib.metadata.version("blowtorch-core"),
@@ -46,7 +48,7 @@ def snapshot(folder: Path, script: Path | None, git_timeout_s: float = 10.0) -> 
 
 
 def git_commit(script: Path | None, git_timeout_s: float = 10.0) -> str | None:
-    """The commit of the repository in which a script lives; None outside of one, or where git does not answer."""
+    """Return the commit of the repository of a script; None outside of one, or where git does not answer."""
     if script is None:
         return None
     try:
@@ -56,24 +58,34 @@ def git_commit(script: Path | None, git_timeout_s: float = 10.0) -> str | None:
 
 
 def local_modules(script: Path) -> list[Path]:
-    """The script and the modules it has imported from its own folder or the current one."""
+    """Return the script and the modules that have been imported from its folder or the current one."""
     roots = [script.parent.resolve(), Path.cwd().resolve()]
-    elsewhere = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
-    found = {script.resolve()}
+    paths = {script.resolve()}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or not file.endswith(".py"):
+        if not isinstance(file, str) or not file.endswith(".py") or (file.startswith("/") and _is_installed(file)):
             continue
         path = Path(file).resolve()
-        is_local = any(path.is_relative_to(root) for root in roots)
-        is_installed = "site-packages" in path.parts or any(path.is_relative_to(place) for place in elsewhere)
-        if is_local and not is_installed and path.is_file() and path.stat().st_size <= _MOST_BYTES:
-            found.add(path)
-    return sorted(found)
+        is_local = any(path.is_relative_to(root) for root in roots) and not _is_installed(str(path))
+        if is_local and path.is_file() and path.stat().st_size <= _MOST_BYTES:
+            paths.add(path)
+    return sorted(paths)
+
+
+@functools.cache  # to follow the links of two thousand modules takes longer than all else that is written
+def _is_installed(file: str) -> bool:
+    """Whether the file of a module, an absolute path, comes with Python or a package, as long as the process lasts."""
+    path = Path(file).resolve()
+    return "site-packages" in path.parts or any(path.is_relative_to(place) for place in _library_folders())
+
+
+@functools.cache
+def _library_folders() -> list[Path]:
+    return [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
 
 
 def summarize_model(model: nn.Module) -> str:
-    """The tree of a model's modules with the number of parameters of each; a shared parameter counts once."""
+    """Return the tree of a model's modules with the number of parameters of each; a shared parameter counts once."""
     lines = [f"{type(model).__name__}: {_count(model)}"]
     for name, module in model.named_modules():
         if name:
@@ -122,22 +134,22 @@ def _write_changes(folder: Path, script: Path | None, git_timeout_s: float) -> N
     """Write what differs from the commit, if the script lives in a git repository and anything does."""
     path = folder / "changes.diff"
     path.unlink(missing_ok=True)  # when a run is continued, its code is that of now
-    changes = (
-        None if script is None else _git(script.parent, git_timeout_s, "diff", "HEAD", "--no-ext-diff", "--no-color")
-    )
+    if script is None:
+        return
+    changes = _git(script.parent, git_timeout_s, "diff", "HEAD", "--no-ext-diff", "--no-color")
     if changes:
         path.write_bytes(changes)
 
 
-def _write_environment(folder: Path, script: Path | None) -> None:
+def _write_environment(folder: Path, _: Path | None) -> None:
     """Write the name and version of every installed distribution, whatever the script is."""
-    distributions = [distribution.metadata for distribution in importlib.metadata.distributions()]
-    lines = {f"{about['Name']}=={about['Version']}" for about in distributions if about["Name"]}
+    packages = [Package(distribution).fields for distribution in importlib.metadata.distributions()]
+    lines = {f"{fields['Name'][0]}=={fields['Version'][0]}" for fields in packages if fields["Name"][0]}
     (folder / "environment.txt").write_text("\n".join(sorted(lines, key=str.lower)) + "\n", encoding="utf-8")
 
 
 def _git(folder: Path, timeout_s: float, *arguments: str) -> bytes | None:
-    """What git prints; None where there is no git or no repository."""
+    """Return what git prints; None where there is no git or no repository."""
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)

@@ -1,6 +1,7 @@
 """Reads the folders of runs, without torch and without disturbing whoever trains them."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +12,8 @@ from blowtorch.folder.folder import folder_number, read_yaml, safe_name
 from blowtorch.folder.lock import is_owned
 from blowtorch.folder.manifest import read_manifest
 from blowtorch.state import Checkpoint
+
+_NEEDED = {"id", "name", "number", "status"}
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,12 +46,12 @@ class RunView:
 
     @property
     def id(self) -> str:
-        """Unique for ever."""
+        """What names the run for ever, wherever its folder is moved."""
         return str(self.info["id"])
 
     @property
     def name(self) -> str:
-        """Such as `brave-otter-3`."""
+        """The name of the run, such as `brave-otter-3`."""
         return str(self.info["name"])
 
     @property
@@ -70,19 +73,19 @@ class RunView:
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
-        """The checkpoints in the folder, in ascending order; they are not verified."""
-        found = []
+        """Return the checkpoints in the folder in ascending order; they are not verified."""
+        checkpoints = []
         for path in (self.path / "checkpoints").glob("step-*"):
             try:
                 manifest = read_manifest(path)
             except CheckpointError:
                 continue
             metric = manifest.metrics.get(str(self.info.get("checkpoint_metric")))
-            found.append(Checkpoint(path.name, manifest.step, metric, path))
-        return sorted(found, key=lambda checkpoint: checkpoint.step)
+            checkpoints.append(Checkpoint(path.name, manifest.step, metric, path))
+        return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
     def checkpoint(self, which: str) -> Checkpoint:
-        """The checkpoint called `best` or `latest`, or by its own name.
+        """Return the checkpoint called `best` or `latest`, or one by its own name.
 
         Raises:
             CheckpointError: there is none, naming the nearest.
@@ -100,7 +103,7 @@ class RunView:
         )
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The events of the record in order; a torn last line is left out.
+        """Read the events of the record in order; a torn last line is left out.
 
         Raises:
             RunFolderError: somebody damaged the record, naming the line.
@@ -118,7 +121,7 @@ class RunView:
                     yield event
 
     def metrics(self) -> dict[str, Series]:
-        """Every metric by its recorded name."""
+        """Read every metric, by its recorded name."""
         import numpy as np
 
         steps: dict[str, list[int]] = {}
@@ -163,31 +166,53 @@ def open_run(path: str | Path) -> RunView:
 
 
 def find_runs(save_path: str | Path = "train_logs") -> list[RunView]:
-    """The runs in a folder, newest first; a damaged one is left out with a warning."""
-    root = Path(save_path)
-    found = [path for path in root.iterdir() if (path / "run.yaml").is_file()] if root.is_dir() else []
-    runs = []
-    for path in sorted(found, key=_age, reverse=True):
-        try:
-            view = RunView(path)
-        except RunFolderError as error:
-            warn(f"{error}; the run is left out")
-            continue
-        if missing := {"id", "name", "number", "status"} - view.info.keys():
-            warn(f"{path / 'run.yaml'} is damaged, it has no {', '.join(sorted(missing))}; the run is left out")
-            continue
-        runs.append(view)
-    return runs
+    """Return the runs in a folder, newest first; a damaged one is left out with a warning."""
+    return [view for path in _run_folders(Path(save_path)) if (view := _open_sound(path)) is not None]
 
 
 def find_newest(save_path: str | Path, run_name: str | None, script: str) -> RunView | None:
-    """The newest run of a name, or else of a script; None where there is none."""
-    for view in find_runs(save_path):
+    """Return the newest run of a name, or else of a script; None where there is none.
+
+    Of the runs that come before it, only those are parsed that may be meant, and of the others none is opened.
+    """
+    words = re.findall(r"[a-zA-Z0-9]+", script if run_name is None else safe_name(run_name))
+    for path in _run_folders(Path(save_path)):
+        view = _open_sound(path) if _may_hold(path / "run.yaml", words) else None
+        if view is None:
+            continue
         if run_name is not None and view.name.rpartition("-")[0] == safe_name(run_name):
             return view
         if run_name is None and view.info.get("script") == script:
             return view
     return None
+
+
+def _run_folders(root: Path) -> Iterator[Path]:
+    """The folders that hold a run, newest first; each is looked at when it is asked for."""
+    paths = sorted(root.iterdir(), key=_age, reverse=True) if root.is_dir() else []
+    return (path for path in paths if (path / "run.yaml").is_file())
+
+
+def _open_sound(path: Path) -> RunView | None:
+    """Open a run; None and a warning if it is damaged."""
+    try:
+        view = RunView(path)
+    except RunFolderError as error:
+        warn(f"{error}; the run is left out")
+        return None
+    if missing := _NEEDED - view.info.keys():
+        warn(f"{path / 'run.yaml'} is damaged, it has no {', '.join(sorted(missing))}; the run is left out")
+        return None
+    return view
+
+
+def _may_hold(path: Path, words: list[str]) -> bool:
+    """Whether a `run.yaml` holds all of some words, which no writer of YAML divides, or is damaged."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return True
+    return all(word in text for word in words) or not all(f"{key}:" in text for key in _NEEDED)
 
 
 def _age(path: Path) -> tuple[int, str]:
