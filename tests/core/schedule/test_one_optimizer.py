@@ -95,5 +95,7 @@ def test_a_part_that_became_longer_goes_on_until_its_new_end(batches, rates):
 def test_a_sequence_with_another_number_of_parts_is_not_continued(batches):
     short = train(batches, [WARMUP, "cosine"], max_epochs=2)[1]
     parts = [WARMUP, {"exponential": {"factor": 0.9}, "for": "1 epoch"}, "cosine"]
-    with pytest.raises(CheckpointError, match="the sequence has 3 parts now and had 2 then; .* run.resume_without="):
+    with pytest.raises(
+        CheckpointError, match="the sequence has 3 schedulers now and had 2 then; .* run.resume_without="
+    ):
         train(batches, parts, resume=str(short.folder))

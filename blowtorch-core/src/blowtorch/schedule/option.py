@@ -18,7 +18,7 @@ from blowtorch.clock import Interval
 from blowtorch.errors import BlowtorchError, ExtensionError, OptionError, nearest, warn
 from blowtorch.hookspecs import Schedule, SchedulerSpec
 from blowtorch.plugins import Plugin, Plugins
-from blowtorch.schedule.sequence import Part, SequentialScheduler, read_rates, set_rates
+from blowtorch.schedule.sequence import Phase, SequentialScheduler, read_rates, set_rates
 
 _EXAMPLE = "[{'warmup': {'warmup': '500 steps'}, 'for': '500 steps'}, 'cosine']"
 _ALONE = {  # these are known before they are built
@@ -45,7 +45,7 @@ class SchedulerPlan:
         return " and then ".join(plugin.label for plugin in self.plugins)
 
     def build(self, optimizer: torch.optim.Optimizer, total_steps: int | None, steps_per_epoch: int | None) -> Schedule:
-        """The schedule of an optimizer.
+        """Build the schedule of an optimizer.
 
         Raises:
             BlowtorchError: one of the schedulers cannot be built, or cannot be in a sequence.
@@ -60,31 +60,31 @@ class SchedulerPlan:
                 f"{sum(lengths)} steps, and the run has only {total_steps}"
             )
             rest = 1
-        rates, parts = read_rates(optimizer), []
+        rates, phases = read_rates(optimizer), []
         for plugin, length, total in zip(self.plugins, [*lengths, None], [*lengths, rest], strict=True):
             set_rates(optimizer, rates)
             schedule = _build(plugin, optimizer, total, steps_per_epoch)
-            every = _check_part(plugin, schedule, steps_per_epoch)
-            parts.append(Part(schedule.scheduler, every, length, read_rates(optimizer)))
-        return Schedule(SequentialScheduler(optimizer, parts))
+            every = _check_phase(plugin, schedule, steps_per_epoch)
+            phases.append(Phase(schedule.scheduler, every, length, read_rates(optimizer)))
+        return Schedule(SequentialScheduler(optimizer, phases))
 
 
 SchedulerOption = SchedulerPlan | Mapping[str, SchedulerPlan | None]
 
 
-def read_scheduler_option(given: Any, plugins: Plugins) -> SchedulerOption:
-    """Make the schedulers that the option `scheduler` names; with those for each optimizer, by the names of these.
+def read_scheduler_option(value: Any, plugins: Plugins) -> SchedulerOption:
+    """Make the schedulers that the option `scheduler` names; those of single optimizers, by the optimizers' names.
 
     Raises:
         OptionError: it cannot be understood.
         ExtensionError: a scheduler cannot be had.
     """
-    if not isinstance(given, Mapping) or not _is_by_optimizer(given, plugins):
-        return _read_plan(given, plugins)
-    if "for" in given:
+    if not isinstance(value, Mapping) or not _is_by_optimizer(value, plugins):
+        return _read_plan(value, plugins)
+    if "for" in value:
         raise OptionError(f"option scheduler: 'for' belongs into an entry of a sequence, such as {_EXAMPLE}")
     plans: dict[str, SchedulerPlan | None] = {}
-    for name, scheduler in given.items():
+    for name, scheduler in value.items():
         with _speaking_of(f"option scheduler, optimizer {name!r}"):
             plans[name] = None if scheduler is None else _read_plan(scheduler, plugins)
     return plans
@@ -96,7 +96,7 @@ def build_schedules(
     total_steps: int | None,
     steps_per_epoch: int | None,
 ) -> dict[str, Schedule]:
-    """The schedules of the optimizers, by the names of these.
+    """Build the schedules of the optimizers, by the optimizers' names.
 
     Raises:
         OptionError: the option names an optimizer that there is not.
@@ -113,16 +113,16 @@ def build_schedules(
 
 
 def describe_scheduler_option(option: SchedulerOption) -> str:
-    """How messages speak of it."""
+    """Return the words by which messages speak of the option."""
     plans = [option] if isinstance(option, SchedulerPlan) else option.values()
     return ", ".join(dict.fromkeys(plan.label for plan in plans if plan is not None))
 
 
-def _is_by_optimizer(given: Mapping[Any, Any], plugins: Plugins) -> bool:
-    """Whether the keys of a mapping are optimizers; a single one that is the name of a scheduler is none."""
-    if len(given) != 1:
-        return bool(given)
-    (key, value), names = next(iter(given.items())), _names(plugins)
+def _is_by_optimizer(mapping: Mapping[Any, Any], plugins: Plugins) -> bool:
+    """Tell whether the keys of a mapping are optimizers; a single one that is the name of a scheduler is none."""
+    if len(mapping) != 1:
+        return bool(mapping)
+    (key, value), names = next(iter(mapping.items())), _names(plugins)
     if value is None or not isinstance(key, str) or key in names or ":" in key:
         return False
     # What remains is an optimizer, or a scheduler misspelt: what stands behind that are options.
@@ -131,29 +131,29 @@ def _is_by_optimizer(given: Mapping[Any, Any], plugins: Plugins) -> bool:
 
 
 def _names(plugins: Plugins) -> list[str]:
-    return [each.name for each in plugins.extensions if each.kind == "scheduler"]
+    return [extension.name for extension in plugins.extensions if extension.kind == "scheduler"]
 
 
-def _read_plan(given: Any, plugins: Plugins) -> SchedulerPlan:
-    """A scheduler, or a sequence of them."""
-    if not isinstance(given, list | tuple):
-        return SchedulerPlan([_create(given, plugins)])
-    if not given:
+def _read_plan(value: Any, plugins: Plugins) -> SchedulerPlan:
+    """Make one scheduler, or those of a sequence."""
+    if not isinstance(value, list | tuple):
+        return SchedulerPlan([_create(value, plugins)])
+    if not value:
         raise OptionError(f"option scheduler: expected a sequence such as {_EXAMPLE}, got none at all")
-    found, spans = [], []
-    for number, entry in enumerate(given, start=1):
-        with _speaking_of(f"option scheduler, entry {number} of {len(given)}"):
-            scheduler, span = _split_entry(entry, is_last=number == len(given))
+    schedulers, spans = [], []
+    for number, entry in enumerate(value, start=1):
+        with _speaking_of(f"option scheduler, entry {number} of {len(value)}"):
+            scheduler, span = _split_entry(entry, is_last=number == len(value))
             plugin = _create(scheduler, plugins)
-            if plugin.package == "blowtorch-core" and plugin.name in _ALONE and len(given) > 1:
+            if plugin.package == "blowtorch-core" and plugin.name in _ALONE and len(value) > 1:
                 raise OptionError(f"{plugin.name!r} {_ALONE[plugin.name]}, so it cannot be in a sequence")
-            found.append(plugin)
+            schedulers.append(plugin)
             spans += [] if span is None else [span]
-    return SchedulerPlan(found, spans)
+    return SchedulerPlan(schedulers, spans)
 
 
 def _split_entry(entry: Any, is_last: bool) -> tuple[Any, Interval | None]:
-    """The scheduler of an entry, and how long it is followed; the last one has what is left."""
+    """Return the scheduler of an entry, and how long it is followed: None for the last one, which has what is left."""
     scheduler = entry
     if isinstance(entry, Mapping) and "for" in entry:
         scheduler = {name: value for name, value in entry.items() if name != "for"}
@@ -161,10 +161,8 @@ def _split_entry(entry: Any, is_last: bool) -> tuple[Any, Interval | None]:
             scheduler = scheduler["scheduler"]
         if is_last:
             raise OptionError("the last scheduler of a sequence has the rest of the run: leave out its 'for'")
-        try:
+        with _speaking_of("'for'"):
             return scheduler, Interval.parse(entry["for"], units=("steps", "epochs"))
-        except OptionError as error:
-            raise OptionError(f"'for': {error}") from None
     if not is_last:
         raise OptionError(
             f"expected it to say how long it is followed, such as {_EXAMPLE}, got {entry!r} without 'for'"
@@ -172,19 +170,19 @@ def _split_entry(entry: Any, is_last: bool) -> tuple[Any, Interval | None]:
     return scheduler, None
 
 
-def _create(given: Any, plugins: Plugins) -> Plugin:
-    if isinstance(given, LRScheduler) or (isinstance(given, type) and issubclass(given, LRScheduler)):
-        name = given.__name__ if isinstance(given, type) else type(given).__name__
+def _create(scheduler: Any, plugins: Plugins) -> Plugin:
+    kind = scheduler if isinstance(scheduler, type) else type(scheduler)
+    if issubclass(kind, LRScheduler):
         raise OptionError(
-            f"option scheduler: expected a name, {{name: options}} or an extension object, got torch's {name}; return "
-            f"it beside its optimizer from configure_optimizers"
+            f"option scheduler: expected a name, {{name: options}} or an extension object, got torch's "
+            f"{kind.__name__}; return it beside its optimizer from configure_optimizers"
         )
-    return plugins.create("scheduler", given)
+    return plugins.create("scheduler", scheduler)
 
 
 @contextmanager
 def _speaking_of(place: str) -> Iterator[None]:
-    """Let the errors inside begin with the place in the option."""
+    """Let the errors that are raised inside begin with the place in the option that they are about."""
     try:
         yield
     except BlowtorchError as error:
@@ -195,7 +193,7 @@ def _speaking_of(place: str) -> Iterator[None]:
 def _build(
     plugin: Plugin, optimizer: torch.optim.Optimizer, total_steps: int | None, steps_per_epoch: int | None
 ) -> Schedule:
-    """What an extension builds; it is stepped after every step unless it says otherwise."""
+    """Have an extension build its schedule, which is stepped after every step unless it says otherwise."""
     built = plugin.call(
         SchedulerSpec.scheduler_build, optimizer=optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
@@ -204,20 +202,18 @@ def _build(
     return built if isinstance(built, Schedule) else Schedule(built)
 
 
-def _check_part(plugin: Plugin, schedule: Schedule, steps_per_epoch: int | None) -> int:
-    """After how many steps a part of a sequence is stepped, or an `OptionError` if it can be no part."""
+def _check_phase(plugin: Plugin, schedule: Schedule, steps_per_epoch: int | None) -> int:
+    """Return after how many steps a scheduler is stepped, or raise an `OptionError` if it cannot be in a sequence."""
     if schedule.metric is not None:
         raise OptionError(f"{plugin.label} waits for the metric {schedule.metric!r}, so it cannot be in a sequence")
     if isinstance(schedule.scheduler, OneCycleLR | CyclicLR | ReduceLROnPlateau):
         kind = type(schedule.scheduler).__name__
-        raise OptionError(f"{plugin.label} builds a {kind}, which does not leave the rates to others after its part")
+        raise OptionError(f"{plugin.label} builds a {kind}, which does not leave the rates to others after its steps")
     if schedule.every.unit not in ("steps", "epochs"):
         raise OptionError(f"{plugin.label} is stepped every {schedule.every}; a sequence counts in steps or epochs")
     return _count_steps(schedule.every, steps_per_epoch, "every")
 
 
 def _count_steps(interval: Interval, steps_per_epoch: int | None, option: str) -> int:
-    try:
+    with _speaking_of(f"option scheduler, {option!r}"):
         return interval.in_steps(steps_per_epoch)
-    except OptionError as error:
-        raise OptionError(f"option scheduler, {option!r}: {error}") from None

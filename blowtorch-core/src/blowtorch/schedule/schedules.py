@@ -36,11 +36,11 @@ class Schedules:
         self.rates = self.read_rates()
 
     def read_rates(self) -> dict[str, float]:
-        """The learning rates now, by the names under which they are recorded."""
+        """Return the learning rates of now, by the names under which they are recorded."""
         return {name: float(optimizer.param_groups[index]["lr"]) for name, (optimizer, index) in self._groups.items()}
 
     def after_step(self, state: RunState) -> None:
-        """Step those that follow optimizer steps; `rates` keeps what the step itself used."""
+        """Step the schedules that follow optimizer steps; `rates` keeps the rates that the step itself used."""
         self.rates = self.read_rates()
         time = state.time()
         for name in self._each_step:
@@ -48,7 +48,7 @@ class Schedules:
                 self._schedules[name].scheduler.step()
 
     def after_metrics(self, state: RunState, measured: Mapping[str, float]) -> None:
-        """Step those whose metric was measured."""
+        """Step the schedules whose metric was measured."""
         for name, schedule in self._schedules.items():
             metric = schedule.metric
             if metric is not None and metric in measured and self.triggers[name].is_due(state.time()):
@@ -56,9 +56,9 @@ class Schedules:
 
     def check_metrics(self, state: RunState, validations: Sequence[str]) -> None:
         """Raise a `ScriptError` for a schedule whose metric was not measured though every validation has been done."""
-        prefixes = tuple(f"{each}/" for each in (*validations, "train_epoch"))
-        measured = [name for name in state.metrics if name.startswith(prefixes)]
-        if all(any(name.startswith(f"{each}/") for name in measured) for each in validations):
+        prefixes = tuple(f"{validation}/" for validation in validations)
+        measured = [name for name in state.metrics if name.startswith((*prefixes, "train_epoch/"))]
+        if all(any(name.startswith(prefix) for name in measured) for prefix in prefixes):
             for schedule in self._schedules.values():
                 if schedule.metric is not None and schedule.metric not in measured:
                     raise ScriptError(
@@ -67,7 +67,7 @@ class Schedules:
                     )
 
     def after_epoch(self, state: RunState) -> None:
-        """Step those that follow epochs."""
+        """Step the schedules that follow epochs."""
         for name, schedule in self._schedules.items():
             is_by_epoch = schedule.metric is None and schedule.every.unit == "epochs"
             if is_by_epoch and self.triggers[name].is_due(state.time()):
@@ -79,11 +79,11 @@ class Schedules:
         return {"rates": self, **schedulers}
 
     def state_dict(self) -> dict[str, float]:
-        """The rates of the last step, which a window that is still open records."""
+        """Return the rates of the last step, which a window that is still open records."""
         return dict(self.rates)
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Take them back."""
+        """Take the rates of the last step from a checkpoint."""
         self.rates = dict(state)
 
 
@@ -115,7 +115,10 @@ def read_configured(returned: Any) -> tuple[dict[str, torch.optim.Optimizer], di
 
 
 def as_schedule(name: str, scheduler: Any, checkpoint_metric: str) -> Schedule:
-    """A scheduler that the script made: per epoch as in torch's own examples, a plateau one by the metric."""
+    """Return the schedule of a scheduler that the script made.
+
+    It is stepped after each epoch, as in torch's own examples; a `ReduceLROnPlateau` when the metric is measured.
+    """
     if isinstance(scheduler, Schedule):
         is_plateau = isinstance(scheduler.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if is_plateau and scheduler.metric is None:
