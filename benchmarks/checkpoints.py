@@ -121,7 +121,9 @@ def save_in_a_thread(model: nn.Module, folder: Path) -> Callable[[], object]:
 def save_distributed(model: nn.Module, folder: Path) -> Callable[[], object]:
     import torch.distributed.checkpoint as dcp
 
-    result: Callable[[], object] = dcp.async_save({"model": model.state_dict()}, checkpoint_id=folder / "dcp").result
+    result: Callable[[], object] = dcp.async_save(  # type: ignore[attr-defined]
+        {"model": model.state_dict()}, checkpoint_id=folder / "dcp"
+    ).result
     return result
 
 

@@ -158,8 +158,8 @@ def main() -> None:
     tokens = batch_size * example.run["model.context"] * options["accumulate"]
     ratios = [hand / mine for mine, hand in zip(seconds["blowtorch"], seconds["by hand"], strict=True)]
     print(f"{tokens} tokens a step, {arguments.rounds} rounds of {arguments.steps} steps, on {device}")
-    for name, taken in seconds.items():
-        print(f"{name:10} {tokens / statistics.median(taken):10.0f} tokens/s")
+    for name, all_taken in seconds.items():
+        print(f"{name:10} {tokens / statistics.median(all_taken):10.0f} tokens/s")
     low, _, high = statistics.quantiles(ratios, n=4)
     print(f"ratio      {statistics.median(ratios):10.4f}   half of the rounds from {low:.4f} to {high:.4f}")
 

@@ -61,7 +61,7 @@ def words(cell):
 
 @pytest.mark.parametrize("page", REFERENCE)
 def test_a_reference_page_begins_with_an_example_that_runs(page, tmp_path):
-    code = re.search(r"```python\n(.*?)```", PAGES[page], re.DOTALL)[1]
+    code = re.search(r"```python\n(.*?)```", PAGES[page], re.DOTALL).group(1)
     before = PAGES[page].partition("```python")[0]
     assert len(before.splitlines()) < 30, "something else comes first"
     execute(tmp_path, page, code)

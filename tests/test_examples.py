@@ -70,7 +70,7 @@ def test_the_logger_of_the_readme_is_a_package_that_is_listed_and_receives_every
 def test_the_plugin_list_of_the_readme_is_what_is_printed(tmp_path):
     shown = re.search(r"\$ blowtorch plugins list\n(.*?)```", README, re.DOTALL)
     printed = execute(tmp_path, "-m", "blowtorch_cli", "plugins", "list")
-    assert [line.split() for line in shown[1].splitlines()] == [line.split() for line in printed.splitlines()]
+    assert [line.split() for line in shown.group(1).splitlines()] == [line.split() for line in printed.splitlines()]
 
 
 def test_the_two_commands_of_the_readme_are_environments_of_tox():
@@ -120,7 +120,7 @@ def test_the_digits_example_reaches_its_accuracy_and_begins_anew(tmp_path):
     script = str(ROOT / "examples" / "digits" / "train.py")
     first = execute(tmp_path, script)
     best = re.search(r"best\s+val/accuracy ([\d.]+)", first)
-    assert float(best[1]) >= 0.98
+    assert float(best.group(1)) >= 0.98
     second = execute(tmp_path, script, "with", "run.resume=auto", "run.max_epochs=1")
     assert "digits-2 begins" in second
     folder = next((tmp_path / "train_logs").glob("*digits-1"))

@@ -122,5 +122,6 @@ if __name__ == "__main__":
     held_out = files[:: run["data.validate_every_file"]]
     train_pieces = read_pieces([file for file in files if file not in held_out], run["model.context"])
     validate_pieces = read_pieces(held_out, run["model.context"])
-    train_loader = DataLoader(train_pieces, run["data.batch_size"], shuffle=True)  # a tensor is a dataset, too
-    run(GPT(**run["model"]), train_loader, DataLoader(validate_pieces, 64))
+    # A tensor is a dataset, too, although torch's types do not say so.
+    train_loader = DataLoader[torch.Tensor](train_pieces, run["data.batch_size"], shuffle=True)  # type: ignore[arg-type]
+    run(GPT(**run["model"]), train_loader, DataLoader[torch.Tensor](validate_pieces, 64))  # type: ignore[arg-type]

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_a_warning_from_inside_points_at_the_line_outside():
     folder = Path(blowtorch.__file__).parent
     inside = compile("def inner():\n    warn('careful')\n", str(folder / "somewhere" / "deep.py"), "exec")
     outside = compile("def outer():\n    inner()\n", f"{folder}_experiment.py", "exec")
-    names = {"warn": warn}
+    names: dict[str, Any] = {"warn": warn}
     exec(inside, names)
     exec(outside, names)
     with pytest.warns(BlowtorchWarning, match="careful") as caught:

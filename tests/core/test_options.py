@@ -95,7 +95,7 @@ def test_what_is_given_is_left_unchanged():
 
 def test_options_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign to field 'max_epochs'"):
-        RunOptions().max_epochs = 3
+        RunOptions().max_epochs = 3  # type: ignore[misc]
 
 
 def test_every_option_says_what_it_means():

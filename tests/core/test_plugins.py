@@ -7,6 +7,7 @@ import threading
 import tomllib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -313,7 +314,7 @@ def test_a_class_that_breaks_its_contract_is_not_even_constructed(install):
 
 
 def test_an_attribute_that_hides_a_hook_is_refused():
-    mine = Mine()
+    mine: Any = Mine()
     mine.log_metrics = lambda metrics: None
     with pytest.raises(ExtensionError, match="logger 'Mine': the attribute 'log_metrics' of the Mine object"):
         Plugins().create("logger", mine)

@@ -70,6 +70,6 @@ def test_a_save_path_that_cannot_be_written_is_an_error(make_run, net, loader, t
 
 
 def test_help_tells_the_meaning_of_every_option():
-    text = inspect.getdoc(RunOptions)
+    text = inspect.getdoc(RunOptions) or ""
     for option in dataclasses.fields(RunOptions):
         assert f"{option.name} = {option.default!r}: {option.metadata['meaning']}." in text

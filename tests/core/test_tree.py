@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import types
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -26,8 +26,8 @@ class Frozen:
 
 @dataclasses.dataclass
 class Derived:
-    x: object
-    double: object = dataclasses.field(init=False)
+    x: Any
+    double: Any = dataclasses.field(init=False)
 
     def __post_init__(self):
         self.double = self.x * 2
@@ -89,7 +89,7 @@ def test_each_container_keeps_its_type(value, expected):
 def test_a_container_keeps_what_else_it_holds():
     default = map_leaves(double, collections.defaultdict(list, a=1))
     assert default["other"] == []
-    named = Named(a=1)
+    named: Any = Named(a=1)
     named.origin = "here"
     assert map_leaves(double, named).origin == "here"
     sample = map_leaves(lambda leaf: leaf + 1, Derived(1))
@@ -117,7 +117,7 @@ def test_a_class_is_a_leaf_also_where_its_objects_are_containers():
 def test_a_nested_batch_moves_whole():
     x = torch.zeros(4)
     default = collections.defaultdict(list, x=x)
-    batch = {"tuple": (x, 3), "point": Point(x, "a"), "sample": Derived(x), "default": default}
+    batch: dict[str, Any] = {"tuple": (x, 3), "point": Point(x, "a"), "sample": Derived(x), "default": default}
     moved = move(batch, META)
     tensors = [moved["tuple"][0], moved["point"].x, moved["sample"].x, moved["sample"].double, moved["default"]["x"]]
     assert all(tensor.device == META for tensor in tensors)

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,12 +10,17 @@ from blowtorch.builtin.json_source import JsonSource
 from blowtorch.builtin.toml_source import TomlSource
 from blowtorch.builtin.yaml_source import YamlSource
 
-FILES = {
+FILES: dict[str, tuple[type[YamlSource | JsonSource | TomlSource], str]] = {
     "c.yaml": (YamlSource, "model:\n  width: 3\n  rate: 1e-3\nlayers: [1, {a: null}]\n"),
     "c.json": (JsonSource, '{"model": {"width": 3, "rate": 1e-3}, "layers": [1, {"a": null}]}'),
     "c.toml": (TomlSource, 'layers = [1, {a = "x"}]\n[model]\nwidth = 3\nrate = 1e-3\n'),
 }
 SOURCES = [YamlSource, JsonSource, TomlSource]
+
+
+def lines_of(values: Any) -> Any:
+    """Where values stand, of which a mapping may say nothing."""
+    return values.lines
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -78,7 +84,7 @@ def test_an_empty_yaml_file_is_an_empty_mapping(text):
 
 def test_yaml_knows_its_lines():
     Path("c.yaml").write_text("a: 1\nb:\n  c: 2\n")
-    assert YamlSource().config_read("c.yaml").lines == {"a": 1, "b": 2, "b.c": 3}
+    assert lines_of(YamlSource().config_read("c.yaml")) == {"a": 1, "b": 2, "b.c": 3}
 
 
 def test_dates_and_times_of_toml_are_strings_as_in_yaml():
@@ -101,7 +107,7 @@ def test_variables_with_the_prefix_are_a_mapping(variables):
     variables(APPLE="x", OTHER_RATE="2", APP_="nothing")
     values = EnvSource().config_read("APP_")
     assert values == {"model": {"width": 3, "name": "no"}, "rate": 0.001, "layers": [1, 2], "empty": None}
-    assert values.lines["model.width"] == "env:APP_MODEL__WIDTH"
+    assert lines_of(values)["model.width"] == "env:APP_MODEL__WIDTH"
 
 
 def test_a_variable_may_hold_a_section_that_another_one_adds_to(variables):

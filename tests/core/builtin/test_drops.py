@@ -1,6 +1,7 @@
 """Learning rates that drop: by steps, by epochs, and where validations bring nothing."""
 
 import math
+from typing import Any
 
 import pytest
 from torch.optim.lr_scheduler import (
@@ -14,7 +15,7 @@ from blowtorch import Interval, Schedule
 from blowtorch.builtin.drops import Exponential, Milestones, Plateau, Step
 from tests.core.builtin.scheduler_steps import make_optimizer, rates_used
 
-DROPS = {
+DROPS: dict[str, tuple[Any, Any, str]] = {
     "exponential by steps": (Exponential(0.9, "1 step"), lambda optimizer: ExponentialLR(optimizer, 0.9), "1 step"),
     "exponential by epochs": (Exponential(0.9), lambda optimizer: ExponentialLR(optimizer, 0.9), "1 epoch"),
     "exponential by two": (Exponential(0.9, "2 epochs"), lambda optimizer: ExponentialLR(optimizer, 0.9), "2 epochs"),

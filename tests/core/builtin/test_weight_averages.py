@@ -204,6 +204,9 @@ def test_buffers_that_a_module_replaces_are_those_of_now(batches):
     class Counting(nn.Module):
         """Puts new tensors in the place of its buffers, and has a state that is no tensor."""
 
+        count: torch.Tensor
+        mean: torch.Tensor
+
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(4, 1)

@@ -1,6 +1,9 @@
 import collections
+import functools
 import itertools
+import pickle
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +74,7 @@ class Pairs(Sampler):
 
 
 STREAMS = ["python", "numpy", "torch", "own python", "own numpy", "own legacy", "own torch"]
-SAMPLERS = {
+SAMPLERS: dict[str, Any] = {
     "sequential": lambda: SequentialSampler(DATA),
     "random": lambda: RandomSampler(DATA),
     "random with more samples": lambda: RandomSampler(DATA, num_samples=120),
@@ -84,7 +87,7 @@ SAMPLERS = {
     "whole batches": lambda: BatchSampler(RandomSampler(DATA), 8, drop_last=True),
     "batches of a custom sampler": lambda: BatchSampler(Shuffled("python"), 8, drop_last=False),
     "custom batches": Pairs,
-    **{f"custom, drawing from {stream}": lambda stream=stream: Shuffled(stream, 2500) for stream in STREAMS},
+    **{f"custom, drawing from {stream}": functools.partial(Shuffled, stream, 2500) for stream in STREAMS},
 }
 
 
@@ -94,7 +97,7 @@ def make_sampler(request):
 
 
 def streams():
-    return random.getstate(), np.random.get_state()[1:], torch.get_rng_state()
+    return random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state()
 
 
 def same_streams(before, after):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import random
 import time
 
@@ -33,7 +34,7 @@ class WithEpoch(Augmented):
 
 
 def streams():
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()
+    return random.getstate(), pickle.dumps(np.random.get_state()), torch.random.get_rng_state().tolist()
 
 
 @pytest.mark.parametrize(("persistent", "kind"), [(False, "shuffled"), (True, "python")])

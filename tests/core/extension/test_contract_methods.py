@@ -103,7 +103,7 @@ class NoSelf:
 
 class NoArguments:
     @hookimpl
-    def log_flush():
+    def log_flush():  # type: ignore[misc]
         pass
 
 

@@ -2,6 +2,7 @@ import functools
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import pytest
 
@@ -231,7 +232,7 @@ def test_a_class_of_another_kind_is_told_what_it_looks_like():
 
 
 def test_an_attribute_that_hides_a_hook_is_named():
-    good = Good()
+    good: Any = Good()
     good.log_metrics = None
     good.log_flush = print
     good.log_file = "another.log"

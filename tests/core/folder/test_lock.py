@@ -183,11 +183,10 @@ def test_a_lock_that_cannot_be_written_is_named(folder):
 
 
 def test_a_new_run_has_an_owner_before_others_can_see_it(monkeypatch):
-    seen = []
+    seen, root = [], Path("train_logs")
     monkeypatch.setattr(
         os, "fsync", lambda _: seen.extend((is_owned(path), [*path.glob("run.yaml")]) for path in root.iterdir())
     )
-    root = Path("train_logs")
     made = RunFolder.create(root, "test")
     assert seen[0] == (True, []) and all(has_owner for has_owner, _ in seen)
     assert json.loads((made.path / "owner.lock").read_text())["process"] == os.getpid()

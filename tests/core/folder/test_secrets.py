@@ -1,6 +1,7 @@
 """Secrets are masked wherever they stand."""
 
 import sys
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ SECRETS = ["api_key", "apikey", "wandb_api_key", "API_KEY", "hub-api-key", "toke
 
 @pytest.mark.parametrize("key", SECRETS)
 def test_values_of_secrets_are_masked_wherever_they_stand(key):
-    value = {"tracker": [{key: "hidden", "url": "x"}], key: ["hidden"]}
+    value: dict[str, Any] = {"tracker": [{key: "hidden", "url": "x"}], key: ["hidden"]}
     masked = mask_secrets(value)
     assert masked == {"tracker": [{key: "***", "url": "x"}], key: "***"}
     assert value["tracker"][0][key] == "hidden"

@@ -37,6 +37,8 @@ class Mean:
 class MeanModule(nn.Module):
     """The same as a module with a buffer, which is no object of torchmetrics either."""
 
+    sums: torch.Tensor
+
     def __init__(self):
         super().__init__()
         self.register_buffer("sums", torch.zeros(2))

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -28,7 +30,7 @@ def test_a_tensor_that_is_no_scalar_is_averaged_with_one_warning():
 
 
 def test_what_a_step_returns_is_left_unchanged():
-    returned = {"loss": torch.tensor([1.0, 3.0]), "batch_size": 7}
+    returned: dict[str, Any] = {"loss": torch.tensor([1.0, 3.0]), "batch_size": 7}
     read = returns().read(returned, {})
     read.pop("batch_size")
     assert returned["loss"].shape == (2,) and returned["batch_size"] == 7

@@ -8,6 +8,8 @@ VALUES = {"model": {"width": 3, "rate": 0.001, "layers": [1, {"a": "x"}]}, "name
 
 
 class FileSourceContract(ConfigSourceContract):
+    text: str
+
     def make_source(self, tmp_path):
         path = tmp_path / "config"
         path.write_text(self.text)

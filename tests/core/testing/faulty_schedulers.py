@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,7 +59,7 @@ class Wordless(SoundScheduler):
 
 class Unloadable(SoundScheduler):
     class schedule(SoundSchedule):
-        load_state_dict = None
+        load_state_dict: Any = None
 
 
 class KeepsAnObject(SoundScheduler):

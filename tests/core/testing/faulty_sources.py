@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from blowtorch import hookimpl
 
@@ -39,7 +40,7 @@ class WrongLines(SoundSource):
     @hookimpl
     def config_read(self, source):
         class Lines(dict):
-            pass
+            lines: Any
 
         values = Lines(super().config_read(source))
         values.lines = {"model.width": 1, "model.height": 2}
@@ -50,7 +51,7 @@ class WrongKindOfLines(SoundSource):
     @hookimpl
     def config_read(self, source):
         class Lines(dict):
-            pass
+            lines: Any
 
         values = Lines(super().config_read(source))
         values.lines = {"model.width": None}

@@ -1,6 +1,7 @@
 """Each check of a contract suite fails on what breaks it."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from blowtorch.testing import (
     LoggerContract,
     SchedulerContract,
 )
+from blowtorch.testing.contract import Contract
 from tests.core.testing.checking import FileSourceContract, checks
 from tests.core.testing.faulty_backends import BACKENDS, DELETING, PUBLISHING, REPLACING
 from tests.core.testing.faulty_callbacks import CALLBACKS, SoundCallback
@@ -27,7 +29,7 @@ class TestJsonSource(FileSourceContract):
         return JsonSource()
 
 
-SUITES = [
+SUITES: list[tuple[type[Contract], str, type[Any], list[Any]]] = [
     (LoggerContract, "make_logger", SoundLogger, LOGGERS),
     (CheckpointBackendContract, "make_checkpoint_backend", LocalBackend, BACKENDS),
     (SchedulerContract, "make_scheduler", SoundScheduler, SCHEDULERS),

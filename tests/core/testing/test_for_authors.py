@@ -47,7 +47,7 @@ def test_only_classes_with_the_name_of_a_test_are_collected(tmp_path):
 
 @pytest.mark.parametrize("suite", [*blowtorch.testing.__all__])
 def test_a_class_that_does_not_say_what_to_test_is_told_how(suite, tmp_path):
-    class TestNothing(getattr(blowtorch.testing, suite)):
+    class TestNothing(getattr(blowtorch.testing, suite)):  # type: ignore[misc]
         pass
 
     with pytest.raises(NotImplementedError, match=r"^write make_\w+\(self, tmp_path\), which returns"):

@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from blowtorch import Run
 
 EPOCHS = 5
 SEED = 123
-EAGER = {"backend": "aot_eager"}  # needs no compiler on the machine
+EAGER: Any = {"backend": "aot_eager"}  # needs no compiler on the machine
 
 
 def make_batches(sizes, spoiled=None):

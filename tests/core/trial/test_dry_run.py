@@ -1,3 +1,4 @@
+import pickle
 import random
 import re
 import shutil
@@ -46,7 +47,7 @@ def copy_of(model):
 
 
 def streams():
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    return random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state().tolist()
 
 
 def test_everything_is_done_once_and_nothing_is_left(make_run, net, loader, capsys):

@@ -1,3 +1,4 @@
+import pickle
 import random
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ def by_hand(model, inputs):
 
 
 def streams():
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    return random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state().tolist()
 
 
 # ---------------------------------------------------------------- predictions
