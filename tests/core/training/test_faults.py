@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from blowtorch import BlowtorchWarning, CheckpointError, find_runs, open_run
+from blowtorch import BlowtorchWarning, CheckpointError, RunFolderError, find_runs, open_run
 
 QUIET = {"progress": False, "log_every": "3 steps", "checkpoint_every": "4 steps"}
 
@@ -116,7 +116,7 @@ def test_pointers_are_conveniences(goes_on_as_if_nothing_had_been, stopped, cont
 
 def test_a_pointer_to_nothing_that_is_named_says_so(make_run, loader, stopped):
     (stopped / "checkpoints" / "latest").write_text("step-00009999\n")
-    with pytest.raises(Exception, match="step-00009999"):
+    with pytest.raises(RunFolderError, match="step-00009999.* is no run folder"):
         make_run()(make_net(), loader, loader, resume=str(stopped / "checkpoints" / "latest"), **QUIET)
 
 
