@@ -47,7 +47,7 @@ class Requests:
         self.counts: Counter[str] = Counter()
         self.waited = 0.0
         sys.addaudithook(self._hear)
-        self._sync, os.fsync = os.fsync, self._wait
+        self._sync, os.fsync = os.fsync, self._wait  # type: ignore[assignment]
 
     def _hear(self, event: str, _: Any) -> None:
         if event in _COUNTED:

@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 import types
+from typing import Any
 
 import pytest
 
@@ -254,8 +255,8 @@ def test_the_streams_are_as_before_when_the_bar_is_gone(begin, terminal, state):
 
 def test_beside_a_bar_standard_output_is_a_whole_stream(begin, terminal, state):
     bar, stream = begin(state), terminal.stream
-    watched = sys.stdout
-    assert isinstance(watched, io.TextIOBase) and watched is not stream
+    watched: Any = sys.stdout
+    assert issubclass(type(watched), io.TextIOBase) and watched is not stream
     assert (watched.encoding, watched.errors, watched.newlines) == (stream.encoding, stream.errors, stream.newlines)
     assert watched.isatty() and watched.writable() and not watched.closed
     assert (watched.readable(), watched.seekable()) == (stream.readable(), stream.seekable())
