@@ -233,8 +233,6 @@ def is_private(name: str) -> bool:
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT / "tests").as_posix())
 def test_tests_aim_at_no_private_name(path):
-    if path.parts[-2:] == ("testing", "conftest.py"):  # of the suites: snapshots of the source are about to be cheap
-        pytest.skip("not yet")
     assert list(private_aims(ast.parse(path.read_text()))) == []
 
 
