@@ -80,7 +80,7 @@ class _Module:
         return self.folder / "wants_torch"
 
     def read_findings(self) -> list[Finding]:
-        """What the import has shown of each extension."""
+        """Return what the import has shown of each extension."""
         if self.result.exists():
             findings = [Finding(**fields) for fields in json.loads(self.result.read_text(encoding="utf-8"))]
             first = findings[0]

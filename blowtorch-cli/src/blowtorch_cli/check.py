@@ -29,20 +29,20 @@ class Report:
 
     @property
     def is_in_trouble(self) -> bool:
-        """Whether there is something to mend."""
+        """Whether something has to be mended."""
         return self.extension.status not in ("ok", "disabled")
 
     def broken(self, reason: str) -> "Report":
-        """The same, with what the check has shown."""
+        """Return this report with the extension as broken, for a reason that the check has shown."""
         return dataclasses.replace(self, extension=dataclasses.replace(self.extension, status="broken", reason=reason))
 
     def as_row(self) -> dict[str, Any]:
-        """What a listing shows, under the keys that are the same in every version."""
+        """Return what a listing shows, under keys that are the same in every version."""
         row: dict[str, Any] = {column: getattr(self.extension, column) for column in COLUMNS}
         return row | {"import_seconds": self.finding.import_seconds, "contract": self.contract}
 
     def as_page(self) -> dict[str, Any]:
-        """All that is known."""
+        """Return all that is known."""
         page = self.as_row() | {"target": self.extension.target}
         del page["contract"]
         return page | {key: value for key, value in dataclasses.asdict(self.finding).items() if key != "problem"}
@@ -68,7 +68,7 @@ def check(extensions: Sequence[Extension], timeout_s: float) -> list[Report]:
 
 
 def check_environment(extensions: Sequence[Extension]) -> Iterator[Report]:
-    """What is wrong with none of the extensions and still in their way."""
+    """Report what is in the way of extensions and is a fault of none of them."""
     for variable, reason in find_idle_switches(extensions):
         yield Report(Extension("variable", variable, status="broken", reason=reason), Finding())
     if reason := describe_foreign_package():

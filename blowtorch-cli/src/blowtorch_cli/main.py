@@ -19,7 +19,7 @@ class ExtensionCommands(CommandGroup):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one; one that cannot be used becomes a command that says why."""
-        declared = [each for each in _commands(ctx) if cmd_name in (each.name, each.qualified_name)]
+        declared = [command for command in _commands(ctx) if cmd_name in (command.name, command.qualified_name)]
         if not declared:
             return None
         try:

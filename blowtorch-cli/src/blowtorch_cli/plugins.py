@@ -33,7 +33,8 @@ def list_plugins(ctx: click.Context, as_json: bool) -> None:
     blowtorch-core), conflict (another package has the name) or broken (its entry-point group does not exist). What only
     an import shows is shown by check.
     """
-    rows = [{column: str(getattr(each, column)) for column in COLUMNS} for each in installed_extensions(ctx)]
+    extensions = installed_extensions(ctx)
+    rows = [{column: str(getattr(extension, column)) for column in COLUMNS} for extension in extensions]
     print_json(rows) if as_json else print_table(rows)
 
 
@@ -101,21 +102,25 @@ def check_plugins(
 
 
 def _named(ctx: click.Context, names: Sequence[str], kind: str | None) -> list[Extension]:
-    """The extensions that some names mean, or all of a kind."""
-    extensions = [each for each in installed_extensions(ctx) if kind in (None, each.kind)]
+    """Return the extensions that some names mean, or all of a kind."""
+    extensions = [extension for extension in installed_extensions(ctx) if kind in (None, extension.kind)]
     for name in names:
-        if not any(each.is_called(name) for each in extensions):
-            known = {text for each in extensions for text in (each.name, each.qualified_name, each.package)}
+        if not any(extension.is_called(name) for extension in extensions):
+            known = {
+                text
+                for extension in extensions
+                for text in (extension.name, extension.qualified_name, extension.package)
+            }
             words = "extension" if kind is None else in_words(kind)
             raise click.ClickException(
                 f"no {words} and no package is called {name!r}.{nearest(name, sorted(known))} "
                 "See `blowtorch plugins list`."
             )
-    return [each for each in extensions if not names or any(map(each.is_called, names))]
+    return [extension for extension in extensions if not names or any(map(extension.is_called, names))]
 
 
 def _test(report: "Report", options_text: str) -> "Report":
-    """Run the contract suite on what an import has found sound."""
+    """Run the contract suite on an extension that an import has shown to be sound."""
     import dataclasses
 
     from blowtorch import parse_yaml
@@ -125,7 +130,8 @@ def _test(report: "Report", options_text: str) -> "Report":
         options = parse_yaml(options_text, "--options") or {}
         if not isinstance(options, dict):
             raise ExtensionError(f"--options: expected a mapping, such as 'url: here', got {options_text!r}")
-        needed = [each["name"] for each in report.finding.options if each["required"] and each["name"] not in options]
+        required = [option["name"] for option in report.finding.options if option["required"]]
+        needed = [name for name in required if name not in options]
         if needed:
             example = ", ".join(f"{name}: ..." for name in needed)
             raise ExtensionError(f"{report.extension.label} is made with {', '.join(needed)}: --options '{example}'")
@@ -140,7 +146,7 @@ def _test(report: "Report", options_text: str) -> "Report":
 
 
 def _in_words(row: dict[str, Any]) -> dict[str, str]:
-    """A row of a check for people to read."""
+    """Return a row of a check as people read it."""
     seconds, contract = row.pop("import_seconds"), row.pop("contract")
     reason = row.pop("reason")
     row["import"] = "" if seconds is None else f"{seconds:.2f} s"
@@ -156,7 +162,7 @@ def _print_failures(reports: Sequence["Report"]) -> None:
 
 
 def _format_page(page: dict[str, Any]) -> str:
-    """All that is known of one extension, for people to read."""
+    """Return all that is known of one extension as people read it."""
     facts = {
         "package": f"{page['package']} {page['version']}",
         "target": page["target"],

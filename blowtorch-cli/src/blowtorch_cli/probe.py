@@ -52,41 +52,41 @@ def probe(extension: Extension) -> Finding:
     begin = time.perf_counter()
     spec = SPECS.get(extension.kind)
     try:
-        found: Any = load_command(extension) if spec is None else load_class(extension)
+        loaded: Any = load_command(extension) if spec is None else load_class(extension)
     except ExtensionError as error:
         problem = str(error).removeprefix(f"{extension.label}: ")
         return Finding(problem, _traceback(error), time.perf_counter() - begin)
     seconds = time.perf_counter() - begin
     if spec is None:
-        return Finding("", "", seconds, _location(found.callback), found.help or "")
+        return Finding("", "", seconds, _location(loaded.callback), loaded.help or "")
     return Finding(
-        "; ".join(find_problems(found, extension.kind, SPECS)),
+        "; ".join(find_problems(loaded, extension.kind, SPECS)),
         "",
         seconds,
-        _location(found),
-        inspect.cleandoc(found.__doc__ or ""),
-        list(_options(found)),
-        [{"name": hook, "arguments": list(names)} for hook, names in implemented_hooks(found, spec).items()],
+        _location(loaded),
+        inspect.cleandoc(loaded.__doc__ or ""),
+        _options(loaded),
+        [{"name": hook, "arguments": list(names)} for hook, names in implemented_hooks(loaded, spec).items()],
     )
 
 
 def _traceback(error: BaseException) -> str:
-    """That of what an extension raised; empty for an error that is blowtorch's alone."""
+    """Return the traceback of what an extension raised; an empty text for an error that is blowtorch's alone."""
     cause = error.__cause__
     if cause is None:
         return ""
     ours = (inspect.getfile(Extension), importlib.__file__)
     frames = traceback.extract_tb(cause.__traceback__)
     theirs = [
-        each for each in frames if each.filename not in ours and not each.filename.startswith("<frozen importlib")
+        frame for frame in frames if frame.filename not in ours and not frame.filename.startswith("<frozen importlib")
     ]
     shown = [*traceback.format_list(theirs), *traceback.format_exception_only(cause)]
     return "Traceback (most recent call last):\n" + "".join(shown)
 
 
-def _location(found: Any) -> str:
+def _location(loaded: Any) -> str:
     try:
-        return str(Path(inspect.getfile(inspect.unwrap(found))).resolve())
+        return str(Path(inspect.getfile(inspect.unwrap(loaded))).resolve())
     except (TypeError, OSError):  # not written in Python, or made at run time
         return ""
 

@@ -13,12 +13,12 @@ _COLOURS = {"ok": "green", "disabled": "dim", "conflict": "yellow", "incompatibl
 
 
 def print_json(rows: Sequence[dict[str, Any]]) -> None:
-    """One array of objects."""
+    """Print one array of objects."""
     click.echo(json.dumps(rows, indent=2))
 
 
 def print_table(rows: Sequence[dict[str, str]]) -> None:
-    """Rows with the same keys, which are the heads of the columns; in a terminal their reasons stand below them."""
+    """Print rows with the same keys, which are the heads of the columns; in a terminal the reasons stand below them."""
     heads = list(rows[0])
     if not sys.stdout.isatty():
         click.echo(format_table([heads, *([row[head] for head in heads] for row in rows)]))
@@ -27,10 +27,8 @@ def print_table(rows: Sequence[dict[str, str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console, table = (
-        Console(highlight=False),
-        Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0)),
-    )
+    console = Console(highlight=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     columns = [head for head in heads if head != "reason"]
     for head in columns:
         table.add_column(head, overflow="fold")

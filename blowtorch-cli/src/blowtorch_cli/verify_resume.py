@@ -175,17 +175,17 @@ class Verification:
 
 
 def find_difference(straight: Course, other: Course) -> Difference | None:
-    """The first step in which a run differs from another, and the first thing in that step."""
+    """Return the first step in which a run differs from another, and the first thing in that step."""
     expected = {line["step"]: line for _, line in straight.steps()}
-    found = None
+    first = None
     for start, line in other.steps():
-        if found is not None and line["step"] >= found.step:
+        if first is not None and line["step"] >= first.step:
             continue
         pair = _compare(expected.get(line["step"]), line)
         if pair is not None:
-            found = Difference(line["step"], start, *pair)
-    if found is not None:
-        return found
+            first = Difference(line["step"], start, *pair)
+    if first is not None:
+        return first
     missing = expected.keys() - {line["step"] for _, line in other.steps()}
     if missing:
         return Difference(
@@ -257,13 +257,13 @@ def _last_step(save_path: Path) -> int:
 
 
 def _newest_folder(save_path: Path) -> Path:
-    found = find_runs(save_path)
-    if not found or not (found[0].path / "trace.jsonl").is_file():
+    runs = find_runs(save_path)
+    if not runs or not (runs[0].path / "trace.jsonl").is_file():
         raise click.ClickException(
             "the script has trained no run that reads its command line; does it end early, or give "
             "Run(command_line=...)?"
         )
-    return found[0].path
+    return runs[0].path
 
 
 def _listed(values: Any) -> str:

@@ -1,4 +1,11 @@
-"""Makes the extensions that a run names; `python -m blowtorch.plugins` lists what is installed."""
+"""Makes the plugins that a run names; `python -m blowtorch.plugins` lists the installed extensions.
+
+Four words are told apart. A *hookspec* describes one hook: its name, its arguments, and when it is called. A *contract*
+is the class of all hookspecs that one kind of extension may or must have, such as `LoggerSpec`. An *extension* is a
+class that keeps a contract; an entry point of an installed package gives it a name, and `Extension` is what the
+metadata of that package tells before anything is imported. A *plugin* is one extension at work in one run: an object
+that was made with the options of the run, whose hooks are called.
+"""
 
 import argparse
 import functools
@@ -62,7 +69,7 @@ class Plugin:
         }
 
     def implementation(self, hook: str) -> pluggy.HookImpl | None:
-        """The method for a hook, or None; it takes `argnames` and then `kwargnames`, by position."""
+        """Return the method for a hook, or None; it takes `argnames` and then `kwargnames`, by position."""
         return self._implementations.get(hook)
 
     def call(
@@ -96,33 +103,33 @@ class Plugin:
 
 
 class Plugins:
-    """Makes extensions for one run; looks at what is installed once, when that is first needed."""
+    """Makes the plugins of one run; looks at what is installed once, when that is first needed."""
 
     @functools.cached_property
     def extensions(self) -> list[Extension]:
         """All installed extensions."""
         return find_extensions()
 
-    def create(self, kind: str, given: Any) -> Plugin:
-        """Make an extension from what a user writes.
+    def create(self, kind: str, choice: Any) -> Plugin:
+        """Make a plugin from what a user writes.
 
         Args:
             kind: a key of `SPECS`.
-            given: a name, `"package:name"`, `"module:Class"`, `{name: options}`, or an object.
+            choice: a name, `"package:name"`, `"module:Class"`, `{name: options}`, or an object.
 
         Raises:
             ExtensionError: it is not there, cannot be used or made, or does not keep the contract of its kind.
         """
         if kind not in SPECS:
             raise ExtensionError(f"expected a kind of extension, one of {', '.join(SPECS)}, got {kind!r}")
-        if not isinstance(given, str | Mapping):
-            return _adopt(kind, given)
-        name, options = _split(kind, given)
+        if not isinstance(choice, str | Mapping):
+            return _adopt(kind, choice)
+        name, options = _split(kind, choice)
         extension = resolve(self.extensions, kind, name)
-        found = load_class(extension)
-        for problem in (*find_problems(found, kind, SPECS), *find_option_problems(found, name, options)):
+        loaded = load_class(extension)
+        for problem in (*find_problems(loaded, kind, SPECS), *find_option_problems(loaded, name, options)):
             raise ExtensionError(f"{extension.label}: {problem}")
-        return Plugin(extension, _call(f"{extension.label} raised in its constructor", found, found, **options))
+        return Plugin(extension, _call(f"{extension.label} raised in its constructor", loaded, loaded, **options))
 
 
 def load_class(extension: Extension) -> type:
@@ -131,32 +138,32 @@ def load_class(extension: Extension) -> type:
     Raises:
         ExtensionError: it cannot be imported, or is no class.
     """
-    found = extension.load()
-    if not isinstance(found, type):
-        raise ExtensionError(f"{extension.label}: expected {extension.target!r} to be a class, got {found!r}")
-    return found
+    loaded = extension.load()
+    if not isinstance(loaded, type):
+        raise ExtensionError(f"{extension.label}: expected {extension.target!r} to be a class, got {loaded!r}")
+    return loaded
 
 
-def _adopt(kind: str, given: Any) -> Plugin:
-    """An object that a script made itself."""
+def _adopt(kind: str, instance: Any) -> Plugin:
+    """Make a plugin of an object that a script has made itself."""
     words = in_words(kind)
-    if isinstance(given, type):
-        raise ExtensionError(f"expected a {words} object, got the class: write {given.__name__}(...)")
-    if given is None or isinstance(given, _NO_EXTENSIONS):
-        raise ExtensionError(f"expected a {words} as a name, {{name: options}} or an object, got {given!r}")
-    extension = Extension(kind, type(given).__name__)
-    for problem in find_problems(type(given), kind, SPECS):
+    if isinstance(instance, type):
+        raise ExtensionError(f"expected a {words} object, got the class: write {instance.__name__}(...)")
+    if instance is None or isinstance(instance, _NO_EXTENSIONS):
+        raise ExtensionError(f"expected a {words} as a name, {{name: options}} or an object, got {instance!r}")
+    extension = Extension(kind, type(instance).__name__)
+    for problem in find_problems(type(instance), kind, SPECS):
         raise ExtensionError(f"{extension.label}: {problem}")
-    return Plugin(extension, given)
+    return Plugin(extension, instance)
 
 
-def _split(kind: str, given: str | Mapping[Any, Any]) -> tuple[str, dict[str, Any]]:
-    """The name and the options in what a user wrote."""
-    if isinstance(given, str):
-        return given, {}
-    if len(given) != 1:
-        raise ExtensionError(f"expected a {in_words(kind)} as {{name: options}} with one name, got {[*given]!r}")
-    name, options = next(iter(given.items()))
+def _split(kind: str, choice: str | Mapping[Any, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the options in what a user wrote."""
+    if isinstance(choice, str):
+        return choice, {}
+    if len(choice) != 1:
+        raise ExtensionError(f"expected a {in_words(kind)} as {{name: options}} with one name, got {[*choice]!r}")
+    name, options = next(iter(choice.items()))
     if not isinstance(name, str):
         raise ExtensionError(f"expected the name of a {in_words(kind)}, got {name!r}")
     if options is not None and not isinstance(options, Mapping):

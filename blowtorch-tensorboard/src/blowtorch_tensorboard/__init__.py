@@ -174,16 +174,16 @@ def session_end(status: str) -> "Summary":
 
 
 def flatten(config: Mapping[str, Any], path: str = "") -> list[tuple[str, bool | int | float | str]]:
-    """Dotted keys and values; what is no number, boolean or string becomes one.
+    """Return dotted keys and their values; what is no number, boolean or string becomes a string.
 
     >>> flatten({"model": {"width": 3, "sizes": [1, 2]}})
     [('model.width', 3), ('model.sizes', '[1, 2]')]
     """
-    found: list[tuple[str, bool | int | float | str]] = []
+    pairs: list[tuple[str, bool | int | float | str]] = []
     for key, value in config.items():
         name = f"{path}.{key}" if path else str(key)
         if isinstance(value, Mapping):
-            found += flatten(value, name)
+            pairs += flatten(value, name)
         else:
-            found.append((name, value if isinstance(value, bool | int | float | str) else str(value)))
-    return found
+            pairs.append((name, value if isinstance(value, bool | int | float | str) else str(value)))
+    return pairs

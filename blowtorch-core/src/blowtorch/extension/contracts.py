@@ -13,7 +13,7 @@ from blowtorch.errors import nearest
 
 @functools.cache  # asked for at every turn, and signatures are slow
 def hooks(spec: type) -> dict[str, tuple[str, ...]]:
-    """The hooks of a contract, each with the arguments that it is called with."""
+    """Return the hooks of a contract, each with the arguments that it is called with."""
     return {
         name: tuple(inspect.signature(function).parameters)[1:]
         for name, function in vars(spec).items()
@@ -22,7 +22,7 @@ def hooks(spec: type) -> dict[str, tuple[str, ...]]:
 
 
 def implemented_hooks(extension: type, spec: type) -> dict[str, tuple[str, ...]]:
-    """The hooks of a contract that a class has, in the order of the contract, each with the arguments it takes."""
+    """Return the hooks of a contract that a class has, in the contract's order, each with the arguments it takes."""
     methods = {mark["specname"] or name: name for name, mark in _marks(extension).items()}
     return {
         hook: tuple(inspect.signature(getattr(extension, methods[hook])).parameters)[1:]
@@ -37,7 +37,7 @@ def required_hooks(spec: type) -> list[str]:
 
 
 def find_problems(extension: type, kind: str, specs: Mapping[str, type]) -> Iterator[str]:
-    """What keeps a class from being an extension of this kind, the most telling first; nothing if it is one.
+    """Yield what keeps a class from being an extension of this kind, the most telling first.
 
     Args:
         extension: the class; it is neither called nor instantiated.
@@ -77,7 +77,7 @@ def find_problems(extension: type, kind: str, specs: Mapping[str, type]) -> Iter
 
 
 def find_hidden_hooks(instance: object, spec: type) -> Iterator[str]:
-    """Hooks that an attribute of the object itself hides, so that the method of its class is never called."""
+    """Yield a sentence for each hook that an attribute of the object hides, so that its method is never called."""
     marks = _marks(type(instance))
     for name, value in getattr(instance, "__dict__", {}).items():
         if name in marks or (name in hooks(spec) and callable(value)):
@@ -85,7 +85,7 @@ def find_hidden_hooks(instance: object, spec: type) -> Iterator[str]:
 
 
 def find_option_problems(extension: type, name: str, options: Mapping[str, Any]) -> Iterator[str]:
-    """What keeps a class from being made with these options; its constructor is not called.
+    """Yield what keeps a class from being made with these options; its constructor is not called.
 
     Args:
         extension: the class.
@@ -103,22 +103,21 @@ def find_option_problems(extension: type, name: str, options: Mapping[str, Any])
         if option not in named and not takes_any:
             known = f"Its options are {_listed(named)}" if named else "It has none"
             yield f"there is no option {option!r}.{nearest(option, named)} {known}"
-    required = [each.name for each in named.values() if each.default is inspect.Parameter.empty]
+    required = [option for option, parameter in named.items() if parameter.default is inspect.Parameter.empty]
     if missing := [option for option in required if option not in options]:
         example = ", ".join(f"{option!r}: ..." for option in missing)
         yield f"it needs the options {', '.join(missing)}: write {{{name!r}: {{{example}}}}}"
 
 
 def _marks(extension: type) -> dict[str, dict[str, Any]]:
-    """The methods that carry `@hookimpl`, by name, with what was said to it."""
+    """Return the methods that carry `@hookimpl`, by name, with the arguments of that mark."""
     bases = [base for base in reversed(extension.__mro__) if base is not object]
     attributes = {name: value for base in bases for name, value in vars(base).items()}
-    found = {name: _mark(value) for name, value in attributes.items()}
-    return {name: mark for name, mark in found.items() if mark is not None}
+    return {name: mark for name, value in attributes.items() if (mark := _mark(value)) is not None}
 
 
 def _mark(attribute: object) -> dict[str, Any] | None:
-    """What `@hookimpl` left on a function or inside of what wraps it."""
+    """Return what `@hookimpl` has left on a function, or on the one inside of what wraps it."""
     holders = [attribute]
     if isinstance(attribute, staticmethod | classmethod):
         holders.append(attribute.__func__)
@@ -134,7 +133,7 @@ def _mark(attribute: object) -> dict[str, Any] | None:
 
 
 def _find_unmarked(extension: type, spec: type, marks: Mapping[str, Any]) -> Iterator[str]:
-    """Methods that look like implementations and that pluggy would pass over."""
+    """Yield a sentence for each method that looks like an implementation and that pluggy would pass over."""
     bases = extension.__mro__[1:-1]
     inherited = {name for base in bases for name, value in vars(base).items() if _mark(value) is not None}
     for name in sorted(inherited - set(marks)):
@@ -149,7 +148,7 @@ def _find_unmarked(extension: type, spec: type, marks: Mapping[str, Any]) -> Ite
 def _find_method_problems(
     title: str, method: object, mark: Mapping[str, Any], arguments: tuple[str, ...]
 ) -> Iterator[str]:
-    """What is wrong with one implementation of a hook that is called with these arguments."""
+    """Yield what is wrong with one implementation of a hook that is called with these arguments."""
     for option in ("wrapper", "hookwrapper"):
         if mark[option]:
             yield f"{title} is a {option}, which blowtorch does not call: drop {option}=True"
@@ -171,12 +170,12 @@ def _find_method_problems(
 
 
 def _find_parameter_problems(title: str, parameter: inspect.Parameter, arguments: tuple[str, ...]) -> Iterator[str]:
-    given = f"it may take {_listed(arguments)}" if arguments else "the hook has none"
+    choice = f"it may take {_listed(arguments)}" if arguments else "the hook has none"
     if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-        yield f"{title} takes {parameter}, which would stay empty: name the arguments that it uses; {given}"
+        yield f"{title} takes {parameter}, which would stay empty: name the arguments that it uses; {choice}"
     elif parameter.name not in arguments:
         hint = nearest(parameter.name, arguments)
-        yield f"{title} takes an argument {parameter.name!r} that the hook does not have.{hint} {_sentence(given)}"
+        yield f"{title} takes an argument {parameter.name!r} that the hook does not have.{hint} {_sentence(choice)}"
     elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
         yield f"{title} takes {parameter.name!r} by keyword only, so it would stay empty: move it before the *"
 

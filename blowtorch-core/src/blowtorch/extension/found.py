@@ -1,4 +1,4 @@
-"""Finds the installed extensions from the metadata of packages; imports none of them but the one it is told to."""
+"""Finds the installed extensions by the metadata of packages, and imports one when it is told to."""
 
 import dataclasses
 import importlib
@@ -69,12 +69,12 @@ class Extension:
         return f"{in_words(self.kind)} {self.name!r}{origin}"
 
     def is_called(self, name: str) -> bool:
-        """Whether a name means it: its own, `package:name`, or that of its package."""
+        """Tell whether a name means this extension: its own, `package:name`, or that of its package."""
         return name in (self.name, self.qualified_name) or normalise(name) == normalise(self.package)
 
     @property
     def is_built_in(self) -> bool:
-        """Whether it comes with blowtorch itself."""
+        """Whether the extension comes with blowtorch itself."""
         return normalise(self.package) in BUILT_IN
 
     def load(self) -> Any:
@@ -88,10 +88,10 @@ class Extension:
             raise ExtensionError(f"{self.label}: expected an entry point 'module:Class', got {self.target!r}")
         module, path = match.group(1), match.group(2)
         try:
-            found: Any = importlib.import_module(module)
+            value: Any = importlib.import_module(module)
             for attribute in path.split("."):
-                owner, found = found, getattr(found, attribute, None)
-                if found is None:
+                owner, value = value, getattr(value, attribute, None)
+                if value is None:
                     break
         except KeyboardInterrupt:
             raise
@@ -100,9 +100,9 @@ class Extension:
                 f"{self.label}: {module!r} cannot be imported: {describe(error)}. "
                 "Repair what is installed, or do without it."
             ) from error
-        if found is None:
+        if value is None:
             raise ExtensionError(f"{self.label}: {module!r} has no {attribute!r}.{nearest(attribute, dir(owner))}")
-        return found
+        return value
 
 
 def find_extensions() -> list[Extension]:
@@ -119,7 +119,7 @@ def find_extensions() -> list[Extension]:
 
 
 def in_words(kind: str) -> str:
-    """A kind as a sentence says it.
+    """Return a kind as a sentence says it.
 
     >>> in_words("config-source")
     'config source'
@@ -128,7 +128,7 @@ def in_words(kind: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """The type of an exception, and its text where it has one.
+    """Return the type of an exception, and its text where it has one.
 
     >>> describe(ValueError("no url"))
     'ValueError: no url'
@@ -156,9 +156,9 @@ def _read_extensions(package: Package, core: str, switches: Mapping[str, Sequenc
 
 
 def _parse_entry_points(text: str) -> Iterator[tuple[str, str, str]]:
-    """Kind, name and target of each entry point in our groups; a malformed line costs none of the others.
+    """Yield kind, name and target of each entry point in our groups; a malformed line costs none of the others.
 
-    The kind of one in a group that looks like ours and is not, such as `blowtorch.logger`, is that group.
+    A group that looks like ours and is not, such as `blowtorch.logger`, is the kind of its entry points.
     """
     kinds = {group: kind for kind, group in GROUPS.items()}
     kind = None
@@ -190,26 +190,30 @@ def _read_switches() -> dict[str, list[str]]:
 
 
 def find_idle_switches(extensions: Sequence[Extension]) -> Iterator[tuple[str, str]]:
-    """Each variable that names what it does not switch, with the reason."""
+    """Yield each variable that names what it does not switch, with the reason."""
     for variable, names in _read_switches().items():
         if variable == _DISABLED and names == ["all"]:
             continue
         for name in names:
             meant = [extension for extension in extensions if extension.is_called(name)]
-            known = {text for each in extensions if not each.is_built_in for text in (each.name, each.package)}
+            outsiders = [extension for extension in extensions if not extension.is_built_in]
+            known = {text for extension in outsiders for text in (extension.name, extension.package)}
             if not meant:
                 yield variable, f"no extension and no package is called {name!r}.{nearest(name, known)}"
-            elif all(each.is_built_in for each in meant):
+            elif all(extension.is_built_in for extension in meant):
                 yield variable, f"{name!r} comes with blowtorch, and is never switched off"
 
 
-def _mark_conflicts(found: Sequence[Extension]) -> Iterator[Extension]:
-    """Nobody has a name that two claim, unless it is built in; what is switched off claims nothing."""
+def _mark_conflicts(extensions: Sequence[Extension]) -> Iterator[Extension]:
+    """Yield the extensions, in conflict where two packages claim a name.
+
+    A built-in one keeps its name all the same, and one that is switched off claims none.
+    """
     claims: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for extension in found:
+    for extension in extensions:
         if extension.status != "disabled":
             claims[extension.kind, extension.name].add(extension.package)
-    for extension in found:
+    for extension in extensions:
         rivals = claims[extension.kind, extension.name] - {extension.package}
         if rivals and extension.status == "ok" and not extension.is_built_in:
             reason = f"{', '.join(sorted(rivals))} has this name too; write {extension.qualified_name!r}"
@@ -219,28 +223,26 @@ def _mark_conflicts(found: Sequence[Extension]) -> Iterator[Extension]:
 
 
 def resolve(extensions: Sequence[Extension], kind: str, name: str) -> Extension:
-    """The usable extension that a name, `package:name` or `module:Class` means.
+    """Return the usable extension that a name, `package:name` or `module:Class` means.
 
     Raises:
         ExtensionError: there is none, it is switched off or incompatible, or several have the name.
     """
     package, _, bare = name.rpartition(":")
-    found = [
-        each
-        for each in extensions
-        if (each.kind, each.name) == (kind, bare) and (not package or normalise(each.package) == normalise(package))
-    ]
-    if not found:
+    namesakes = [extension for extension in extensions if (extension.kind, extension.name) == (kind, bare)]
+    if package:
+        namesakes = [one for one in namesakes if normalise(one.package) == normalise(package)]
+    if not namesakes:
         if re.fullmatch(r"[\w.]+:[\w.]+", name):
             return Extension(kind, name, target=name)
         raise ExtensionError(_describe_unknown(extensions, kind, name))
     if not package:
-        built_in = [each for each in found if each.is_built_in]
-        found = built_in or [each for each in found if each.status != "disabled"] or found
-    extension = found[0]
-    if len(found) > 1 and extension.status != "disabled":
-        choices = " or ".join(repr(each.qualified_name) for each in found)
-        raise ExtensionError(f"{len(found)} packages have a {in_words(kind)} {name!r}: write {choices}")
+        built_in = [one for one in namesakes if one.is_built_in]
+        namesakes = built_in or [one for one in namesakes if one.status != "disabled"] or namesakes
+    extension = namesakes[0]
+    if len(namesakes) > 1 and extension.status != "disabled":
+        choices = " or ".join(repr(one.qualified_name) for one in namesakes)
+        raise ExtensionError(f"{len(namesakes)} packages have a {in_words(kind)} {name!r}: write {choices}")
     if extension.status in ("disabled", "incompatible"):
         remedy = "Change that variable" if extension.status == "disabled" else "Install versions that go together"
         raise ExtensionError(
@@ -250,9 +252,9 @@ def resolve(extensions: Sequence[Extension], kind: str, name: str) -> Extension:
 
 
 def _describe_unknown(extensions: Sequence[Extension], kind: str, name: str) -> str:
-    same_kind = [each for each in extensions if each.kind == kind]
-    installed = [each.reference for each in same_kind if each.status != "disabled"]
-    qualified = [each.qualified_name for each in same_kind if ":" in name]
+    same_kind = [extension for extension in extensions if extension.kind == kind]
+    installed = [extension.reference for extension in same_kind if extension.status != "disabled"]
+    qualified = [extension.qualified_name for extension in same_kind if ":" in name]
     to_install = {
         other: package
         for (its_kind, other), package in _PACKAGES_TO_INSTALL.items()
@@ -262,16 +264,16 @@ def _describe_unknown(extensions: Sequence[Extension], kind: str, name: str) -> 
     for other, package in to_install.items():
         if nearest(name, [other]):
             text += f" `pip install {package}` brings {other!r}."
-    namesakes = [each for each in extensions if name in (each.name, each.qualified_name)]
-    for other in dict.fromkeys(each.kind for each in namesakes if each.kind in GROUPS):
+    namesakes = [extension for extension in extensions if name in (extension.name, extension.qualified_name)]
+    for other in dict.fromkeys(extension.kind for extension in namesakes if extension.kind in GROUPS):
         text += f" There is a {in_words(other)} of that name."
-    for stray in (each for each in namesakes if each.kind not in GROUPS):
+    for stray in (extension for extension in namesakes if extension.kind not in GROUPS):
         text += f" {stray.package} {stray.version} has that name, but {stray.reason}"
     return f"{text} Installed: {', '.join(installed) or 'none'}."
 
 
 def format_extensions(extensions: Iterable[Extension], as_json: bool = False) -> str:
-    """A listing of extensions: aligned text, or one JSON array of objects."""
+    """Return a listing of extensions: aligned text, or one JSON array of objects."""
     rows = [[str(getattr(extension, column)) for column in COLUMNS] for extension in extensions]
     if as_json:
         return json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows], indent=2)
@@ -279,7 +281,7 @@ def format_extensions(extensions: Iterable[Extension], as_json: bool = False) ->
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as aligned text.
+    """Return rows as aligned text.
 
     >>> print(format_table([["name", "status"], ["local", "ok"]]))
     name   status
