@@ -145,7 +145,7 @@ def blowtorch(model: nn.Module, folder: Path) -> Figures:
     def note(state, checkpoint):  # type: ignore[no-untyped-def]
         if checkpoint.step == 2 * EVERY:
             watch.done = time.perf_counter()
-            state.stop_reason = "it was measured"
+            state.stop("it was measured")
 
     result = run(model, [data] * EVERY, max_epochs=9, checkpoint_every="1 epoch", save_path=folder, progress=False)
     return watch.figures() | measure_load(result.folder)

@@ -34,6 +34,7 @@ LAYERS = [
     "plugins",
     "hookspecs",
     "state",
+    "progress",
     "folder",
     "options",
     "clock",
@@ -46,12 +47,12 @@ LAYERS = [
 # Highest first, within each wing.
 ROOMS = {
     "trial": ["dry_run", "batch_size", "evaluation", "untouched"],
-    "training": """session loop between_steps assembly model start interruption trace validation callbacks
-        gradients""".split(),
+    "training": """session loop between_steps assembly training workspace model start interruption trace validation
+        callbacks gradients""".split(),
     "runs": ["view"],
     "script": ["decorators", "script", "returns", "functions"],
-    "checkpoint": ["checkpoints", "contents", "tensors"],
-    "record": ["feed", "record", "media", "metric_objects", "metrics"],
+    "checkpoint": ["checkpoints", "retention", "store", "contents", "tensors"],
+    "record": ["feed", "media", "record", "lines", "metric_objects", "metrics", "logged"],
     "schedule": ["schedules", "option", "sequence"],
     "data": ["batches", "sources", "loaders", "transfer", "workers", "order"],
     "folder": ["folder", "provenance", "secrets", "lock", "manifest", "files"],

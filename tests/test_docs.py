@@ -19,9 +19,9 @@ from blowtorch import OptionError, Run, RunOptions, RunResult
 from blowtorch.extension.contracts import hooks
 from blowtorch.hookspecs import MOMENTS
 from blowtorch.plugins import SPECS
+from blowtorch.record.logged import REDUCTIONS
 from blowtorch.script.decorators import Decorators
 from blowtorch.script.functions import ARGUMENTS
-from blowtorch.state import REDUCTIONS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

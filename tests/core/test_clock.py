@@ -116,14 +116,21 @@ def at(steps):
 )
 def test_a_trigger_is_due_once_for_each_multiple_it_passes(interval, expected):
     trigger = Trigger(Interval.parse(interval))
-    trigger.start(at(0))
-    due = [step for step in range(1, 21) if trigger.is_due(at(step))]
+    trigger.mark_done(at(0))
+    due = [step for step in range(1, 21) if trigger.fire(at(step))]
     assert due == expected
+
+
+def test_to_ask_whether_it_is_due_changes_nothing():
+    trigger = Trigger(Interval.parse("2 steps"))
+    assert trigger.is_due(at(2)) and trigger.is_due(at(2))
+    trigger.mark_done(at(2))
+    assert not trigger.is_due(at(3)) and trigger.is_due(at(4))
 
 
 def test_a_step_that_passes_several_multiples_is_due_once():
     trigger = Trigger(Interval.parse("10 samples"))
-    assert trigger.is_due(at(1)) and not trigger.is_due(at(1))
+    assert trigger.fire(at(1)) and not trigger.fire(at(1))
 
 
 @pytest.mark.parametrize("interval", ["3 steps", "1 epoch", "100 samples", "2.5 seconds"])
@@ -131,19 +138,19 @@ def test_a_step_that_passes_several_multiples_is_due_once():
 def test_a_restart_repeats_and_skips_nothing(interval, stop):
     """A trigger that is made anew at any step is due at the same later steps as one that has run all the time."""
     whole, restarted = Trigger(Interval.parse(interval)), Trigger(Interval.parse(interval))
-    whole.start(at(0))
-    due = [step for step in range(1, 41) if whole.is_due(at(step))]
-    restarted.start(at(stop))
-    assert [step for step in range(stop + 1, 41) if restarted.is_due(at(step))] == [step for step in due if step > stop]
+    whole.mark_done(at(0))
+    due = [step for step in range(1, 41) if whole.fire(at(step))]
+    restarted.mark_done(at(stop))
+    assert [step for step in range(stop + 1, 41) if restarted.fire(at(step))] == [step for step in due if step > stop]
 
 
 @pytest.mark.parametrize("interval", ["1 step", "7 steps", "100 samples", "2 seconds"])
 def test_asking_only_at_the_steps_that_are_worth_it_misses_nothing(interval):
     always, seldom = Trigger(Interval.parse(interval)), Trigger(Interval.parse(interval))
-    due = [step for step in range(1, 51) if always.is_due(at(step))]
+    due = [step for step in range(1, 51) if always.fire(at(step))]
     asked, step = [], seldom.next_step(0)
     while step <= 50:
-        if seldom.is_due(at(step)):
+        if seldom.fire(at(step)):
             asked.append(step)
         step = seldom.next_step(step)
     assert asked == due

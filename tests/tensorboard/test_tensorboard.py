@@ -1,6 +1,7 @@
 import copy
 import io
 import math
+import signal
 import subprocess
 import sys
 
@@ -23,7 +24,14 @@ CONFIG = {"model": {"width": 3, "sizes": [1, 2], "norm": None}, "rate": 0.1}
 @pytest.fixture
 def info(tmp_path):
     def make(resumed=False):
-        return RunInfo("abc", "brave-otter-3", tmp_path, tmp_path / "tensorboard", CONFIG, resumed)
+        return RunInfo(
+            id="abc",
+            name="brave-otter-3",
+            folder=tmp_path,
+            own_folder=tmp_path / "tensorboard",
+            config=CONFIG,
+            resumed=resumed,
+        )
 
     return make
 
@@ -65,7 +73,7 @@ def write(info, steps, rewind=None, status="finished", offset=0.0):
 
 
 def read(info):
-    accumulator = EventAccumulator(str(info.logger_folder), size_guidance={"scalars": 0, "tensors": 0})
+    accumulator = EventAccumulator(str(info.own_folder), size_guidance={"scalars": 0, "tensors": 0})
     return accumulator.Reload()
 
 
@@ -102,7 +110,7 @@ def test_values_that_are_not_finite_and_odd_names_are_written(info):
 
 
 def hparams_of(info):
-    accumulator = TensorAccumulator(str(info.logger_folder)).Reload()
+    accumulator = TensorAccumulator(str(info.own_folder)).Reload()
     found = {}
     for run_tag in accumulator.PluginTagToContent("hparams"):
         data = HParamsPluginData.FromString(accumulator.SummaryMetadata(run_tag).plugin_data.content)
@@ -164,7 +172,7 @@ def test_a_run_that_is_stopped_and_continued_is_one_curve(tmp_path, monkeypatch)
         @run.on("train_step_end")
         def stop(state):
             if state.step == stop_at:
-                state.interruption = "the test"
+                signal.raise_signal(signal.SIGTERM)
 
         options |= {"loggers": ["tensorboard"], "progress": False, "log_every": "1 steps", "resume": "auto"}
         options |= {"save_path": "logs", "run_name": "one"}

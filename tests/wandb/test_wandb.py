@@ -35,7 +35,14 @@ def info(tmp_path):
     (tmp_path / "wandb-logger").mkdir()
 
     def make(resumed=False):
-        return RunInfo("abc123", "brave-otter-3", tmp_path, tmp_path / "wandb-logger", CONFIG, resumed)
+        return RunInfo(
+            id="abc123",
+            name="brave-otter-3",
+            folder=tmp_path,
+            own_folder=tmp_path / "wandb-logger",
+            config=CONFIG,
+            resumed=resumed,
+        )
 
     return make
 
@@ -99,7 +106,7 @@ def test_a_run_is_kept_offline_without_an_account_and_read_back(info, capfd):
     logger.log_metrics({"train/loss": 0.25}, 20, 2, 1001.5)
     logger.log_finish("finished", {"train/loss": 0.25, "best/val/loss": 0.2})
 
-    found = read(info().logger_folder)
+    found = read(info().own_folder)
     run = found["run"][0]
     assert (run.run_id, run.display_name, run.project) == ("abc123", "brave-otter-3", "mine")
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
@@ -121,7 +128,7 @@ def test_a_failed_run_is_shown_as_failed(info):
     logger = WandbLogger()
     logger.log_start(info())
     logger.log_finish("failed", {})
-    found = read(info().logger_folder)
+    found = read(info().own_folder)
     assert found["exit"][0].exit_code == 1 and summary_of(found)["status"] == "failed"
 
 
@@ -132,7 +139,7 @@ def test_a_continued_run_has_the_same_id_and_rows_for_steps_that_went_back(info)
         for step in steps:
             logger.log_metrics({"train/loss": float(step + 100 * resumed)}, step, 1, float(step))
         logger.log_finish("stopped", {})
-    found = read(info().logger_folder)
+    found = read(info().own_folder)
     assert {run.run_id for run in found["run"]} == {"abc123"}
     logged = [(row["step"], row["train/loss"]) for row in rows(found)]
     assert logged == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (4, 104), (5, 105), (6, 106), (7, 107)]
@@ -203,13 +210,13 @@ def test_images_histograms_texts_and_files_are_kept(info, tmp_path):
     logger.log_text("words", "a <b>\nc", 3)
     logger.log_file("notes", path, 3)
     logger.log_finish("finished", {})
-    image, histogram, text = rows(read(info().logger_folder))
+    image, histogram, text = rows(read(info().own_folder))
     assert {each["step"] for each in (image, histogram, text)} == {3}
     assert image["samples/_type"] == "image-file" and (image["samples/width"], image["samples/height"]) == (3, 2)
     assert histogram["weights/values"] == [1, 2] and histogram["weights/bins"] == [0.0, 0.5, 1.0]
-    [page] = info().logger_folder.rglob("media/html/*.html")
+    [page] = info().own_folder.rglob("media/html/*.html")
     assert page.read_text() == "<pre>a &lt;b&gt;\nc</pre>"
-    assert list(info().logger_folder.rglob("files/notes/step-00000003.png"))
+    assert list(info().own_folder.rglob("files/notes/step-00000003.png"))
 
 
 class TestContract(LoggerContract):

@@ -24,16 +24,17 @@ if TYPE_CHECKING:
     )
     from blowtorch.hookspecs import Schedule, hookimpl
     from blowtorch.options import RunOptions
+    from blowtorch.progress import Checkpoint
     from blowtorch.run import Run, RunResult
     from blowtorch.runs.view import RunView, Series, find_runs, open_run
-    from blowtorch.state import Checkpoint, RunInfo, RunState
+    from blowtorch.state import RunInfo, RunState
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "BlowtorchError": "errors",
     "BlowtorchWarning": "errors",
-    "Checkpoint": "state",
+    "Checkpoint": "progress",
     "CheckpointError": "errors",
     "Config": "config.config",
     "ConfigError": "errors",

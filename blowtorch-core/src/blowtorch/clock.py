@@ -115,12 +115,16 @@ class Trigger:
         self.interval = interval
         self.count = 0
 
-    def start(self, time: Time) -> None:
+    def is_due(self, time: Time) -> bool:
+        """Return whether another multiple has passed since the last one that is done."""
+        return self.interval.count(time) != self.count
+
+    def mark_done(self, time: Time) -> None:
         """Take everything up to `time` as done."""
         self.count = self.interval.count(time)
 
-    def is_due(self, time: Time) -> bool:
-        """Whether another multiple has passed since this was last true; asking takes note."""
+    def fire(self, time: Time) -> bool:
+        """Return whether it is due, which is then done."""
         count = self.interval.count(time)
         if count == self.count:
             return False
@@ -158,7 +162,7 @@ class Triggers:
             if interval == str(trigger.interval):
                 trigger.count = count
             else:
-                trigger.start(self._time())
+                trigger.mark_done(self._time())
 
 
 def now() -> str:

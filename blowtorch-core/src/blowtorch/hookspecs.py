@@ -16,7 +16,8 @@ import pluggy
 
 from blowtorch.clock import Interval
 from blowtorch.errors import ScriptError, nearest
-from blowtorch.state import Checkpoint, RunInfo, RunState
+from blowtorch.progress import Checkpoint
+from blowtorch.state import RunInfo, RunState
 
 if TYPE_CHECKING:
     import torch
@@ -246,7 +247,7 @@ class CallbackSpec:
     """Takes part in the loop; group `blowtorch.callbacks`, any number, named by the option `callbacks`.
 
     Callbacks are called in the order in which they are named, in the thread of the loop. They may read everything in
-    `state` and set `state.stop_reason` to end the run after the current step; anything that a callback has to
+    `state` and call `state.stop(reason)` to end the run after the current step; anything that a callback has to
     remember over a restart it gives and takes by methods `state_dict` and `load_state_dict`. One that raises fails
     the run.
     """
@@ -297,6 +298,17 @@ class CallbackSpec:
 
         Args:
             metrics: the means over the epoch, such as `{"train_epoch/loss": 0.4}`.
+        """
+
+    @hookspec
+    def line_said(self, state: RunState, text: str) -> None:
+        """The run says a line, which `console.log` has already; whoever shows such lines shows it.
+
+        Lines come from callbacks and functions by `state.say`, and from the loop. What is said in here goes into
+        `console.log` alone.
+
+        Args:
+            text: the line, without a line feed.
         """
 
     @hookspec

@@ -4,10 +4,10 @@ import contextlib
 import multiprocessing
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.utils.data import get_worker_info
@@ -17,22 +17,22 @@ from blowtorch.errors import BlowtorchWarning, ConfigError, OptionError, ScriptE
 from blowtorch.hookspecs import ConfigSourceSpec
 from blowtorch.options import RunOptions, resolve_options
 from blowtorch.plugins import Plugins
-from blowtorch.record.media import log_file, log_histogram, log_image, log_text
+from blowtorch.progress import Checkpoint
+from blowtorch.record.media import Media
 from blowtorch.script.decorators import Decorators
 from blowtorch.script.script import Script
-from blowtorch.state import Checkpoint, RunState
-from blowtorch.streams import derive_seed, draw_seed, make_deterministic, seed_everything
-from blowtorch.training.gradients import detecting_anomalies
-from blowtorch.training.interruption import interruptible
+from blowtorch.streams import draw_seed, make_deterministic, seed_everything
 from blowtorch.training.loop import train
-from blowtorch.training.model import detached_state
 from blowtorch.training.session import Session
 from blowtorch.training.start import recorded_seed
+from blowtorch.training.workspace import Workspace
 from blowtorch.trial.batch_size import find_batch_size
-from blowtorch.trial.dry_run import as_rehearsal, check_loggers, missing_folders, rehearse, remove_traces, report
+from blowtorch.trial.dry_run import rehearse
 from blowtorch.trial.evaluation import evaluate, load_checkpoint, predict
 from blowtorch.trial.evaluation import gather as join
-from blowtorch.trial.untouched import left_as_it_was
+from blowtorch.trial.untouched import detached_workspace
+
+Current = TypeVar("Current", Session, Workspace)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Run(Decorators):
         self._is_in_worker = is_loader_worker()
         self._plugins = Plugins()
         super().__init__(Script(command_line=list(sys.argv if command_line is None else command_line)))
-        self._state: RunState | None = None
+        self._current: Session | Workspace | None = None  # what `log` and its kind belong to
         self._last_folder: Path | None = None
         with warnings.catch_warnings():
             if self._is_in_worker:
@@ -135,9 +135,9 @@ class Run(Decorators):
         Raises:
             ScriptError: no run is under way.
         """
-        if self._state is None:
+        if self._current is None:
             raise ScriptError("run.log was called while nothing is being trained, validated or evaluated")
-        self._state.log(metrics, reduce)
+        self._current.state.log(metrics, reduce)
 
     def log_image(self, name: str, image: Any) -> None:
         """Record an image as of now; it is kept as PNG in the folder `media` of the run, and loggers are given it.
@@ -154,7 +154,9 @@ class Run(Decorators):
         Raises:
             ScriptError: it is no image, or no run is under way.
         """
-        self._log_media(log_image, "log_image", name, image)
+        media = self._find_media("log_image")
+        if media is not None:
+            media.log_image(name, image)
 
     def log_histogram(self, name: str, values: Any, bins: int = 64) -> None:
         """Record how numbers are distributed as of now; those that are not finite are left out.
@@ -164,11 +166,15 @@ class Run(Decorators):
             values: a tensor, an array or numbers, of any shape.
             bins: so many of equal width, from the smallest number to the largest.
         """
-        self._log_media(log_histogram, "log_histogram", name, values, bins)
+        media = self._find_media("log_histogram")
+        if media is not None:
+            media.log_histogram(name, values, bins)
 
     def log_text(self, name: str, text: str) -> None:
         """Record a text as of now."""
-        self._log_media(log_text, "log_text", name, text)
+        media = self._find_media("log_text")
+        if media is not None:
+            media.log_text(name, text)
 
     def log_file(self, name: str, path: str | Path) -> None:
         """Record a copy of a file as of now; it is kept in the folder `media` of the run.
@@ -176,7 +182,9 @@ class Run(Decorators):
         Raises:
             ScriptError: there is no such file, or no run is under way.
         """
-        self._log_media(log_file, "log_file", name, path)
+        media = self._find_media("log_file")
+        if media is not None:
+            media.log_file(name, path)
 
     def __call__(
         self, model: nn.Module, train_loader: Any = None, validate_loader: Any = None, **options: Any
@@ -188,19 +196,18 @@ class Run(Decorators):
         """
         self._refuse_in_worker()
         resolved = resolve_options(options, self._configured_options())
-        loaders = (train_loader, validate_loader)
+
+        def make_session(options: RunOptions) -> Session:
+            loaders = (train_loader, validate_loader)
+            return Session(self._script, self.config, options, self._plugins, model, loaders)
+
         if resolved.dry_run:
-            return self._rehearse(model, loaders, resolved)
-        with (
-            Session(self._script, self.config, resolved, self._plugins, model, loaders) as session,
-            interruptible(session.state),
-            self._in_progress(session.state) as state,
-            detecting_anomalies(resolved),
-        ):
-            session.prepare()
-            self._last_folder = state.folder
-            train(session.training, state)
-        return RunResult(session.status, state.folder, state.epoch, state.step, session.metrics(), state.best)
+            return self._result(rehearse(self._script, model, resolved, make_session, self._prepared))
+        session = make_session(resolved)
+        with self._prepared(session):
+            self._last_folder = session.folder.path
+            train(session.training)
+        return self._result(session)
 
     def evaluate(
         self, model: nn.Module, loader: Any = None, *, checkpoint: str | Path | None = None, **options: Any
@@ -220,8 +227,8 @@ class Run(Decorators):
             ScriptError: no validation step is registered.
             CheckpointError: there is no such checkpoint, or it belongs to another model.
         """
-        with self._in_progress(self._detach(model, checkpoint, options)) as state:
-            return evaluate(self._script, state, loader)
+        with self._in_progress(self._detach(model, checkpoint, options)) as workspace:
+            return evaluate(self._script, workspace, loader)
 
     def predict(
         self,
@@ -267,53 +274,43 @@ class Run(Decorators):
         Raises:
             ScriptError: something is missing for that, or a single sample does not fit.
         """
-        with self._in_progress(self._detach(model, None, options)) as state:
-            return find_batch_size(self._script, state, loader, largest)
-
-    def _rehearse(self, model: nn.Module, loaders: tuple[Any, Any], options: RunOptions) -> RunResult:
-        """What the option `dry_run` asks for."""
-        made = missing_folders(options)
-        with left_as_it_was(self._script, model, derive_seed(self.seed, "dry_run"), options.callbacks):
-            session = Session(self._script, self.config, as_rehearsal(options), self._plugins, model, loaders)
-            try:
-                with (
-                    session,
-                    interruptible(session.state),
-                    self._in_progress(session.state) as state,
-                    detecting_anomalies(options),
-                ):
-                    session.prepare()
-                    findings = rehearse(session.training, state)
-                check_loggers(session)
-            finally:
-                remove_traces(session, made)
-        if session.status == "finished":
-            for line in report(session, findings):
-                print(line)
-        return RunResult(session.status, state.folder, state.epoch, state.step, session.metrics(), None)
-
-    def _detach(self, model: nn.Module, checkpoint: str | Path | None, options: Mapping[str, Any]) -> RunState:
-        """A state that belongs to no run."""
-        self._refuse_in_worker()
-        resolved = resolve_options(options, self._configured_options())
-        state = detached_state(model, resolved, self.config, self.seed)
-        load_checkpoint(checkpoint, state, self._script, self._last_folder)
-        return state
-
-    def _log_media(self, log: Callable[..., None], method: str, *arguments: Any) -> None:
-        if self._state is None:
-            raise ScriptError(f"run.{method} was called while nothing is being trained, validated or evaluated")
-        if self._state.info.id and not self._state.is_trying:  # an evaluation belongs to no run
-            log(self._state, *arguments)
+        with self._in_progress(self._detach(model, None, options)) as workspace:
+            return find_batch_size(self._script, workspace, loader, largest)
 
     @contextlib.contextmanager
-    def _in_progress(self, state: RunState) -> Iterator[RunState]:
-        """Let `log` reach a state inside; an evaluation may take place inside of a training."""
-        outer, self._state = self._state, state
+    def _prepared(self, session: Session) -> Iterator[None]:
+        """Have a session ready to train inside, and let `log` and its kind reach it."""
+        with session, self._in_progress(session):
+            session.prepare()
+            yield
+
+    def _detach(self, model: nn.Module, checkpoint: str | Path | None, options: Mapping[str, Any]) -> Workspace:
+        """Return a workspace that belongs to no run."""
+        self._refuse_in_worker()
+        resolved = resolve_options(options, self._configured_options())
+        workspace = detached_workspace(model, resolved, self.config, self.seed)
+        load_checkpoint(checkpoint, workspace.state, self._script, self._last_folder)
+        return workspace
+
+    def _find_media(self, method: str) -> Media | None:
+        """Return what keeps images and the like; None in an evaluation, which has no folder to keep them in."""
+        if self._current is None:
+            raise ScriptError(f"run.{method} was called while nothing is being trained, validated or evaluated")
+        return self._current.media if isinstance(self._current, Session) else None
+
+    @contextlib.contextmanager
+    def _in_progress(self, current: Current) -> Iterator[Current]:
+        """Let `log` and its kind reach what takes place inside; an evaluation may do so inside of a training."""
+        outer, self._current = self._current, current
         try:
-            yield state
+            yield current
         finally:
-            self._state = outer
+            self._current = outer
+
+    def _result(self, session: Session) -> RunResult:
+        state = session.state
+        best = None if state.options.dry_run else state.best
+        return RunResult(session.status, state.folder, state.epoch, state.step, session.metrics(), best)
 
     def _configured_options(self) -> dict[str, Any]:
         section = self.config.get("run") or {}  # an empty section of a file is null

@@ -33,12 +33,12 @@ class TensorBoardLogger:
         """Open an event file; every process that continues the run adds one to the folder."""
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        assert run.logger_folder is not None
+        assert run.own_folder is not None
         self._close()
         # TensorBoard reads event files in the order of their names, which tell the second in which they were made.
-        while list(run.logger_folder.glob(f"events.out.tfevents.{int(clock.time()):010d}.*")):
+        while list(run.own_folder.glob(f"events.out.tfevents.{int(clock.time()):010d}.*")):
             clock.sleep(0.05)
-        self._writer = EventFileWriter(str(run.logger_folder))
+        self._writer = EventFileWriter(str(run.own_folder))
         if self.hparams:
             self._add(session_start(run), 0)
         if not run.resumed:

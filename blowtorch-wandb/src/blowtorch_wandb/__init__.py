@@ -69,7 +69,7 @@ class WandbLogger:
             notes=self.notes,
             id=run.id,
             name=run.name,
-            dir=str(run.logger_folder),
+            dir=str(run.own_folder),
             config=dict(run.config),
             mode=mode,
             # Offline, wandb cannot ask its server whether the run exists, and says so; the id alone does it there.

@@ -18,12 +18,7 @@ from blowtorch.builtin.console import Console, format_number
 @pytest.fixture
 def state(tmp_path):
     """What a console reads of a run in its third epoch, and the lines that it says."""
-    lines, listeners = [], []
-
-    def say(text):
-        lines.append(text)
-        for listener in listeners:
-            listener(text)
+    lines = []
 
     options = types.SimpleNamespace(checkpoint_metric="val/loss", loggers=(), resume="never", dry_run=False)
     folder = tmp_path / "train_logs" / "26-11-23_18-42-01_brave-otter-3"
@@ -47,8 +42,7 @@ def state(tmp_path):
         stop_reason=None,
         interruption=None,
         lines=lines,
-        listeners=listeners,
-        say=say,
+        say=lines.append,
     )
 
 
@@ -112,7 +106,7 @@ def test_at_the_end_of_an_epoch_its_own_line_comes_before_those_of_validations(s
     console.validation_end(state, {"val/loss": 0.5})
     console.validation_end(state, {"ood/loss": 0.7})
     console.epoch_end(state, {"train_epoch/loss": 0.6})
-    console.checkpoint_saved(state, Checkpoint("step-00000120", 120, 0.5, Path("x")), True)
+    console.checkpoint_saved(state, Checkpoint(name="step-00000120", step=120, metric=0.5, path=Path("x")), True)
     told = [line.removeprefix("epoch  3/10 · step  120 · ").split(" · ")[0] for line in state.lines]
     assert told == [
         "train_epoch/loss 0.6",
@@ -164,7 +158,7 @@ def test_a_few_of_many_learning_rates_are_enough(state):
 
 @pytest.mark.parametrize(("is_best", "end"), [(True, ", the best so far by val/loss"), (False, "")])
 def test_a_checkpoint_has_one_line_that_says_whether_it_is_the_best(state, is_best, end):
-    Console().checkpoint_saved(state, Checkpoint("step-00000120", 120, 0.5, Path("x")), is_best)
+    Console().checkpoint_saved(state, Checkpoint(name="step-00000120", step=120, metric=0.5, path=Path("x")), is_best)
     assert state.lines == [f"checkpoint of step 120 saved{end}"]
 
 
@@ -198,7 +192,9 @@ def test_numbers_have_four_significant_digits_and_no_clutter(value, text):
 
 
 def test_a_finished_run_says_what_was_best_and_where_everything_lies(state):
-    state.best = Checkpoint("step-00000080", 80, 0.25, state.folder / "checkpoints" / "step-00000080")
+    state.best = Checkpoint(
+        name="step-00000080", step=80, metric=0.25, path=state.folder / "checkpoints" / "step-00000080"
+    )
     state.seconds = 4000
     Console().run_end(state, "finished")
     assert state.lines == [
@@ -274,19 +270,18 @@ def test_tensorboard_is_not_offered_where_it_is_not(state, loggers):
 # ---------------------------------------------------------------- the screen
 
 
-def test_lines_are_shown_from_the_beginning_to_the_end_of_a_run(state, capsys):
-    console = Console()
-    console.run_start(state)
-    console.validation_end(state, {"val/loss": 0.5})
-    console.run_end(state, "finished")
-    assert capsys.readouterr().out.splitlines() == state.lines
-    assert state.listeners == []
+def test_lines_are_shown_as_they_are_said(capsys):
+    for line in ("brave-otter-3 begins", "val/loss 0.5"):
+        Console().line_said(line)
+    assert capsys.readouterr().out.splitlines() == ["brave-otter-3 begins", "val/loss 0.5"]
 
 
 def test_without_progress_nothing_is_shown_and_everything_said(state, capsys):
     console = Console(progress=False)
     console.run_start(state)
     console.run_end(state, "finished")
+    for line in state.lines:
+        console.line_said(line)
     assert len(state.lines) == 3
     assert capsys.readouterr() == ("", "")
 
@@ -294,7 +289,7 @@ def test_without_progress_nothing_is_shown_and_everything_said(state, capsys):
 def test_a_stream_that_cannot_hold_a_character_does_not_end_the_run(state, monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
-    Console().show("epoch 1 · größe 3")
+    Console().line_said("epoch 1 · größe 3")
     assert stream.buffer.getvalue() == b"epoch 1 - gr??e 3\n"
 
 
@@ -304,7 +299,7 @@ def test_a_pipe_without_a_reader_does_not_end_the_run(monkeypatch):
             raise BrokenPipeError
 
     monkeypatch.setattr(sys, "stdout", Closed())
-    Console().show("epoch 1")
+    Console().line_said("epoch 1")
 
 
 def test_where_there_is_no_terminal_lines_are_plain_and_there_is_no_bar(make_run, net, loader, capsys):

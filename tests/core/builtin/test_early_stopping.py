@@ -14,7 +14,9 @@ from blowtorch.builtin.early_stopping import EarlyStopping
 def state():
     said = []
     options = types.SimpleNamespace(checkpoint_metric="val/loss", smaller_is_better=True)
-    return types.SimpleNamespace(options=options, stop_reason=None, warnings=said, warn=said.append)
+    state = types.SimpleNamespace(options=options, stop_reason=None, warnings=said, warn=said.append)
+    state.stop = lambda reason: setattr(state, "stop_reason", reason)
+    return state
 
 
 def validate(stopping, state, *values, metric="val/loss"):

@@ -19,7 +19,7 @@ NUM_FILES = 3
 
 
 def info(folder):
-    return RunInfo(id="1", name="run-1", folder=folder, logger_folder=None, config={}, resumed=False)
+    return RunInfo(id="1", name="run-1", folder=folder, own_folder=None, config={}, resumed=False)
 
 
 @pytest.fixture
@@ -204,7 +204,8 @@ def write(path, text):
         os.fsync(file.fileno())
 
 backend = LocalBackend()
-backend.checkpoint_open(RunInfo("1", "run-1", Path(sys.argv[1]), None, {}, False))
+info = {"id": "1", "name": "run-1", "own_folder": None, "config": {}, "resumed": False}
+backend.checkpoint_open(RunInfo(folder=Path(sys.argv[1]), **info))
 deadly = int(sys.argv[2])  # die just before so many renames; never, if 0
 
 def rename(self, target, rename=Path.rename):

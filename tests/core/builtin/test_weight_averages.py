@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 import torch
 from torch import nn
@@ -126,7 +128,7 @@ def test_a_run_that_is_continued_has_the_same_average(batches, callback, stop):
     @run.on("train_step_end")
     def interrupt(state):
         if state.step == stop:
-            state.interruption = "asked to"
+            signal.raise_signal(signal.SIGTERM)
 
     stopped = train(run, run_name="cut")
     assert stopped.status == "stopped"

@@ -116,8 +116,8 @@ def test_a_run_may_be_moved_and_renamed(folder):
 
 
 def test_a_logger_has_a_folder_of_its_own(folder):
-    assert folder.logger_folder("my logger") == folder.path / "loggers" / "my-logger"
-    assert folder.logger_folder("my logger").is_dir()
+    assert folder.own_folder("logger", "my logger") == folder.path / "loggers" / "my-logger"
+    assert folder.own_folder("logger", "my logger").is_dir()
 
 
 def test_a_new_run_is_running_with_a_name_and_a_number(folder):

@@ -1,12 +1,12 @@
 import gc
 import math
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
 
-from blowtorch import RunInfo, RunOptions, RunState, ScriptError
+from blowtorch import ScriptError
+from blowtorch.record.logged import Logged
 from blowtorch.record.metrics import Window, means
 from tests.core.small_runs import step as mean_squared_error
 
@@ -113,12 +113,12 @@ def test_a_window_may_hold_something_else_than_means_and_be_merged_and_saved(red
 @pytest.mark.parametrize("reduce", ["sum", "max", "min", "last"])
 def test_reductions_on_an_accelerator_are_not_read_before_the_window_is(reduce):
     """The meta device cannot be read at all, so neither adding nor logging twice in a step may try."""
-    window, state, before = Window({"x": reduce}), bare_state(), count_meta_tensors()
+    window, logged, before = Window({"x": reduce}), Logged(), count_meta_tensors()
     for _ in range(3000):
         window.add({"x": torch.empty((), device="meta")}, weight=1)
     for _ in range(3):
-        state.log({"x": torch.empty((), device="meta")}, reduce=reduce)
-    assert count_meta_tensors() - before <= 1024 and state.logged["x"].device.type == "meta"
+        logged.add({"x": torch.empty((), device="meta")}, reduce=reduce)
+    assert count_meta_tensors() - before <= 1024 and logged.values["x"].device.type == "meta"
 
 
 def test_values_that_are_not_finite_are_left_out_where_asked():
@@ -128,28 +128,23 @@ def test_values_that_are_not_finite_are_left_out_where_asked():
     assert window.means() == {"loss": 2.0, "worst": 3.0}
 
 
-def bare_state():
-    info = RunInfo("", "", Path(), None, {}, False)
-    return RunState(info, RunOptions(), None, Path(), 0, torch.device("cpu"), torch.nn.Identity())
-
-
 @pytest.mark.parametrize(
     ("reduce", "expected"), [("sum", 6.0), ("max", 3.0), ("min", 1.0), ("last", 2.0), ("mean", 2.0)]
 )
 def test_what_is_logged_several_times_in_a_step_is_reduced_there(reduce, expected):
-    state = bare_state()
+    logged = Logged()
     for value in (1.0, torch.tensor(3.0), torch.tensor(2.0)):
-        state.log({"x": value}, reduce=reduce)
-    assert float(state.logged["x"]) == expected
+        logged.add({"x": value}, reduce=reduce)
+    assert float(logged.values["x"]) == expected
 
 
 def test_one_name_is_reduced_in_one_way():
-    state = bare_state()
-    state.log({"x": 1}, reduce="max")
+    logged = Logged()
+    logged.add({"x": 1}, reduce="max")
     with pytest.raises(ScriptError, match="'x' is logged with reduce='mean', and was with 'max'; give one of them"):
-        state.log({"x": 1})
+        logged.add({"x": 1})
     with pytest.raises(ScriptError, match=r"log\(reduce='maximum'\): expected mean, sum, max, min, last"):
-        state.log({"y": 1}, reduce="maximum")
+        logged.add({"y": 1}, reduce="maximum")
 
 
 def test_reductions_are_recorded_for_windows_epochs_and_validations(make_run, net, loader, events):

@@ -35,7 +35,9 @@ def feed(tmp_path, path):
     def start(logger, rewound=None, **options):
         folder = tmp_path / "logger"
         folder.mkdir(exist_ok=True)
-        info = RunInfo("id", "name-1", tmp_path, folder, {}, rewound is not None)
+        info = RunInfo(
+            id="id", name="name-1", folder=tmp_path, own_folder=folder, config={}, resumed=rewound is not None
+        )
         feeds.append(LoggerFeed(Plugins().create("logger", logger), info, path, rewound, **options))
         return feeds[-1]
 

@@ -4,26 +4,27 @@ import pytest
 import torch
 
 from blowtorch import ScriptError
+from blowtorch.record.logged import Logged
 from blowtorch.script.functions import Function
 from blowtorch.script.returns import Loss, Returns
-from tests.core.script.states import make_state
 
 
 def returns(warnings=None):
-    return Returns("step", make_state(warn=(warnings if warnings is not None else []).append))
+    return Returns("step", Logged(), (warnings if warnings is not None else []).append)
 
 
 def test_a_lone_tensor_is_the_loss_and_logged_values_join_it():
-    loss, logged = torch.tensor(1.0), {"accuracy": 0.5}
-    assert returns().read(loss, logged) == {"loss": loss, "accuracy": 0.5}
-    assert logged == {}
+    loss, logged = torch.tensor(1.0), Logged()
+    logged.add({"accuracy": 0.5})
+    assert Returns("step", logged, print).read(loss) == {"loss": loss, "accuracy": 0.5}
+    assert logged.values == {}
 
 
 def test_a_tensor_that_is_no_scalar_is_averaged_with_one_warning():
     warnings = []
     reader = returns(warnings)
     for _ in range(3):
-        read = reader.read({"loss": torch.tensor([1.0, 3.0]), "right": torch.tensor([True, False])}, {})
+        read = reader.read({"loss": torch.tensor([1.0, 3.0]), "right": torch.tensor([True, False])})
         assert read["loss"] == 2.0 and read["right"] == 0.5
     assert len(warnings) == 1
     assert "step returned 'loss' with shape (2,)" in warnings[0]
@@ -31,22 +32,22 @@ def test_a_tensor_that_is_no_scalar_is_averaged_with_one_warning():
 
 def test_what_a_step_returns_is_left_unchanged():
     returned: dict[str, Any] = {"loss": torch.tensor([1.0, 3.0]), "batch_size": 7}
-    read = returns().read(returned, {})
+    read = returns().read(returned)
     read.pop("batch_size")
     assert returned["loss"].shape == (2,) and returned["batch_size"] == 7
 
 
 def test_a_batch_weighs_what_it_says_or_what_the_step_returned():
     reader = returns()
-    assert reader.take({"loss": 1.0}, {}, [torch.ones(3, 2), torch.ones(3)]) == ({"loss": 1.0}, 3)
-    assert reader.take({"loss": 5.0, "batch_size": 1}, {}, [torch.ones(3, 2)]) == ({"loss": 5.0}, 1)
+    assert reader.take({"loss": 1.0}, [torch.ones(3, 2), torch.ones(3)]) == ({"loss": 1.0}, 3)
+    assert reader.take({"loss": 5.0, "batch_size": 1}, [torch.ones(3, 2)]) == ({"loss": 5.0}, 1)
     assert reader.window.means() == {"loss": 2.0}
 
 
 @pytest.mark.parametrize("number", [1.5, 2, torch.tensor(0.25), torch.tensor(3), torch.tensor([0.5, 1.0]), True])
 def test_the_first_return_and_those_after_it_are_read_alike(number):
     batch, reader = torch.ones(4), returns()
-    first, second = (reader.take({"loss": number}, {}, batch) for _ in range(2))
+    first, second = (reader.take({"loss": number}, batch) for _ in range(2))
     assert first == second
     assert reader.window.close() == {"loss": (2 * 4 * float(first[0]["loss"]), 8)}
 
@@ -63,56 +64,58 @@ def test_metrics_may_change_their_kind_from_step_to_step():
         {},
     ]
     for step in steps:
-        reader.take(step, {}, batch)
+        reader.take(step, batch)
     assert reader.window.close() == {"loss": (12.0, 12), "right": (1 + 2 + 1 + 2, 10)}
 
 
 def test_a_metric_that_stops_to_be_a_number_is_an_error_at_any_step():
     reader = returns()
-    reader.take({"loss": torch.tensor(1.0), "right": 0.5}, {}, torch.ones(2))
+    reader.take({"loss": torch.tensor(1.0), "right": 0.5}, torch.ones(2))
     with pytest.raises(ScriptError, match="step returned 'right' as None"):
-        reader.take({"loss": torch.tensor(1.0), "right": None}, {}, torch.ones(2))
+        reader.take({"loss": torch.tensor(1.0), "right": None}, torch.ones(2))
 
 
 def test_a_batch_of_numbers_counts_as_one_sample():
     reader = returns()
-    assert [reader.take(torch.tensor(1.0), {}, torch.tensor(5.0))[1] for _ in range(2)] == [1, 1]
+    assert [reader.take(torch.tensor(1.0), torch.tensor(5.0))[1] for _ in range(2)] == [1, 1]
 
 
 def test_values_on_an_accelerator_are_not_read_by_any_step():
     """The meta device cannot be read at all, so taking must not try."""
     reader = returns()
     for _ in range(3):
-        reader.take({"loss": torch.empty((), device="meta")}, {}, torch.ones(2))
+        reader.take({"loss": torch.empty((), device="meta")}, torch.ones(2))
 
 
 def test_a_lone_tensor_may_be_logged_beside_at_any_step():
-    reader = returns()
-    reader.take(torch.tensor(1.0), {}, torch.ones(2))
-    reader.take(torch.tensor(3.0), {"extra": 5}, torch.ones(2))
+    logged = Logged()
+    reader = Returns("step", logged, print)
+    reader.take(torch.tensor(1.0), torch.ones(2))
+    logged.add({"extra": 5})
+    reader.take(torch.tensor(3.0), torch.ones(2))
     assert reader.window.means() == {"loss": 2.0, "extra": 5.0}
 
 
 @pytest.mark.parametrize("value", [None, "0.5", [torch.tensor(1.0)], (1, 2)])
 def test_a_step_that_returns_nothing_usable_says_what_it_returned(value):
     with pytest.raises(ScriptError, match="step returned .*; expected a scalar tensor or a dict"):
-        returns().read(value, {})
+        returns().read(value)
 
 
 @pytest.mark.parametrize("value", [None, "0.5", [1.0]])
 def test_a_metric_that_is_not_a_number_is_named(value):
     with pytest.raises(ScriptError, match="step returned 'accuracy' as .*; a metric is a tensor or a number"):
-        returns().read({"loss": torch.tensor(1.0), "accuracy": value}, {})
+        returns().read({"loss": torch.tensor(1.0), "accuracy": value})
 
 
 def test_numpy_numbers_and_booleans_are_numbers():
     numpy = pytest.importorskip("numpy")
-    assert returns().read({"a": numpy.float32(0.5), "b": True}, {}) == {"a": 0.5, "b": True}
+    assert returns().read({"a": numpy.float32(0.5), "b": True}) == {"a": 0.5, "b": True}
 
 
 def test_a_metric_must_have_a_string_for_a_name():
     with pytest.raises(ScriptError, match="a metric named 1; names are strings"):
-        returns().read({1: torch.tensor(1.0)}, {})
+        returns().read({1: torch.tensor(1.0)})
 
 
 def choose(metrics, optimize_metric=None):
@@ -156,9 +159,9 @@ def test_a_loss_without_gradient_is_an_error_before_backward(value):
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_returned_batch_size_is_above_zero(size):
     with pytest.raises(ScriptError, match="'batch_size' as .*; it is a number above 0"):
-        returns().read({"loss": 1.0, "batch_size": size}, {})
+        returns().read({"loss": 1.0, "batch_size": size})
 
 
 def test_a_complex_metric_is_refused():
     with pytest.raises(ScriptError, match="'wave' as a complex number"):
-        returns().read({"wave": torch.tensor(1j)}, {})
+        returns().read({"wave": torch.tensor(1j)})

@@ -139,7 +139,7 @@ class NewFolderOnly(SoundLogger):
     @hookimpl
     def log_finish(self):
         if self.run is not None:
-            (self.run.logger_folder / "summary").touch(exist_ok=False)
+            (self.run.own_folder / "summary").touch(exist_ok=False)
             self.run = None
 
 
@@ -147,13 +147,13 @@ class LocksFolder(SoundLogger):
     @hookimpl
     def log_start(self, run):
         if self.run is None:
-            (run.logger_folder / "lock").touch(exist_ok=False)
+            (run.own_folder / "lock").touch(exist_ok=False)
         self.run = run
 
     @hookimpl
     def log_finish(self):
         if self.run is not None:
-            (self.run.logger_folder / "lock").unlink()
+            (self.run.own_folder / "lock").unlink()
         self.run = None
 
 

@@ -1,5 +1,7 @@
 """The moments of a run, and who is called at them."""
 
+import signal
+
 import pytest
 import yaml
 
@@ -56,7 +58,7 @@ def test_a_callback_can_end_the_run(make_run, net, loader):
     @run.on("train_step_end")
     def enough(state):
         if state.step == 3:
-            state.stop_reason = "three is enough"
+            state.stop("three is enough")
 
     result = run(net, loader, max_epochs=5, **QUIET)
     assert (result.status, result.step) == ("finished", 3)
@@ -121,7 +123,8 @@ def test_a_decision_to_end_outlives_a_stop_at_the_same_moment(net, loader, make_
         @run.on("epoch_end")
         def decide(state):
             if state.epoch == 2 and interrupts:
-                state.stop_reason, state.interruption = "enough", "asked to"
+                state.stop("enough")
+                signal.raise_signal(signal.SIGTERM)
 
         return run(net, loader, loader, max_epochs=5, run_name="a", resume="auto", **QUIET)
 

@@ -1,5 +1,7 @@
 """Runs that are stopped at an awkward instant, and continued as if nothing had been."""
 
+import signal
+
 import pytest
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(make_run, data, event
         @run.on("train_step_end")
         def stop(state):
             if state.step == stop_at:
-                state.interruption = "the test"
+                signal.raise_signal(signal.SIGTERM)
 
         options = {"max_epochs": 3, "scheduler": "cosine", "log_every": "3 steps", **options, **QUIET}
         result = run(net, loader, loader, **options)
@@ -55,7 +57,7 @@ def test_a_run_stopped_in_the_last_step_of_an_epoch_still_does_what_was_due(make
         @run.on("train_step_end")
         def stop(state):
             if state.step == stop_at:
-                state.interruption = "the test"
+                signal.raise_signal(signal.SIGTERM)
 
         loader = DataLoader(data, batch_size=8, shuffle=True)
         options = {"max_epochs": 4, "validate_every": "4 steps", "validate_at_start": True, **options, **QUIET}
@@ -83,7 +85,7 @@ def test_a_validation_cut_at_the_very_last_step_is_done_when_the_run_goes_on(net
         @run.validate_step
         def validate(batch, model, state):
             if interrupts and state.step == options.get("max_steps", 16):
-                state.interruption = "asked to"
+                signal.raise_signal(signal.SIGTERM)
             return nn.functional.mse_loss(model(batch[0]), batch[1])
 
         run.on("epoch_end")(lambda state: ended.append(state.epoch))

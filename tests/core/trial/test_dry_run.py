@@ -2,6 +2,7 @@ import pickle
 import random
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class Witness:
     @hookimpl
     def log_start(self, run):
         self.given.append(("start", run.name))
-        (Path(run.logger_folder) / "file").write_text("something")
+        (Path(run.own_folder) / "file").write_text("something")
 
     @hookimpl
     def log_metrics(self, metrics, step):
@@ -127,7 +128,7 @@ def test_folders_above_and_objects_that_remember_are_as_they_were(make_run, net,
 
 def test_a_dry_run_that_is_stopped_does_not_say_that_all_is_well(make_run, net, loader, capsys):
     run = make_run()
-    run.on("train_step_end")(lambda state: setattr(state, "interruption", "Ctrl-C"))
+    run.on("train_step_end")(lambda state: signal.raise_signal(signal.SIGINT) if state.step == 1 else None)
     assert run(net, loader, loader, dry_run=True, progress=False).status == "stopped"
     assert "everything works" not in capsys.readouterr().out
 

@@ -33,8 +33,6 @@ class Console:
     @hookimpl
     def run_start(self, state: RunState) -> None:
         """Say what is about to be trained."""
-        if self.progress:
-            state.listeners.append(self.show)
         where = ["goes on", *_place(state)] if state.is_resumed else ["begins"]
         model = f"{_count_parameters(state.model)} on {state.device}"
         state.say(_line(f"{state.info.name} {where[0]}", *where[1:], model, _short(state.folder)))
@@ -78,8 +76,6 @@ class Console:
         state.say(_line(*ended, *_place(state), _duration(state.seconds)))
         if not state.options.dry_run:  # of which nothing is left
             self._say_where(state, status)
-        if self.show in state.listeners:
-            state.listeners.remove(self.show)
 
     def _say_where(self, state: RunState, status: str) -> None:
         if state.best is not None and state.best.metric is not None:
@@ -96,8 +92,11 @@ class Console:
             state.say(line)
         self._held.clear()
 
-    def show(self, text: str) -> None:
+    @hookimpl
+    def line_said(self, text: str) -> None:
         """Print a line. What becomes of it is no reason for a run to fail."""
+        if not self.progress:
+            return
         from tqdm import tqdm
 
         try:

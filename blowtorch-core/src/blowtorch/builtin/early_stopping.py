@@ -82,7 +82,7 @@ class EarlyStopping:
         self._num_waited += 1
         if self._num_waited >= self.patience:
             than = "" if self._best is None else f" than {self._best:.4g}"
-            state.stop_reason = f"{metric} has not been better{than} in {self._num_waited} validations"
+            state.stop(f"{metric} has not been better{than} in {self._num_waited} validations")
 
     def _is_better(self, value: float, smaller_is_better: bool) -> bool:
         if self.smaller_is_better is not None:

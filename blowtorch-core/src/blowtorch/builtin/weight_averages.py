@@ -50,13 +50,13 @@ class WeightAverage:
                 f"{self._name} averages nothing: it begins after step {self._first_step}, takes in the weights every "
                 f"{self._steps} steps, and the run has {total}"
             )
-        earlier, state.earlier_average = state.earlier_average, None
+        average: dict[str, Tensor] = {}
+        earlier = state.judge_with(average)
         if earlier is None or not self._num_averaged:
             self._num_averaged = 0
-            self._average: dict[str, Tensor] = {}
         else:
-            self._average = {name: earlier[name].to(own.device) for name, own in _floating(state).items()}
-        state.averaged = self._average
+            average |= {name: earlier[name].to(own.device) for name, own in _floating(state).items()}
+        self._average = average
 
     @hookimpl
     def train_step_end(self, state: RunState) -> None:

@@ -1,20 +1,161 @@
-"""What a checkpoint holds besides the model, part by part: nothing is missing, nothing left over, all of it plain."""
+"""What a checkpoint holds, piece by piece: nothing is missing, nothing left over, all of it plain."""
 
+import copy
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
-from blowtorch.checkpoint.tensors import find_unplain
+from torch import nn
+
+from blowtorch.checkpoint.tensors import find_unplain, load_weights, read_tensors
+from blowtorch.clock import Triggers
 from blowtorch.errors import CheckpointError, nearest
+from blowtorch.options import RunOptions
+from blowtorch.progress import Checkpoint, Progress
+from blowtorch.record.metrics import Window
+from blowtorch.state import JudgedWeights
+from blowtorch.streams import random_state
 
 
 class Stateful(Protocol):
     """Anything whose state belongs into a checkpoint."""
 
     def state_dict(self) -> Any:
-        """Its state, in tensors and plain values."""
+        """Return its state, in tensors and plain values."""
 
     def load_state_dict(self, state: Any) -> Any:
-        """Take a state back."""
+        """Go back to a state."""
+
+
+class SavedProgress:
+    """The progress of a run as checkpoints keep it.
+
+    Args:
+        progress: of the run.
+        options: which metric decides on the best checkpoint: one by another metric is not comparable.
+        checkpoints: the folder in which the run's checkpoints are made.
+    """
+
+    def __init__(self, progress: Progress, options: RunOptions, checkpoints: Path) -> None:
+        self._progress = progress
+        self._best_by = [options.checkpoint_metric, options.smaller_is_better]
+        self._checkpoints = checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position of the run, in plain values."""
+        progress, best = self._progress, self._progress.best
+        return {
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "batch": progress.batch,
+            "is_epoch_done": progress.is_epoch_done,
+            "samples": progress.samples,
+            "seconds": progress.seconds,
+            "metrics": dict(progress.metrics),
+            "num_skipped": progress.num_skipped,
+            # A decision to stop at the moment of an interruption would be forgotten by the run that goes on.
+            "stop_reason": progress.stop_reason if progress.interruption else None,
+            "measured_at": dict(progress.measured_at),
+            "total_steps": progress.total_steps,
+            "best": None if best is None else [best.name, best.step, best.metric],
+            "best_by": self._best_by,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to the position of a checkpoint."""
+        progress = self._progress
+        progress.step, progress.epoch, progress.batch = state["step"], state["epoch"], state["batch"]
+        progress.is_epoch_done, progress.samples = state["is_epoch_done"], state["samples"]
+        progress.earlier_seconds, progress.started = state["seconds"], time.monotonic()
+        progress.earlier_total_steps = state["total_steps"]
+        progress.metrics, progress.measured_at = dict(state["metrics"]), dict(state["measured_at"])
+        progress.num_skipped, progress.stop_reason = state["num_skipped"], state["stop_reason"]
+        if state["best"] is not None and state["best_by"] == self._best_by:
+            name, step, metric = state["best"]
+            progress.best = Checkpoint(name=name, step=step, metric=metric, path=self._checkpoints / name)
+
+
+class Contents:
+    """What the checkpoints of a run hold: `model.pt`, and in `training.pt` all else that decides what comes next.
+
+    Args:
+        model: in training.
+        judged: weights that stand in for those of the model wherever it is judged.
+        progress: where the run stands. It is put back first, since what follows may look at it: a trigger that is new
+            counts from where the clock stands.
+        triggers: what was done and what is due.
+        window: the open recording window.
+        others: whatever else has a state, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        judged: JudgedWeights,
+        progress: SavedProgress,
+        triggers: Triggers,
+        window: Window,
+        others: Mapping[str, Stateful],
+    ) -> None:
+        self._model = model
+        self._judged = judged
+        self.triggers = triggers
+        self.window = window
+        self._pieces: dict[str, Stateful] = {"state": progress, "triggers": triggers, "window": window, **others}
+
+    def check(self) -> None:
+        """Make sure that every piece can be stored, before hours are spent on it.
+
+        Raises:
+            CheckpointError: one whose state holds something else than tensors and plain values.
+        """
+        for name, piece in self._pieces.items():
+            check_plain(piece.state_dict(), name)
+
+    def gather(self, record_length: int) -> dict[str, Any]:
+        """Return the content of each file as of now.
+
+        Whoever loads the model wants it as it was judged; only training goes on from the weights before averaging.
+        """
+        training = {
+            "record_length": record_length,
+            "parts": {name: piece.state_dict() for name, piece in self._pieces.items()},
+            "random": random_state(),
+        }
+        weights = self._model.state_dict()
+        if self._judged.now:
+            training["weights"] = weights
+            weights = copy.copy(weights)  # it carries the versions of the modules
+            weights.update(self._judged.now)
+        return {"training.pt": training, "model.pt": weights}
+
+    def put_back(self, directory: Path, checkpoint: str, without: set[str]) -> tuple[int, dict[str, Any]]:
+        """Give the model and every piece what a checkpoint holds, in the order in which they stand.
+
+        Args:
+            directory: of the checkpoint, verified.
+            checkpoint: its name.
+            without: the pieces that begin anew.
+
+        Returns:
+            The length of the record, and the state of the random streams that are to be put back.
+
+        Raises:
+            CheckpointError: it belongs to another model, or holds not just what this script needs.
+        """
+        training, weights = read_tensors(directory / "training.pt"), read_tensors(directory / "model.pt")
+        streams = [f"random/{stream}" for stream in training["random"]]
+        own_streams = [f"random/{stream}" for stream in random_state()]
+        check_names(checkpoint, [*training["parts"], *streams], [*self._pieces, *own_streams], without)
+        if "weights" in training:
+            weights, self._judged.earlier = training["weights"], weights
+        load_weights(self._model, weights, checkpoint)
+        for name, piece in self._pieces.items():
+            if name not in without:
+                _load(piece, training["parts"][name], name, checkpoint)
+        random = {stream: state for stream, state in training["random"].items() if f"random/{stream}" not in without}
+        return training["record_length"], random
 
 
 def check_plain(state: Any, name: str) -> None:
@@ -24,39 +165,32 @@ def check_plain(state: Any, name: str) -> None:
         raise CheckpointError(f"{problem}; only tensors, numbers, strings, lists and mappings can be stored")
 
 
-def check_parts(name: str, saved: Sequence[str], needed: Sequence[str], without: set[str]) -> None:
-    """Make sure that a checkpoint has just the parts that the script needs, but for those that it is told to leave."""
+def check_names(checkpoint: str, saved: Sequence[str], needed: Sequence[str], without: set[str]) -> None:
+    """Raise a `CheckpointError` unless a checkpoint holds just what the script needs, but for what begins anew."""
     known = sorted({*saved, *needed} - {"state"})
-    for part in sorted(without):
-        if part not in known:
+    for name in sorted(without):
+        if name not in known:
             raise CheckpointError(
-                f"resume_without names {part!r}, which is no part of checkpoint {name} that can be left out."
-                f"{nearest(part, known)} There are {', '.join(known)}"
+                f"resume_without names {name!r}, which is no part of checkpoint {checkpoint} that can be left out."
+                f"{nearest(name, known)} There are {', '.join(known)}"
             )
-    missing = [part for part in needed if part not in saved and part not in without]
-    left_over = [part for part in saved if part not in needed and part not in without]
+    missing = [name for name in needed if name not in saved and name not in without]
+    left_over = [name for name in saved if name not in needed and name not in without]
     if missing or left_over:
-        problems = [f"no {part!r}, which the script has" for part in missing]
-        problems += [f"{part!r}, which the script has not" for part in left_over]
+        problems = [f"no {name!r}, which the script has" for name in missing]
+        problems += [f"{name!r}, which the script has not" for name in left_over]
         raise CheckpointError(
-            f"checkpoint {name} holds {'; '.join(problems)}; restore the script, continue without by "
+            f"checkpoint {checkpoint} holds {'; '.join(problems)}; restore the script, continue without by "
             f"run.resume_without={','.join(missing + left_over)}, or start a new run with initialize_from to take the "
             f"weights alone"
         )
 
 
-def load_parts(parts: Mapping[str, Stateful], saved: Mapping[str, Any], name: str, without: set[str]) -> None:
-    """Give each part its state from the checkpoint of this name, but for those that it is told to leave.
-
-    Raises:
-        CheckpointError: one does not take it.
-    """
-    for part, instance in parts.items():
-        if part not in without:
-            try:
-                instance.load_state_dict(saved[part])
-            except Exception as error:
-                raise CheckpointError(
-                    f"{part} does not take its state from checkpoint {name}: {error}; to begin it anew, set "
-                    f"run.resume_without={part}"
-                ) from error
+def _load(piece: Stateful, state: Any, name: str, checkpoint: str) -> None:
+    try:
+        piece.load_state_dict(state)
+    except Exception as error:
+        raise CheckpointError(
+            f"{name} does not take its state from checkpoint {checkpoint}: {error}; to begin it anew, set "
+            f"run.resume_without={name}"
+        ) from error

@@ -94,9 +94,9 @@ class RunFolder:
         """What the run said."""
         return self.path / "console.log"
 
-    def logger_folder(self, name: str) -> Path:
-        """Make, if need be, the folder that belongs to one logger over all restarts."""
-        folder = self.path / "loggers" / safe_name(name)
+    def own_folder(self, kind: str, name: str) -> Path:
+        """Make, if need be, the folder that belongs to one extension over all restarts, such as `loggers/wandb`."""
+        folder = self.path / f"{kind}s" / safe_name(name)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

@@ -30,7 +30,7 @@ class LoggerFeed:
 
     Args:
         plugin: the logger.
-        info: handed to `log_start`; the cursor is kept in its `logger_folder`.
+        info: handed to `log_start`; the cursor is kept in its `own_folder`.
         record_path: of the record.
         rewound: for a run that continues, the step and the length of the record to which it went back.
         max_tries: an event that failed so often is skipped if the next one succeeds.
@@ -49,14 +49,14 @@ class LoggerFeed:
         rewound: tuple[int, int] | None,
         max_tries: int = 5,
     ) -> None:
-        assert info.logger_folder is not None
+        assert info.own_folder is not None
         self.plugin = plugin
         self.trouble: str | None = None
         self.skipped = 0
         self._info = info
         self._record_path = record_path
         self._max_tries = max_tries
-        self._cursor_path = info.logger_folder / ".cursor"
+        self._cursor_path = info.own_folder / ".cursor"
         self._position, self._step, self._rewind_step = self._read_cursor(rewound)
         self.is_finished = False
         self._wake = threading.Event()

@@ -4,10 +4,11 @@ Images and files are kept in the folder `media` of the run, histograms and texts
 logged can be looked at, or given to another logger, without any tracker.
 """
 
+import contextlib
 import shutil
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 
 from blowtorch.errors import ScriptError
 from blowtorch.folder.folder import safe_name
-from blowtorch.state import RunState
+from blowtorch.progress import Progress
+from blowtorch.record.record import Record
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -24,45 +26,99 @@ _PNG_COLORS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels → colour type, see section 
 _LONGEST_NAME = 100
 
 
-def log_image(state: RunState, name: str, image: Any) -> None:
-    """Record an image; see `Run.log_image`.
+class Media:
+    """Keeps what a run logs besides metrics.
 
-    Raises:
-        ScriptError: it is not an image.
+    Args:
+        folder: the run folder.
+        record: where each is recorded.
+        progress: of the run.
+        warn: warns of what could not be kept.
     """
-    if callable(getattr(image, "savefig", None)):  # a figure of matplotlib
-        _keep(state, "image", name, ".png", lambda path: image.savefig(path, format="png"))
-        return
-    pixels = to_pixels(image)
-    _keep(state, "image", name, ".png", lambda path: path.write_bytes(encode_png(pixels)))
 
+    def __init__(self, folder: Path, record: Record, progress: Progress, warn: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._record = record
+        self._progress = progress
+        self._warn = warn
+        self._step = 0
+        self._names: list[str] = []  # of the files that were kept since that step
+        self._is_muted = False
 
-def log_histogram(state: RunState, name: str, values: Any, bins: int) -> None:
-    """Record a histogram; see `Run.log_histogram`."""
-    numbers = _to_array(values).astype(np.float64).ravel()
-    numbers = numbers[np.isfinite(numbers)]
-    if not numbers.size:
-        state.warn(f"histogram {name!r} has no finite value at step {state.step}, so it is left out")
-        return
-    counts, edges = np.histogram(numbers, bins=bins)
-    state.record("histogram", name=name, counts=counts.tolist(), edges=edges.tolist())
+    @contextlib.contextmanager
+    def muted(self) -> Iterator[None]:
+        """Keep nothing of what is logged inside, since it is only tried."""
+        self._is_muted = True
+        try:
+            yield
+        finally:
+            self._is_muted = False
 
+    def log_image(self, name: str, image: Any) -> None:
+        """Record an image; see `Run.log_image`.
 
-def log_text(state: RunState, name: str, text: str) -> None:
-    """Record a text; see `Run.log_text`."""
-    state.record("text", name=name, text=str(text))
+        Raises:
+            ScriptError: it is not an image.
+        """
+        if callable(getattr(image, "savefig", None)):  # a figure of matplotlib
+            self._keep("image", name, ".png", lambda path: image.savefig(path, format="png"))
+        else:
+            pixels = to_pixels(image)
+            self._keep("image", name, ".png", lambda path: path.write_bytes(encode_png(pixels)))
 
+    def log_histogram(self, name: str, values: Any, bins: int) -> None:
+        """Record a histogram; see `Run.log_histogram`."""
+        numbers = _to_array(values).astype(np.float64).ravel()
+        numbers = numbers[np.isfinite(numbers)]
+        if not numbers.size:
+            if not self._is_muted:
+                step = self._progress.step
+                self._warn(f"histogram {name!r} has no finite value at step {step}, so it is left out")
+            return
+        counts, edges = np.histogram(numbers, bins=bins)
+        self._append("histogram", name=name, counts=counts.tolist(), edges=edges.tolist())
 
-def log_file(state: RunState, name: str, path: str | Path) -> None:
-    """Record a copy of a file; see `Run.log_file`.
+    def log_text(self, name: str, text: str) -> None:
+        """Record a text; see `Run.log_text`."""
+        self._append("text", name=name, text=str(text))
 
-    Raises:
-        ScriptError: there is no such file.
-    """
-    source = Path(path)
-    if not source.is_file():
-        raise ScriptError(f"log_file({name!r}, ...) expects the path of a file, got {str(path)!r}, which is none")
-    _keep(state, "file", name, source.suffix, lambda target: shutil.copyfile(source, target))
+    def log_file(self, name: str, path: str | Path) -> None:
+        """Record a copy of a file; see `Run.log_file`.
+
+        Raises:
+            ScriptError: there is no such file.
+        """
+        source = Path(path)
+        if not source.is_file():
+            raise ScriptError(f"log_file({name!r}, ...) expects the path of a file, got {str(path)!r}, which is none")
+        self._keep("file", name, source.suffix, lambda target: shutil.copyfile(source, target))
+
+    def _append(self, event: str, **values: Any) -> None:
+        if not self._is_muted:
+            self._record.append(event, **self._progress.stamp(), **values)
+
+    def _keep(self, event: str, name: str, suffix: str, write: Callable[[Path], object]) -> None:
+        """Write a file into the run's folder and record it; a disk that is full must not end the training."""
+        if self._is_muted:
+            return
+        stem = safe_name(name)[:_LONGEST_NAME] or "unnamed"
+        num_before = self._count(stem)
+        number = f"-{num_before}" if num_before else ""
+        path = self._folder / "media" / stem / f"step-{self._progress.step:08d}{number}{suffix}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path)
+        except OSError as error:
+            self._warn(f"{event} {name!r} could not be kept: {error}")
+            return
+        self._append(event, name=name, path=path.relative_to(self._folder).as_posix())
+
+    def _count(self, stem: str) -> int:
+        """Return how many files of a name there have been at this step, and count one more."""
+        if self._step != self._progress.step:
+            self._step, self._names = self._progress.step, []
+        self._names.append(stem)
+        return self._names.count(stem) - 1
 
 
 def to_pixels(image: Any) -> Array:
@@ -123,18 +179,3 @@ def _to_array(values: Any) -> Array:
         values = values.detach().cpu()
         return np.asarray((values.float() if values.dtype is torch.bfloat16 else values).numpy())
     return np.asarray(values)
-
-
-def _keep(state: RunState, event: str, name: str, suffix: str, write: Callable[[Path], object]) -> None:
-    """Write a file into the run's folder and record it; a full disk is a warning, and does not end the training."""
-    stem = safe_name(name)[:_LONGEST_NAME] or "unnamed"
-    num_before = state.count_media(stem)  # of this name at this step
-    number = f"-{num_before}" if num_before else ""
-    path = state.folder / "media" / stem / f"step-{state.step:08d}{number}{suffix}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
-    except OSError as error:
-        state.warn(f"{event} {name!r} could not be kept: {error}")
-        return
-    state.record(event, name=name, path=path.relative_to(state.folder).as_posix())

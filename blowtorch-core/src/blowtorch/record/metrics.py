@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blowtorch.state import REDUCTIONS
+from blowtorch.record.logged import REDUCTIONS
 from blowtorch.tree import walk
 
 Totals = dict[str, tuple[float, float]]  # name → sum of weight × value, sum of weights; or the reduced value, 1

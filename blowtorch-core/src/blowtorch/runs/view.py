@@ -11,7 +11,7 @@ from blowtorch.errors import CheckpointError, RunFolderError, nearest, warn
 from blowtorch.folder.folder import folder_number, read_yaml, safe_name
 from blowtorch.folder.lock import is_owned
 from blowtorch.folder.manifest import read_manifest
-from blowtorch.state import Checkpoint
+from blowtorch.progress import Checkpoint
 
 _NEEDED = {"id", "name", "number", "status"}
 
@@ -81,7 +81,7 @@ class RunView:
             except CheckpointError:
                 continue
             metric = manifest.metrics.get(str(self.info.get("checkpoint_metric")))
-            checkpoints.append(Checkpoint(path.name, manifest.step, metric, path))
+            checkpoints.append(Checkpoint(name=path.name, step=manifest.step, metric=metric, path=path))
         return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
     def checkpoint(self, which: str) -> Checkpoint:

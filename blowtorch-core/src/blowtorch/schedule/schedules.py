@@ -44,14 +44,14 @@ class Schedules:
         self.rates = self.read_rates()
         time = state.time()
         for name in self._each_step:
-            if self.triggers[name].is_due(time):
+            if self.triggers[name].fire(time):
                 self._schedules[name].scheduler.step()
 
     def after_metrics(self, state: RunState, measured: Mapping[str, float]) -> None:
         """Step the schedules whose metric was measured."""
         for name, schedule in self._schedules.items():
             metric = schedule.metric
-            if metric is not None and metric in measured and self.triggers[name].is_due(state.time()):
+            if metric is not None and metric in measured and self.triggers[name].fire(state.time()):
                 schedule.scheduler.step(measured[metric])
 
     def check_metrics(self, state: RunState, validations: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ class Schedules:
         """Step the schedules that follow epochs."""
         for name, schedule in self._schedules.items():
             is_by_epoch = schedule.metric is None and schedule.every.unit == "epochs"
-            if is_by_epoch and self.triggers[name].is_due(state.time()):
+            if is_by_epoch and self.triggers[name].fire(state.time()):
                 schedule.scheduler.step()
 
     def parts(self) -> dict[str, Any]:

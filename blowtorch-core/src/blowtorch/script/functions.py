@@ -4,6 +4,7 @@ A function is given what its parameters are called. That is worked out once, whe
 begins; on a step only the batch is put into place, and the function is called directly.
 """
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -59,8 +60,7 @@ class Function:
         self, state: RunState, is_validate: bool = False, backward: Callable[..., None] = Tensor.backward
     ) -> "Function":
         """Fill in everything that stays the same while a run lasts; returns a copy for that run."""
-        bound = Function.__new__(Function)
-        bound.__dict__.update(self.__dict__)
+        bound = copy.copy(self)
         bound._state = state
         available = {
             "model": state.model if self.kind in _PLAIN_MODEL else state.compiled_model or state.model,

@@ -1,16 +1,16 @@
 """What steps return: names, a scalar for each, the size of the batch, and the loss among them."""
 
 import numbers
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from blowtorch.errors import ScriptError, nearest
+from blowtorch.record.logged import Logged
 from blowtorch.record.metric_objects import MetricObjects, is_metric_object
 from blowtorch.record.metrics import Window, count_samples
 from blowtorch.script.functions import Function
-from blowtorch.state import RunState
 
 
 class Returns:
@@ -20,7 +20,8 @@ class Returns:
 
     Args:
         function: the name of the function.
-        state: of the run.
+        logged: what is logged while the function runs is read with what it returns.
+        warn: warns of values that are no scalars.
         objects: takes the metric objects that the function returns.
         only_finite: leave values out that are not finite.
 
@@ -30,18 +31,24 @@ class Returns:
     """
 
     def __init__(
-        self, function: str, state: RunState, objects: MetricObjects | None = None, only_finite: bool = False
+        self,
+        function: str,
+        logged: Logged,
+        warn: Callable[[str], None],
+        objects: MetricObjects | None = None,
+        only_finite: bool = False,
     ) -> None:
         self.window = Window(only_finite=only_finite)
         self.objects = objects or MetricObjects()
-        self._reductions = state.reductions
+        self._logged = logged.values
+        self._reductions = logged.reductions
         self._function = function
-        self._warn = state.warn
+        self._warn = warn
         self._plain: set[str] = set()  # the metrics that were scalars on the CPU when they were last looked at
         self._is_first = True
         self._has_warned = False
 
-    def take(self, returned: Any, logged: dict[str, Any], batch: Any) -> tuple[dict[str, Any], int]:
+    def take(self, returned: Any, batch: Any) -> tuple[dict[str, Any], int]:
         """Read what a step returned and logged, and add it to the window, weighted by the size of the batch.
 
         What was found to be scalars on the CPU is read right here: this runs on every step, where each call counts,
@@ -53,13 +60,13 @@ class Returns:
         Raises:
             ScriptError: it is nothing of that kind.
         """
-        plain, totals = self._plain, self.window.totals
+        plain, totals, logged = self._plain, self.window.totals, self._logged
         if type(returned) is Tensor and not logged and "loss" in plain:
             metrics: dict[str, Any] = {"loss": returned}
         elif type(returned) is dict and not logged and returned.keys() <= plain:
             metrics = returned
         else:
-            return self._take_anything(returned, logged, batch)
+            return self._take_anything(returned, batch)
         first = batch[0] if (type(batch) is tuple or type(batch) is list) and batch else batch
         try:
             samples = first.size(0) if type(first) is Tensor else count_samples(batch)
@@ -69,7 +76,7 @@ class Returns:
             try:
                 number = value if type(value) is float else value.item()
             except (AttributeError, RuntimeError, ValueError):  # no longer what it was found to be
-                return self._take_anything(returned, logged, batch, begin=name)
+                return self._take_anything(returned, batch, begin=name)
             if name in totals:
                 total = totals[name]
                 totals[name] = (total[0] + number * samples, total[1] + samples)
@@ -77,11 +84,9 @@ class Returns:
                 totals[name] = (number * samples, samples)
         return metrics, samples
 
-    def _take_anything(
-        self, returned: Any, logged: dict[str, Any], batch: Any, begin: str | None = None
-    ) -> tuple[dict[str, Any], int]:
+    def _take_anything(self, returned: Any, batch: Any, begin: str | None = None) -> tuple[dict[str, Any], int]:
         """Like `take`, for anything; metrics before the one called `begin` are in the window already."""
-        metrics = self.read(returned, logged)
+        metrics = self.read(returned)
         samples = metrics.pop("batch_size") if "batch_size" in metrics else count_samples(batch)
         is_scalar = not self._has_warned and not self.window.only_finite  # else each value needs a closer look
         self._plain = {name for name, value in metrics.items() if is_scalar and _is_plain(value)}
@@ -89,26 +94,26 @@ class Returns:
         self.window.add({name: metrics[name] for name in names[names.index(begin) if begin else 0 :]}, samples)
         return metrics, samples
 
-    def add(self, returned: Any, logged: dict[str, Any], weight: int, earlier: Container[str] = ()) -> None:
+    def add(self, returned: Any, weight: int, earlier: Container[str] = ()) -> None:
         """Read what belongs to no single batch, and add it to the window.
 
         Raises:
             ScriptError: it is nothing of that kind, or what is returned is among the `earlier` metrics.
         """
-        metrics = self.read(returned, logged)
+        metrics = self.read(returned)
         for name in metrics if returned else ():
             if name in earlier or name in self.window.totals:
                 raise ScriptError(f"{self._function} returns {name!r} and logs it too; give one of them another name")
         self.window.add(metrics, metrics.pop("batch_size", weight))
 
-    def read(self, returned: Any, logged: dict[str, Any]) -> dict[str, Any]:
+    def read(self, returned: Any) -> dict[str, Any]:
         """Name → scalar tensor or number, of what a step returned and logged; a lone tensor is called `loss`.
 
         Raises:
             ScriptError: it is nothing of that kind.
         """
-        is_plain = type(returned) is dict and not logged and "batch_size" not in returned
-        metrics = returned if is_plain else self._merge(returned, logged)
+        is_plain = type(returned) is dict and not self._logged and "batch_size" not in returned
+        metrics = returned if is_plain else self._merge(returned)
         for value in metrics.values():
             if isinstance(value, Tensor):
                 if value.ndim:
@@ -121,7 +126,8 @@ class Returns:
             self._check_names(metrics)
         return metrics
 
-    def _merge(self, returned: Any, logged: dict[str, Any]) -> dict[str, Any]:
+    def _merge(self, returned: Any) -> dict[str, Any]:
+        logged = self._logged
         if isinstance(returned, Tensor):
             returned = {"loss": returned}
         elif returned is None and logged:

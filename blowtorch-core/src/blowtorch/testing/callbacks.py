@@ -14,8 +14,9 @@ import torch
 
 from blowtorch.checkpoint.tensors import find_unplain
 from blowtorch.hookspecs import hookimpl
+from blowtorch.progress import Checkpoint
 from blowtorch.run import Run
-from blowtorch.state import Checkpoint, RunState
+from blowtorch.state import RunState
 from blowtorch.testing.contract import Contract, expected, is_same
 
 _BATCHES = 4

@@ -58,13 +58,20 @@ class Contract:
 def run_info(place: Path, *, resumed: bool = False, config: Mapping[str, Any] = CONFIG) -> RunInfo:
     """What extensions are told of a run in a folder; its id is the same every time, and in no other folder."""
     folder = place / "run"
-    logger_folder = folder / "loggers" / "contract"
-    logger_folder.mkdir(parents=True, exist_ok=True)
+    own_folder = folder / "loggers" / "contract"
+    own_folder.mkdir(parents=True, exist_ok=True)
     (folder / "checkpoints").mkdir(exist_ok=True)
     path = folder / "id"
     if not path.exists():
         path.write_text(uuid.uuid4().hex)
-    return RunInfo(path.read_text(), "brave-otter-3", folder, logger_folder, dict(config), resumed)
+    return RunInfo(
+        id=path.read_text(),
+        name="brave-otter-3",
+        folder=folder,
+        own_folder=own_folder,
+        config=dict(config),
+        resumed=resumed,
+    )
 
 
 @contextlib.contextmanager

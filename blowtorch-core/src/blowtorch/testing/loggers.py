@@ -204,7 +204,7 @@ class LoggerContract(Contract):
         logger = self._started(tmp_path)
         self._log(logger, 5, {"train/loss": 1.0})
         self._finish(logger)
-        with expected("a run may be continued after log_finish, by a new logger with the same logger_folder"):
+        with expected("a run may be continued after log_finish, by a new logger with the same own_folder"):
             self._continue(tmp_path)
 
     def test_a_killed_run_may_be_continued(self, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ class LoggerContract(Contract):
         self._log(logger, 5, {"train/loss": 1.0})
         logger.call(LoggerSpec.log_flush)
         self.drop_logger(logger.instance)
-        with expected("a run may be continued without a log_finish, by a new logger with the same logger_folder"):
+        with expected("a run may be continued without a log_finish, by a new logger with the same own_folder"):
             self._continue(tmp_path)
 
     def test_it_takes_images_histograms_texts_and_files(self, tmp_path: Path) -> None:

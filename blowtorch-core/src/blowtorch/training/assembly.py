@@ -1,15 +1,16 @@
-"""Putting the parts of a run together: extensions, batches, optimizers, and everything that a checkpoint holds."""
+"""Puts together what the loop works with: extensions, batches, optimizers, and everything that a checkpoint holds."""
 
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from blowtorch.checkpoint.checkpoints import Checkpoints
+from blowtorch.checkpoint.contents import Contents, SavedProgress
+from blowtorch.checkpoint.store import Store
 from blowtorch.clock import Interval, Trigger, Triggers
 from blowtorch.data.batches import Batches
 from blowtorch.errors import ScriptError
@@ -17,22 +18,24 @@ from blowtorch.folder.folder import RunFolder
 from blowtorch.hookspecs import Schedule
 from blowtorch.options import RunOptions
 from blowtorch.plugins import Plugin, Plugins
+from blowtorch.record.media import Media
 from blowtorch.record.metric_objects import MetricObjects, find_metric_objects
 from blowtorch.record.metrics import Window
 from blowtorch.record.record import Record
 from blowtorch.schedule.option import SchedulerOption, build_schedules, read_scheduler_option
 from blowtorch.schedule.schedules import Schedules, as_schedule, read_configured
-from blowtorch.script.functions import Function
 from blowtorch.script.returns import Loss, Returns
 from blowtorch.script.script import Script, ValidationRequest
 from blowtorch.state import RunState
 from blowtorch.training.callbacks import Callbacks
-from blowtorch.training.gradients import Gradients, check_self_driven
+from blowtorch.training.gradients import ChangedGradients, Gradients, are_changed, check_self_driven
+from blowtorch.training.training import Steps, Training
 from blowtorch.training.validation import Validation
+from blowtorch.training.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Extensions:
+class Chosen:
     """The extensions that a run names, and those that it always has."""
 
     loggers: list[Plugin]
@@ -41,10 +44,10 @@ class Extensions:
     scheduler: SchedulerOption | None
 
     @classmethod
-    def create(cls, options: RunOptions, plugins: Plugins) -> "Extensions":
-        """Create them; an `ExtensionError` where one cannot be had."""
+    def create(cls, options: RunOptions, plugins: Plugins) -> "Chosen":
+        """Make them; an `ExtensionError` where one cannot be had."""
         return cls(
-            loggers=[plugins.create("logger", given) for given in options.loggers],
+            loggers=[plugins.create("logger", logger) for logger in options.loggers],
             callbacks=_create_callbacks(options, plugins),
             backend=plugins.create("checkpoint-backend", options.checkpoint_backend),
             scheduler=None if options.scheduler is None else read_scheduler_option(options.scheduler, plugins),
@@ -62,7 +65,7 @@ class Data:
     def choose(
         cls, script: Script, options: RunOptions, loaders: tuple[Any, Any], seed: int, device: torch.device
     ) -> "Data":
-        """Those of the call, the train and the validation loader, or else those of the decorators.
+        """Take those of the call, the train and the validation loader, or else those of the decorators.
 
         Raises:
             ScriptError: there is none to train on, or one is of no use.
@@ -72,7 +75,8 @@ class Data:
         is_repeated = options.overfit_batches is not None
         train = Batches(train_loader, seed, device, min(limits, default=None), is_repeated=is_repeated)
         most = options.limit_validate_batches
-        return cls(train, [(each, Batches(each.loader, seed, device, most, each.name)) for each in requests])
+        validations = [(request, Batches(request.loader, seed, device, most, request.name)) for request in requests]
+        return cls(train, validations)
 
     def close(self) -> None:
         """End the workers of all loaders."""
@@ -80,60 +84,133 @@ class Data:
             batches.close()
 
 
-@dataclass
-class Training:
-    """The parts of a run; they stay the same while it lasts."""
+def assemble_steps(
+    script: Script,
+    workspace: Workspace,
+    batches: Batches,
+    scheduler: SchedulerOption | None = None,
+    call_callbacks: Callable[[RunState], Callbacks] = Callbacks,
+) -> Steps:
+    """Put together what the loop works with in each step; the optimizers are made here.
 
-    function: Function  # the train step, or a function that drives a whole epoch
-    batches: Batches
-    returns: Returns
-    loss: Loss
-    schedules: Schedules
-    validations: list[Validation]
-    callbacks: Callbacks
-    record: Record
-    checkpoints: Checkpoints
-    gradients: Gradients | None  # None where nothing happens to them
-    epoch_window: Window
-    record_trigger: Trigger
-    checkpoint_trigger: Trigger | None
-    changes: list[str] = field(default_factory=list)  # since the process that is continued, in words
-    random_state: dict[str, Any] | None = None  # of a checkpoint; put back before the next batch is fetched
+    Args:
+        script: what it says.
+        workspace: in which the steps take place.
+        batches: to train on.
+        scheduler: what the option of that name says.
+        call_callbacks: makes what calls the callbacks.
 
-    def __post_init__(self) -> None:
-        found = [self.record_trigger, self.checkpoint_trigger, *(each.trigger for each in self.validations)]
-        self.triggers = [  # everything that may be due after a step; at the end of an epoch all are asked anyway
-            trigger for trigger in found if trigger is not None and trigger.interval.unit != "epochs"
-        ]
+    Raises:
+        BlowtorchError: something cannot work.
+    """
+    state, train = workspace.state, script.train
+    assert train is not None
+    count_steps(workspace, batches.num_batches)
+    schedules = build_optimizers(script, workspace, scheduler)
+    gradients = _build_gradients(script, workspace, batches.num_batches)
+    function = train.bind(state, backward=gradients.backward)
+    roots = {"model": state.model, **script.kept}
+    return Steps(
+        workspace=workspace,
+        function=function,
+        batches=batches,
+        returns=Returns(
+            function.name,
+            workspace.logged,
+            workspace.lines.warn,
+            MetricObjects(lambda: find_metric_objects(train.function, roots)),
+            only_finite=state.options.on_nan == "skip",
+        ),
+        loss=Loss(function, state.options.optimize_metric),
+        gradients=gradients,
+        schedules=schedules,
+        callbacks=call_callbacks(state),
+    )
 
 
-def count_steps(state: RunState, num_batches: int | None) -> None:
+def assemble(
+    script: Script, workspace: Workspace, data: Data, chosen: Chosen, folder: RunFolder, record: Record
+) -> Training:
+    """Put together what the loop works with; what has a state to be saved is made known to the checkpoints."""
+    state, progress = workspace.state, workspace.progress
+
+    def call_callbacks(state: RunState) -> Callbacks:
+        functions = {moment: [function.bind(state) for function in asked] for moment, asked in script.moments.items()}
+        shown = [(plugin, state.shown_with(own_folder(folder, plugin))) for plugin in chosen.callbacks]
+        return Callbacks(state, shown, functions)
+
+    steps = assemble_steps(script, workspace, data.train, chosen.scheduler, call_callbacks)
+    epoch_window = Window(steps.returns.window.reductions)
+    validations = _build_validations(workspace, data)
+    record_trigger = Trigger(Interval.parse(state.options.log_every))
+    checkpoint_trigger = _trigger(state.options.checkpoint_every)
+    named = {"record": record_trigger, "checkpoint": checkpoint_trigger}
+    named |= {f"validations/{validation.name}": validation.trigger for validation in validations}
+    named |= {f"schedulers/{name}": trigger for name, trigger in steps.schedules.triggers.items()}
+    contents = Contents(
+        model=state.model,
+        judged=workspace.judged,
+        progress=SavedProgress(progress, state.options, folder.checkpoints),
+        triggers=Triggers({name: trigger for name, trigger in named.items() if trigger is not None}, progress.time),
+        window=steps.returns.window,
+        others={"epoch_window": epoch_window, **_name_stateful(steps, script.kept)},
+    )
+    info = state.shown_with(own_folder(folder, chosen.backend)).info
+    store = Store(folder, chosen.backend, info)
+    return Training(
+        workspace=workspace,
+        function=steps.function,
+        batches=steps.batches,
+        returns=steps.returns,
+        loss=steps.loss,
+        gradients=steps.gradients,
+        schedules=steps.schedules,
+        callbacks=steps.callbacks,
+        validations=validations,
+        record=record,
+        media=Media(folder.path, record, progress, workspace.lines.warn),
+        checkpoints=Checkpoints(state, progress, folder.checkpoints, contents, store, record),
+        epoch_window=epoch_window,
+        record_trigger=record_trigger,
+        checkpoint_trigger=checkpoint_trigger,
+    )
+
+
+def count_steps(workspace: Workspace, num_batches: int | None) -> None:
     """Work out how many optimizer steps an epoch and the run have."""
-    state.steps_per_epoch = None if num_batches is None else math.ceil(num_batches / state.options.accumulate)
+    state, progress = workspace.state, workspace.progress
+    progress.steps_per_epoch = None if num_batches is None else math.ceil(num_batches / state.options.accumulate)
     limits = [state.options.max_steps]
-    if state.steps_per_epoch is not None and state.max_epochs is not None:
-        limits.append(state.max_epochs * state.steps_per_epoch)
-    state.total_steps = min((limit for limit in limits if limit is not None), default=None)
+    if progress.steps_per_epoch is not None and state.max_epochs is not None:
+        limits.append(state.max_epochs * progress.steps_per_epoch)
+    progress.total_steps = min((limit for limit in limits if limit is not None), default=None)
 
 
-def build_optimizers(script: Script, state: RunState, scheduler: SchedulerOption | None) -> Schedules:
+def build_optimizers(script: Script, workspace: Workspace, scheduler: SchedulerOption | None) -> Schedules:
     """Have the script make its optimizers, and give them their schedules."""
     assert script.configure_optimizers is not None
+    state, progress = workspace.state, workspace.progress
     configure = script.configure_optimizers.bind(state)
     optimizers, schedulers = read_configured(configure.function(**configure.given()))
-    state.optimizers.update(optimizers)
+    workspace.optimizers.update(optimizers)
     if script.train is not None and not script.train.drives_itself:
         _refuse_closures(optimizers)
     schedules: dict[str, Schedule] = {
-        name: as_schedule(name, given, state.options.checkpoint_metric) for name, given in schedulers.items()
+        name: as_schedule(name, scheduler, state.options.checkpoint_metric) for name, scheduler in schedulers.items()
     }
     if scheduler is not None:
         if schedules:
             raise ScriptError(
                 "configure_optimizers returns schedulers, and the option scheduler names another; keep one of them"
             )
-        schedules = build_schedules(scheduler, optimizers, state.total_steps, state.steps_per_epoch)
-    return Schedules(state.optimizers, schedules)
+        schedules = build_schedules(scheduler, optimizers, progress.total_steps, progress.steps_per_epoch)
+    return Schedules(workspace.optimizers, schedules)
+
+
+def own_folder(folder: RunFolder, plugin: Plugin) -> Any:
+    """Return the folder in which a callback or backend keeps what is its own; None for one that ships with the core."""
+    is_built_in = plugin.package == "blowtorch-core"
+    return None if is_built_in else folder.own_folder(plugin.kind, plugin.name)
 
 
 def _refuse_closures(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
@@ -146,80 +223,41 @@ def _refuse_closures(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
             )
 
 
-def assemble(
-    script: Script, state: RunState, data: Data, extensions: Extensions, folder: RunFolder, record: Record
-) -> Training:
-    """The parts of a run; what each has to remember is made known to the checkpoints."""
-    count_steps(state, data.train.num_batches)
-    schedules = build_optimizers(script, state, extensions.scheduler)
-    gradients = _build_gradients(script, state, data.train.num_batches)
-    train = script.train
-    assert train is not None
-    function = train.bind(state, backward=Tensor.backward if gradients is None else gradients.backward)
-    roots = {"model": state.model, **script.kept}
-    objects = MetricObjects(lambda: find_metric_objects(train.function, roots))
-    returns = Returns(function.name, state, objects, only_finite=state.options.on_nan == "skip")
-    callbacks = Callbacks(
-        extensions.callbacks,
-        {moment: [each.bind(state) for each in functions] for moment, functions in script.moments.items()},
-    )
-    training = Training(
-        function=function,
-        batches=data.train,
-        returns=returns,
-        loss=Loss(function, state.options.optimize_metric),
-        schedules=schedules,
-        validations=_build_validations(state, data),
-        callbacks=callbacks,
-        record=record,
-        checkpoints=Checkpoints(folder, extensions.backend, state.info, record),
-        gradients=gradients,
-        epoch_window=Window(returns.window.reductions),
-        record_trigger=Trigger(Interval.parse(state.options.log_every)),
-        checkpoint_trigger=_trigger(state.options.checkpoint_every),
-    )
-    training.checkpoints.parts.update(_name_parts(training, state, script.kept))
-    return training
-
-
-def _name_parts(training: Training, state: RunState, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that has a state to be saved, by the name that it has in checkpoints."""
-    named = {"record": training.record_trigger, "checkpoint": training.checkpoint_trigger}
-    named |= {f"validations/{each.name}": each.trigger for each in training.validations}
-    named |= {f"schedulers/{name}": trigger for name, trigger in training.schedules.triggers.items()}
-    triggers = {name: trigger for name, trigger in named.items() if trigger is not None}
+def _name_stateful(steps: Steps, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything else that has a state to be saved, by the name that it has in checkpoints."""
     return {
-        "state": state,
-        "triggers": Triggers(triggers, state.time),
-        "window": training.returns.window,
-        "epoch_window": training.epoch_window,
-        "metric_objects": training.returns.objects,
-        **({"gradients": training.gradients} if training.gradients and training.gradients.has_state else {}),
-        **{f"optimizers/{name}": optimizer for name, optimizer in state.optimizers.items()},
-        **training.schedules.parts(),
-        **training.callbacks.parts(),
-        **({"data": training.batches} if training.batches.has_state else {}),
+        "metric_objects": steps.returns.objects,
+        **({"gradients": steps.gradients} if steps.gradients.has_state else {}),
+        **{f"optimizers/{name}": optimizer for name, optimizer in steps.workspace.optimizers.items()},
+        **steps.schedules.parts(),
+        **steps.callbacks.stateful(),
+        **({"data": steps.batches} if steps.batches.has_state else {}),
         **{f"kept/{name}": instance for name, instance in kept.items()},
     }
 
 
-def _build_gradients(script: Script, state: RunState, num_batches: int | None) -> Gradients | None:
+def _build_gradients(script: Script, workspace: Workspace, num_batches: int | None) -> Gradients:
     assert script.train is not None
-    if script.train.drives_itself:
-        check_self_driven(script.train.name, script.train.asks_for, state.options)
-    return Gradients(state, num_batches) if Gradients.are_touched(state.options) else None
+    options, is_self_driven = workspace.state.options, script.train.drives_itself
+    if is_self_driven:
+        check_self_driven(script.train.name, script.train.asks_for, options)
+    if not are_changed(options):
+        return Gradients()
+    return ChangedGradients(
+        workspace.state, workspace.progress, workspace.logged, workspace.lines, num_batches, is_self_driven
+    )
 
 
-def _build_validations(state: RunState, data: Data) -> list[Validation]:
-    options, validations = state.options, []
+def _build_validations(workspace: Workspace, data: Data) -> list[Validation]:
+    options, validations = workspace.state.options, []
     for request, batches in data.validations:
         assert request.function is not None
         validations.append(
             Validation(
                 name=request.name,
-                function=request.function.bind(state, is_validate=True),
+                function=request.function.bind(workspace.state, is_validate=True),
                 batches=batches,
-                returns=Returns(request.function.name, state),
+                returns=Returns(request.function.name, workspace.logged, workspace.lines.warn),
                 trigger=_trigger(request.every or options.validate_every),
                 is_at_start=options.validate_at_start if request.at_start is None else request.at_start,
             )
@@ -228,17 +266,17 @@ def _build_validations(state: RunState, data: Data) -> list[Validation]:
 
 
 def _create_callbacks(options: RunOptions, plugins: Plugins) -> list[Plugin]:
-    """The callbacks that the options name, after the progress bar and the console, unless they name these too."""
-    callbacks = [plugins.create("callback", given) for given in options.callbacks]
+    """Make the callbacks that the options name, after the progress bar and the console, unless they name these too."""
+    callbacks = [plugins.create("callback", callback) for callback in options.callbacks]
     named = {plugin.name for plugin in callbacks}
     own: list[Any] = [{"console": {"progress": options.progress}}] if "console" not in named else []
     if options.progress and "progress_bar" not in named and _can_show_bar():
         own.insert(0, "progress_bar")
-    return [plugins.create("callback", given) for given in own] + callbacks
+    return [plugins.create("callback", callback) for callback in own] + callbacks
 
 
 def _can_show_bar() -> bool:
-    """Whether standard error is a terminal or a notebook."""
+    """Return whether standard error is a terminal or a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", ())
 

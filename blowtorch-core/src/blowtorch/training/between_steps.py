@@ -1,4 +1,4 @@
-"""What happens now and then, in the order in which it happens at one step: record, validate, decide, save."""
+"""What happens between two steps and at the end of an epoch, in this order: record, validate, decide, save."""
 
 import math
 import time
@@ -6,50 +6,117 @@ from collections.abc import Mapping
 from typing import Any
 
 from blowtorch.checkpoint.tensors import find_not_finite
+from blowtorch.clock import NEVER
 from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError, nearest
 from blowtorch.record.metrics import means
-from blowtorch.record.record import Record
 from blowtorch.script.returns import Returns
-from blowtorch.state import RunState
 from blowtorch.streams import derive_seed, isolated_random
-from blowtorch.training.assembly import Training
+from blowtorch.training.training import Training
 from blowtorch.training.validation import ValidationCutError, validate
 
 
-def notify(training: Training, state: RunState, moment: str, **at_hand: Any) -> None:
+def after_step(training: Training) -> bool:
+    """Do what is due after a step, and say whether the epoch goes on.
+
+    What falls on the last step of an epoch waits for the end of that epoch.
+    """
+    is_last = training.progress.batch == training.batches.num_batches
+    record_and_report(training)
+    if not is_last:
+        validate_due(training)
+        decide_and_save(training)
+    plan_next_event(training)
+    return not training.progress.is_ending and (is_last or not is_limit_reached(training))
+
+
+def finish_epoch(training: Training) -> None:
+    """Do what is due at the end of an epoch."""
+    state, progress, schedules = training.state, training.progress, training.schedules
+    record_training(training, closes_epoch=True)
+    progress.is_epoch_done = True
+    try:
+        validate_due(training)
+    except ValidationCutError:
+        progress.is_epoch_done = False
+        raise
+    epoch_means = {name: value for name, value in progress.measured_now().items() if name.startswith("train_epoch/")}
+    notify(training, "epoch_end", metrics=epoch_means)
+    schedules.after_metrics(state, epoch_means)
+    schedules.check_metrics(state, [validation.name for validation in training.validations])
+    schedules.after_epoch(state)
+    report_missing_metric(training)
+    decide_and_save(training)
+
+
+def plan_next_event(training: Training) -> None:
+    """Work out the next step after which anything can be due, so that the loop need not ask after the others."""
+    progress, options = training.progress, training.state.options
+    upcoming = [trigger.next_step(progress.step) for trigger in training.step_triggers]
+    if options.max_steps is not None and options.max_steps > progress.step:
+        upcoming.append(options.max_steps)
+    if options.max_samples is not None:
+        upcoming.append(progress.step + 1)
+    progress.next_event = min(upcoming, default=NEVER)
+    # A signal or a writer that came in between has asked for a look, which the line above has overwritten.
+    if progress.is_ending or training.checkpoints.has_news:
+        progress.next_event = 0
+
+
+def is_limit_reached(training: Training) -> bool:
+    """Whether one of the limits of the options ends the training here."""
+    state, options = training.state, training.state.options
+    if options.max_steps is not None and state.step >= options.max_steps:
+        return True
+    if options.max_samples is not None and state.samples >= options.max_samples:
+        return True
+    if state.max_epochs is None:
+        return False
+    return state.epoch > state.max_epochs or (state.epoch == state.max_epochs and state.is_epoch_done)
+
+
+def notify(training: Training, moment: str, **at_hand: Any) -> None:
     """Call everybody who takes part in a moment outside of the steps; what they log is recorded at once."""
-    training.callbacks.call(moment, state, **at_hand)
-    if state.logged:
-        logged = Returns(f"what takes part in {moment}", state).read(None, state.logged)
-        record_metrics(training.record, state, {name: float(value) for name, value in logged.items()})
+    workspace = training.workspace
+    training.callbacks.call(moment, **at_hand)
+    if workspace.logged.values:
+        returns = Returns(f"what takes part in {moment}", workspace.logged, workspace.lines.warn)
+        record_metrics(training, {name: float(value) for name, value in returns.read(None).items()})
 
 
-def record_metrics(record: Record, state: RunState, metrics: Mapping[str, float], is_urgent: bool = True) -> None:
+def record_metrics(training: Training, metrics: Mapping[str, float], is_urgent: bool = True) -> None:
     """Put metrics into the record, as of now."""
-    if not metrics:
-        return
-    state.metrics.update(metrics)
-    state.measured_at.update(dict.fromkeys(metrics, state.step))
-    record.append("metrics", is_urgent, step=state.step, epoch=state.epoch, time=time.time(), metrics=dict(metrics))
+    if metrics:
+        training.progress.note_measured(metrics)
+        training.record.append("metrics", is_urgent, **training.progress.stamp(), metrics=dict(metrics))
 
 
-def record_training(training: Training, state: RunState, closes_epoch: bool = False) -> None:
-    """Record the open window, and at the end of an epoch its means too."""
+def record_and_report(training: Training) -> None:
+    """Record the metrics if that is due, and tell of a checkpoint that has been published meanwhile."""
+    if training.record_trigger.fire(training.progress.time()):
+        record_training(training)
+    if training.checkpoints.has_news:
+        report_saved(training)
+
+
+def record_training(training: Training, closes_epoch: bool = False) -> None:
+    """Record the means since the last recording as `train/...`, and at the end of an epoch its own."""
     totals = training.returns.window.close()
     training.epoch_window.merge(totals)
     metrics = {f"train/{name}": value for name, value in means(totals).items()}
     if metrics:
-        metrics |= training.schedules.rates if training.schedules.wants_steps else training.schedules.read_rates()
+        schedules = training.schedules
+        metrics |= schedules.rates if schedules.wants_steps else schedules.read_rates()
     if closes_epoch:
         epoch = means(training.epoch_window.close()) | training.returns.objects.compute()
         training.returns.objects.reset()
         metrics |= {f"train_epoch/{name}": value for name, value in epoch.items()}
-    record_metrics(training.record, state, metrics, is_urgent=closes_epoch)
-    check_finite(training, state, metrics.get(f"train/{training.loss.name}", 0.0))
+    record_metrics(training, metrics, is_urgent=closes_epoch)
+    check_finite(training, metrics.get(f"train/{training.loss.name}", 0.0))
 
 
-def check_finite(training: Training, state: RunState, loss: float) -> None:
+def check_finite(training: Training, loss: float) -> None:
     """Do what `on_nan` says if the mean loss of a window is not finite; to look is free, since it was read anyway."""
+    state, lines = training.state, training.workspace.lines
     if math.isfinite(loss) or state.options.on_nan == "ignore":
         return
     spoiled = find_not_finite(state.model)
@@ -60,112 +127,118 @@ def check_finite(training: Training, state: RunState, loss: float) -> None:
             f"{text}; checkpoints from before are untouched. Lower the learning rate, clip the gradients, or look for "
             f"bad data; the option on_nan='warn' goes on"
         )
-    if "nan" not in state.reported:
-        state.reported.add("nan")
-        state.warn(f"{text}; on_nan='warn' goes on, and says so once")
+    if lines.is_first("a loss is not finite"):
+        lines.warn(f"{text}; on_nan='warn' goes on, and says so once")
 
 
-def validate_due(training: Training, state: RunState) -> None:
-    """Do the validations that are due now; one that is cut short is due again."""
+def validate_due(training: Training) -> None:
+    """Do the validations that are due now; one that is cut short stays due."""
     for validation in training.validations:
-        trigger = validation.trigger
-        if trigger is None:
-            continue
-        before = trigger.count
-        if trigger.is_due(state.time()):
-            try:
-                with training.returns.objects.put_aside():
-                    metrics = validate(validation, state, may_be_cut=training.function.kind == "train_step")
-            except ValidationCutError:
-                trigger.count = before
-                raise
-            record_validation(training, state, validation.name, metrics)
+        trigger, time = validation.trigger, training.progress.time()
+        if trigger is not None and trigger.is_due(time):
+            with training.returns.objects.put_aside():
+                metrics = validate(validation, training.state, may_be_cut=training.function.kind == "train_step")
+            trigger.mark_done(time)
+            record_validation(training, validation.name, metrics)
 
 
-def record_validation(training: Training, state: RunState, name: str, metrics: Mapping[str, float]) -> None:
-    """Record what a validation measured, and let callbacks and schedulers know."""
-    record_metrics(training.record, state, metrics)
+def record_validation(training: Training, name: str, metrics: Mapping[str, float]) -> None:
+    """Record what a validation measured, and let callbacks and schedules know."""
+    state = training.state
+    record_metrics(training, metrics)
     with isolated_random(derive_seed(state.seed, state.step, name, "end")):  # how often one validates changes nothing
-        notify(training, state, "validation_end", name=name, metrics=metrics)
+        notify(training, "validation_end", name=name, metrics=metrics)
     training.schedules.after_metrics(state, metrics)
 
 
-def decide_and_save(training: Training, state: RunState) -> None:
+def decide_and_save(training: Training) -> None:
     """Decide whether this is the best state so far, and make a checkpoint if that or the clock asks for one."""
     trigger = training.checkpoint_trigger
-    is_due = trigger is not None and trigger.is_due(state.time())
-    if is_new_best(state) or is_due:
-        report_saved(training, state)  # a new one waits for the last, which may turn out not to be the best
-        save(training, state, is_new_best(state))
+    is_due = trigger is not None and trigger.fire(training.progress.time())
+    if is_new_best(training) or is_due:
+        report_saved(training)  # a new one waits for the last, which may turn out not to be the best
+        save(training, is_new_best(training))
 
 
-def report_missing_metric(training: Training, state: RunState) -> None:
-    """Say, once, that the validations do not measure what decides on the best checkpoint."""
-    option, names = state.options.checkpoint_metric, tuple(f"{each.name}/" for each in training.validations)
-    measured = [name for name in state.measured_now() if name.startswith(names)]
-    is_measured = option in state.metrics and not option.startswith("train/")  # which is of a few steps only
-    if measured and not is_measured and state.options.keep_best and "metric" not in state.reported:
-        state.reported.add("metric")
-        state.say(
-            f"no checkpoint is the best one: checkpoint_metric is {option!r}, and validations measure "
-            f"{', '.join(measured)}.{nearest(option, measured)}"
-        )
-
-
-def is_new_best(state: RunState) -> bool:
+def is_new_best(training: Training) -> bool:
     """Whether `checkpoint_metric` was measured now and is better than ever."""
-    option = state.options.checkpoint_metric
-    if state.measured_at.get(option) != state.step or option.startswith("train/"):  # which is of a few steps only
+    progress, options = training.progress, training.state.options
+    metric = options.checkpoint_metric
+    if progress.measured_at.get(metric) != progress.step or metric.startswith("train/"):  # which is of a few steps only
         return False
-    value = state.metrics[option]
-    if math.isnan(value) or not state.options.keep_best:
+    value = progress.metrics[metric]
+    if math.isnan(value) or not options.keep_best:
         return False
-    best = None if state.best is None else state.best.metric
+    best = None if progress.best is None else progress.best.metric
     if best is None:
         return True
-    return value < best if state.options.smaller_is_better else value > best
+    return value < best if options.smaller_is_better else value > best
 
 
-def save(training: Training, state: RunState, is_best: bool) -> None:
+def save(training: Training, is_best: bool) -> None:
     """Begin to save a checkpoint; one that cannot be written is tried again at the next occasion."""
+    options = training.state.options
     try:
-        training.checkpoints.begin(state, is_best)
+        training.checkpoints.begin(is_best)
     except NotFiniteError as error:
-        if state.options.on_nan == "stop":
+        if options.on_nan == "stop":
             raise
-        warn_unsaved(state, error)
+        warn_unsaved(training, error)
     except CheckpointError as error:
-        warn_unsaved(state, error)
-    if not state.options.checkpoint_async:
-        report_saved(training, state)
+        warn_unsaved(training, error)
+    if not options.checkpoint_async:
+        report_saved(training)
 
 
-def report_saved(training: Training, state: RunState) -> None:
+def report_saved(training: Training) -> None:
     """Wait for the checkpoint on its way, if there is one, and let everybody know what became of it."""
     try:
-        saved = training.checkpoints.finish(state)
+        saved = training.checkpoints.finish()
     except CheckpointError as error:
-        warn_unsaved(state, error)
+        warn_unsaved(training, error)
         return
     if saved is None:
         return
-    checkpoint = saved.moment.checkpoint
+    checkpoint = saved.checkpoint
     training.record.append(
         "checkpoint",
         step=checkpoint.step,
-        epoch=saved.moment.epoch,
+        epoch=saved.epoch,
         time=time.time(),
         name=checkpoint.name,
         metric=checkpoint.metric,
         is_best=saved.is_best,
     )
-    with isolated_random(derive_seed(state.seed, checkpoint.name)):  # when it comes to this is chance
-        notify(training, state, "checkpoint_saved", checkpoint=checkpoint, is_best=saved.is_best)
+    with isolated_random(derive_seed(training.state.seed, checkpoint.name)):  # when it comes to this is chance
+        notify(training, "checkpoint_saved", checkpoint=checkpoint, is_best=saved.is_best)
     problem = saved.outcome.result()
     if problem is not None:
-        state.warn(f"an old checkpoint could not be deleted: {problem}")
+        training.workspace.lines.warn(f"an old checkpoint could not be deleted: {problem}")
 
 
-def warn_unsaved(state: RunState, error: BlowtorchError) -> None:
+def warn_unsaved(training: Training, error: BlowtorchError) -> None:
     """Say loudly that a checkpoint is missing."""
-    state.warn(f"{error}; what was saved before is untouched, and it is tried again at the next occasion")
+    training.workspace.lines.warn(
+        f"{error}; what was saved before is untouched, and it is tried again at the next occasion"
+    )
+
+
+def report_missing_metric(training: Training) -> None:
+    """Say, once, that the validations do not measure what decides on the best checkpoint."""
+    progress, options, lines = training.progress, training.state.options, training.workspace.lines
+    metric, names = options.checkpoint_metric, tuple(f"{validation.name}/" for validation in training.validations)
+    measured = [name for name in progress.measured_now() if name.startswith(names)]
+    is_measured = metric in progress.metrics and not metric.startswith("train/")  # which is of a few steps only
+    if measured and not is_measured and options.keep_best and lines.is_first("no best checkpoint"):
+        lines.say(
+            f"no checkpoint is the best one: checkpoint_metric is {metric!r}, and validations measure "
+            f"{', '.join(measured)}.{nearest(metric, measured)}"
+        )
+
+
+def report_unread_overrides(training: Training) -> None:
+    """Say, after the first epoch of a process, which overrides of the command line nothing has read."""
+    lines = training.workspace.lines
+    if lines.is_first("unread overrides"):
+        for key in training.state.config.unread_overrides():
+            lines.warn(f"nothing has read {key!r}, which the command line sets; does the script use another name?")

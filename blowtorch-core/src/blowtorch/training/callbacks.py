@@ -9,102 +9,112 @@ from blowtorch.plugins import Plugin
 from blowtorch.script.functions import Function
 from blowtorch.state import RunState
 
-StepEnd = Callable[[RunState, Any, Mapping[str, Any]], Any]
+AfterStep = Callable[[Any, Mapping[str, Any]], Any]  # is given the batch and the metrics
 
 
 class Callbacks:
     """Calls the callbacks of one run, in the order in which they were named, then the decorated functions.
 
     Args:
-        plugins: the callbacks.
+        state: of the run, as functions are shown it.
+        plugins: the callbacks, each with the state as it is shown it.
         functions: the user's functions by moment, bound to the run.
 
     Attributes:
-        step_end: who takes part in `train_step_end`, to be called directly: it happens on every step.
+        after_step: who takes part in `train_step_end`, to be called directly: it happens on every step.
         order: the names of all that take part in each moment, as they are called; functions with their decorator.
     """
 
-    def __init__(self, plugins: Sequence[Plugin], functions: Mapping[str, Sequence[Function]]) -> None:
-        self._plugins = plugins
-        self._calls: dict[str, list[Callable[[Mapping[str, Any]], Any]]] = {
-            moment: [_plugin_call(plugin, moment) for plugin in _in_order(plugins, moment)]
-            + [_function_call(function) for function in functions.get(moment, ())]
-            for moment in MOMENTS
-        }
-        self.order = {
-            moment: [plugin.name for plugin in _in_order(plugins, moment)]
-            + [f"@run.on {function.name}" for function in functions.get(moment, ())]
-            for moment in MOMENTS
-        }
-        self.step_end: list[StepEnd] = [_plugin_step_end(plugin) for plugin in _in_order(plugins, "train_step_end")] + [
-            _function_step_end(function) for function in functions.get("train_step_end", ())
-        ]
+    def __init__(
+        self,
+        state: RunState,
+        plugins: Sequence[tuple[Plugin, RunState]] = (),
+        functions: Mapping[str, Sequence[Function]] | None = None,
+    ) -> None:
+        self._state = state
+        self._plugins = [plugin for plugin, _ in plugins]
+        self._calls: dict[str, list[Callable[[Mapping[str, Any]], Any]]] = {}
+        self.order: dict[str, list[str]] = {}
+        self.after_step: list[AfterStep] = []
+        for moment in MOMENTS:
+            callbacks, asking = _in_order(plugins, moment), (functions or {}).get(moment, ())
+            self.order[moment] = [plugin.name for plugin, _ in callbacks]
+            self.order[moment] += [f"@run.on {function.name}" for function in asking]
+            self._calls[moment] = [_plugin_call(plugin, shown, moment) for plugin, shown in callbacks]
+            self._calls[moment] += [_function_call(function) for function in asking]
+            if moment == "train_step_end":
+                self.after_step += [_plugin_after_step(plugin, shown) for plugin, shown in callbacks]
+                self.after_step += [_function_after_step(function, state) for function in asking]
 
-    def call(self, moment: str, state: RunState, **at_hand: Any) -> None:
+    def call(self, moment: str, **at_hand: Any) -> None:
         """Call everybody who takes part in a moment.
 
         Raises:
             ExtensionError: a callback raised; its name stands in front.
         """
-        at_hand["state"] = state
+        at_hand["state"] = self._state
         for call in self._calls[moment]:
             call(at_hand)
 
-    def parts(self) -> dict[str, Any]:
-        """The callbacks that have a state to be saved, by name.
+    def watch_steps(self, watcher: AfterStep) -> None:
+        """Call somebody else after every step, last."""
+        self.after_step.append(watcher)
+
+    def stateful(self) -> dict[str, Any]:
+        """Return the callbacks that have a state to be saved, by name.
 
         Raises:
             ExtensionError: two of them bear one name, or one has only half of the two methods.
         """
-        found: dict[str, Any] = {}
+        stateful: dict[str, Any] = {}
         for plugin in self._plugins:
             methods = [hasattr(plugin.instance, name) for name in ("state_dict", "load_state_dict")]
             if any(methods) and not all(methods):
                 raise ExtensionError(f"{plugin.label} has only one of state_dict and load_state_dict; it needs both")
             name = f"callbacks/{plugin.name}"
-            if name in found:
+            if name in stateful:
                 raise ExtensionError(f"{plugin.label} is named twice, so its state cannot be told apart")
             if all(methods):
-                found[name] = plugin.instance
-        return found
+                stateful[name] = plugin.instance
+        return stateful
 
 
-def _in_order(plugins: Sequence[Plugin], moment: str) -> list[Plugin]:
-    """Those that implement a hook, as named; `tryfirst` and `trylast` of their marks are honoured."""
-    found = []
-    for plugin in plugins:
+def _in_order(plugins: Sequence[tuple[Plugin, RunState]], moment: str) -> list[tuple[Plugin, RunState]]:
+    """Return those that implement a hook, as named; `tryfirst` and `trylast` of their marks are honoured."""
+    ranked = []
+    for plugin, shown in plugins:
         implementation = plugin.implementation(moment)
         if implementation is not None:
-            found.append((implementation.trylast - implementation.tryfirst, plugin))
-    return [plugin for _, plugin in sorted(found, key=lambda pair: pair[0])]
+            ranked.append((implementation.trylast - implementation.tryfirst, (plugin, shown)))
+    return [pair for _, pair in sorted(ranked, key=lambda entry: entry[0])]
 
 
-def _plugin_call(plugin: Plugin, moment: str) -> Callable[[Mapping[str, Any]], Any]:
+def _plugin_call(plugin: Plugin, shown: RunState, moment: str) -> Callable[[Mapping[str, Any]], Any]:
     hook = getattr(CallbackSpec, moment)
-    return lambda at_hand: plugin.call(hook, **at_hand)
+    return lambda at_hand: plugin.call(hook, **{**at_hand, "state": shown})
 
 
 def _function_call(function: Function) -> Callable[[Mapping[str, Any]], Any]:
     return lambda at_hand: function.function(**function.given(**at_hand))
 
 
-def _plugin_step_end(plugin: Plugin) -> StepEnd:
+def _plugin_after_step(plugin: Plugin, shown: RunState) -> AfterStep:
     implementation = plugin.implementation("train_step_end")
     assert implementation is not None
     function, names = implementation.function, (*implementation.argnames, *implementation.kwargnames)
     if names != ("state",):
-        return lambda state, batch, metrics: plugin.call(
-            CallbackSpec.train_step_end, state=state, batch=batch, metrics=metrics
+        return lambda batch, metrics: plugin.call(
+            CallbackSpec.train_step_end, state=shown, batch=batch, metrics=metrics
         )
 
-    def call(state: RunState, batch: Any, metrics: Mapping[str, Any]) -> None:
+    def call(batch: Any, metrics: Mapping[str, Any]) -> None:
         try:
-            function(state)
+            function(shown)
         except Exception as error:
             plugin.fail("train_step_end", error)
 
     return call
 
 
-def _function_step_end(function: Function) -> StepEnd:
-    return lambda state, batch, metrics: function.function(**function.given(state=state, batch=batch, metrics=metrics))
+def _function_after_step(function: Function, state: RunState) -> AfterStep:
+    return lambda batch, metrics: function.function(**function.given(state=state, batch=batch, metrics=metrics))

@@ -1,8 +1,4 @@
-"""From a loss to a step of the optimizers: precision, accumulation, clipping, and steps that are left out.
-
-All of it hangs on the optimizers themselves, as hooks before and after their steps, so that it holds for whoever steps
-them: the loop, a train step that drives itself, or a function that drives a whole epoch.
-"""
+"""From a loss to a step of the optimizers: precision, accumulation, clipping, and steps that are left out."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -13,26 +9,69 @@ from torch import Tensor, nn
 
 from blowtorch.errors import NotFiniteError, OptionError, ScriptError
 from blowtorch.options import RunOptions
+from blowtorch.progress import Progress
+from blowtorch.record.lines import Lines
+from blowtorch.record.logged import Logged
 from blowtorch.state import RunState
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MOST_SKIPPED = 100  # so many steps left out in a row are no accident
+_NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
 
 def autocast(options: RunOptions, device: torch.device) -> torch.autocast | None:
-    """The context in which the user's functions compute under the option `precision`; None for fp32."""
+    """Return the context in which the user's functions compute under the option `precision`; None for fp32."""
     if options.precision == "fp32":
         return None
     return torch.autocast(device.type, dtype=_DTYPES[options.precision])
 
 
 def computing(state: RunState) -> contextlib.AbstractContextManager[Any]:
-    """The context for what does not train: validations, evaluations, predictions."""
-    return autocast(state.options, state.device) or contextlib.nullcontext()
+    """Return the context for what does not train: validations, evaluations, predictions."""
+    return autocast(state.options, state.device) or _NOTHING
 
 
 class Gradients:
-    """What happens to gradients between a loss and the step of an optimizer.
+    """What happens to gradients between a loss and the step of an optimizer; in the plainest of loops, nothing.
+
+    Attributes:
+        computing: the context in which a train step computes.
+        has_state: whether a run that is continued needs to know anything.
+    """
+
+    computing: contextlib.AbstractContextManager[Any] = _NOTHING
+    has_state = False
+
+    def backward(self, loss: Tensor, **options: Any) -> None:
+        """Go backward from a loss; what train steps that drive themselves are given as `backward`."""
+        loss.backward(**options)
+
+    def accumulate(self, loss: Tensor, samples: int) -> None:
+        """Go backward from the loss of one batch of an accumulation group, which may have one alone."""
+        loss.backward()
+
+    def prepare(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+        """Unscale, weigh, skip and clip: all that happens to the gradients before the optimizers step."""
+
+    def remember(self) -> None:
+        """Remember what the forward of the next step changes, in case that it is left out."""
+
+    def finish_step(self) -> None:
+        """Take note that all optimizers have stepped, and that the next step begins."""
+
+    def close(self) -> None:
+        """Leave the optimizers as they were found."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing, which is all that has to be remembered."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take nothing back."""
+
+
+class ChangedGradients(Gradients):
+    """Gradients of which some option asks more.
 
     In this order: scaled ones are unscaled, those of an accumulation group are averaged over its samples, a step whose
     gradients are not finite is left out where that is asked for, values are clipped, then norms, so that both bounds
@@ -40,18 +79,33 @@ class Gradients:
 
     Args:
         state: of the run, its optimizers included.
+        progress: of the run.
+        logged: takes the norms and the number of steps that are left out.
+        lines: say that steps are left out.
         num_batches: of an epoch; None when unknown.
-
-    Attributes:
-        autocast: the context in which a train step computes; None for fp32.
+        is_self_driven: whether a function of the user's steps the optimizers. All of this then hangs on the optimizers
+            themselves, as hooks before their steps, since nobody else knows when they come.
     """
 
-    def __init__(self, state: RunState, num_batches: int | None) -> None:
+    def __init__(
+        self,
+        state: RunState,
+        progress: Progress,
+        logged: Logged,
+        lines: Lines,
+        num_batches: int | None,
+        is_self_driven: bool,
+    ) -> None:
         options = state.options
-        self.autocast = autocast(options, state.device)
+        self._autocast = autocast(options, state.device)
+        self.computing = self._autocast or _NOTHING
         self._state = state
+        self._progress = progress
+        self._logged = logged
+        self._lines = lines
         self._num_batches = num_batches
         self._scaler = torch.amp.GradScaler(state.device.type) if options.precision == "fp16" else None
+        self.has_state = self._scaler is not None  # other options may be set anew when a run is continued
         self._unscaled: set[str] = set()  # the optimizers that have stepped since the scaler was brought up to date
         self._has_lost_overflow = False  # the scaler was brought up to date before it could heed one
         self._planned = 0.0  # samples of an accumulation group, if all its batches have the size of the first
@@ -59,44 +113,29 @@ class Gradients:
         self._is_skipping = False
         self._buffers: dict[str, Tensor] = {}  # as they were before the step, where steps may be left out
         self._handles = []
-        changes = ", ".join(_find_changes(options))
-        if changes:
-            _refuse_shared(state, changes)
+        self._changes = ", ".join(_find_changes(options))
+        if self._changes:
+            _refuse_shared(state.optimizers, self._changes)
         for name, optimizer in state.optimizers.items():
-            if changes:
-                self._handles.append(optimizer.register_step_pre_hook(self._named(name, changes)))
-            if self.autocast is not None:
+            if self._changes and is_self_driven:
+                self._handles.append(optimizer.register_step_pre_hook(self._hook(name)))
+            if self._autocast is not None:
                 self._handles.append(optimizer.register_step_post_hook(_forget_casts))
 
-    @staticmethod
-    def are_touched(options: RunOptions) -> bool:
-        """Whether anything is asked for that does not happen in the plainest of loops."""
-        return bool(_find_changes(options)) or options.precision != "fp32"
-
-    @property
-    def has_state(self) -> bool:
-        """Whether a run that is continued needs to know anything: other options may be set anew then."""
-        return self._scaler is not None
-
     def backward(self, loss: Tensor, **options: Any) -> None:
-        """Like `loss.backward(**options)`, under any precision; what train steps are given as `backward`."""
-        if self.autocast is None:
+        """Go backward as `loss.backward(**options)` does, under any precision."""
+        if self._autocast is None:
             loss.backward(**options)
             return
         with torch.autocast(self._state.device.type, enabled=False):  # a step that drives itself is amid its computing
             scaled = loss if self._scaler is None else self._scaler.scale(loss)
             scaled.backward(**options)
 
-    def remember(self) -> None:
-        """Remember what the forward of the next step changes, in case that it is left out."""
-        if self._state.options.on_nan == "skip":
-            self._buffers = {name: buffer.clone() for name, buffer in self._state.model.named_buffers()}
-
-    def add(self, loss: Tensor, samples: int) -> None:
+    def accumulate(self, loss: Tensor, samples: int) -> None:
         """Go backward from the loss of one batch of an accumulation group, which may have one alone.
 
-        A mean over samples is weighted by their number: the divisor is the size of the group as the first batch lets
-        expect it, in batches of this size. That is the number of batches, mostly, and `_weigh` mends it otherwise.
+        A mean over samples is weighted by their number. The divisor is the size of the group, as it will be if all its
+        batches are as large as the first; mostly that is the number of batches. `_weigh` mends it otherwise.
         """
         if self._state.options.accumulate > 1:
             if self._samples == 0:
@@ -105,8 +144,19 @@ class Gradients:
             loss = loss / (self._planned / samples)
         self.backward(loss)
 
+    def prepare(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+        """Unscale, weigh, skip and clip: all that happens to the gradients before the optimizers step."""
+        if self._changes:
+            for name, optimizer in optimizers.items():
+                self._prepare(name, optimizer)
+
+    def remember(self) -> None:
+        """Remember what the forward of the next step changes, in case that it is left out."""
+        if self._state.options.on_nan == "skip":
+            self._buffers = {name: buffer.clone() for name, buffer in self._state.model.named_buffers()}
+
     def finish_step(self) -> None:
-        """All optimizers have stepped, and the next step begins."""
+        """Take note that all optimizers have stepped, and that the next step begins."""
         if self._unscaled and self._scaler is not None:
             factor = self._scaler.get_backoff_factor()
             self._scaler.update(self._scaler.get_scale() * factor if self._has_lost_overflow else None)
@@ -114,29 +164,13 @@ class Gradients:
         self._has_lost_overflow = False
         self._samples = 0
         if not self._is_skipping:
-            self._state.num_skipped = 0
+            self._progress.num_skipped = 0
             self.remember()
             return
         self._is_skipping = False
         for name, buffer in self._state.model.named_buffers() if self._buffers else ():
             buffer.copy_(self._buffers[name])
-        self._report_skipped(self._state)
-
-    def _report_skipped(self, state: RunState) -> None:
-        state.num_skipped += 1
-        step, on_nan = state.step + 1, state.options.on_nan
-        if on_nan == "skip":  # else it is the scaler's, which looks for its scale by such steps
-            state.log({"skipped_steps": 1}, reduce="sum")
-            if "skipped" not in state.reported:
-                state.reported.add("skipped")
-                state.warn(
-                    f"step {step} is left out, since its gradient is not finite; train/skipped_steps counts these"
-                )
-        if state.num_skipped >= _MOST_SKIPPED and on_nan != "ignore":
-            raise NotFiniteError(
-                f"the gradients of the last {state.num_skipped} steps, up to step {step}, were not finite, so all of "
-                f"them were left out; lower the learning rate, or look for the cause with detect_anomalies=True"
-            )
+        self._report_skipped()
 
     def close(self) -> None:
         """Take the hooks off the optimizers."""
@@ -144,35 +178,52 @@ class Gradients:
             handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """The scale of losses."""
+        """Return the scale of losses, and what decides on the next one."""
         return {} if self._scaler is None else self._scaler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Scale losses as in the checkpoint."""
         if self._scaler is not None:
             self._scaler.load_state_dict(dict(state))
+
+    def _report_skipped(self) -> None:
+        self._progress.num_skipped += 1
+        step, on_nan = self._progress.step + 1, self._state.options.on_nan
+        if on_nan == "skip":  # else it is the scaler's, which looks for its scale by such steps
+            self._logged.add({"skipped_steps": 1}, reduce="sum")
+            if self._lines.is_first("a step is left out"):
+                self._lines.warn(
+                    f"step {step} is left out, since its gradient is not finite; train/skipped_steps counts these"
+                )
+        num_skipped = self._progress.num_skipped
+        if num_skipped >= _MOST_SKIPPED and on_nan != "ignore":
+            raise NotFiniteError(
+                f"the gradients of the last {num_skipped} steps, up to step {step}, were not finite, so all of "
+                f"them were left out; lower the learning rate, or look for the cause with detect_anomalies=True"
+            )
 
     def _planned_batches(self) -> int:
         most = self._state.options.accumulate
         if self._num_batches is None:
             return most
-        return min(most, self._num_batches - self._state.batch + 1)  # the first of the group is counted already
+        return min(most, self._num_batches - self._progress.batch + 1)  # the first of the group is counted already
 
-    def _named(self, name: str, changes: str) -> Any:
-        """The hook before the steps of one optimizer."""
+    def _hook(self, name: str) -> Any:
+        """Return the hook before the steps of one optimizer."""
 
         def prepare(optimizer: torch.optim.Optimizer, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
-            if any(callable(each) for each in (*arguments[1:], *keywords.values())):
+            if any(callable(value) for value in (*arguments[1:], *keywords.values())):
                 raise OptionError(
                     f"optimizer {name!r} is stepped with a closure, which computes gradients when it is too late for "
-                    f"{changes}; leave that out, or take another optimizer"
+                    f"{self._changes}; leave that out, or take another optimizer"
                 )
-            every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            self._prepare(name, optimizer, [parameter for parameter in every if parameter.grad is not None])
+            self._prepare(name, optimizer)
 
         return prepare
 
-    def _prepare(self, name: str, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    def _prepare(self, name: str, optimizer: torch.optim.Optimizer) -> None:
+        every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = [parameter for parameter in every if parameter.grad is not None]
         if not parameters:
             return
         options = self._state.options
@@ -189,7 +240,7 @@ class Gradients:
         if options.clip_grad_norm is not None:
             norm = nn.utils.clip_grad_norm_(parameters, options.clip_grad_norm)
             suffix = f"/{name}" if len(self._state.optimizers) > 1 else ""
-            self._state.log({f"grad_norm{suffix}": norm})
+            self._logged.add({f"grad_norm{suffix}": norm})
 
     def _unscale(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         assert self._scaler is not None
@@ -201,17 +252,22 @@ class Gradients:
         self._unscaled.add(name)
 
     def _weigh(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Mend the divisor of a group whose batches were not all of one size, or fewer than expected."""
+        """Mend the divisor of a group whose batches were not all of one size, or fewer than planned."""
         if self._samples and self._samples != self._planned:
             for parameter in parameters:
                 assert parameter.grad is not None
                 parameter.grad.mul_(self._planned / self._samples)
 
 
-def _refuse_shared(state: RunState, changes: str) -> None:
+def are_changed(options: RunOptions) -> bool:
+    """Return whether anything is asked of gradients that does not happen in the plainest of loops."""
+    return bool(_find_changes(options)) or options.precision != "fp32"
+
+
+def _refuse_shared(optimizers: Mapping[str, torch.optim.Optimizer], changes: str) -> None:
     """Raise a `ScriptError` for a parameter of two optimizers, whose gradient each of them would change."""
     owners: dict[int, str] = {}
-    for name, optimizer in state.optimizers.items():
+    for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if owners.setdefault(id(parameter), name) != name:
@@ -222,17 +278,17 @@ def _refuse_shared(state: RunState, changes: str) -> None:
 
 
 def _find_changes(options: RunOptions) -> list[str]:
-    """The options that change gradients before a step."""
-    found = [f"accumulate={options.accumulate}"] if options.accumulate > 1 else []
+    """Return the options that change gradients before a step."""
+    changes = [f"accumulate={options.accumulate}"] if options.accumulate > 1 else []
     for name in ("clip_grad_norm", "clip_grad_value"):
         value = getattr(options, name)
-        found += [] if value is None else [f"{name}={value}"]
-    found += ["precision='fp16'"] if options.precision == "fp16" else []
-    return found + (["on_nan='skip'"] if options.on_nan == "skip" else [])
+        changes += [] if value is None else [f"{name}={value}"]
+    changes += ["precision='fp16'"] if options.precision == "fp16" else []
+    return changes + (["on_nan='skip'"] if options.on_nan == "skip" else [])
 
 
 def _are_finite(parameters: Sequence[nn.Parameter]) -> bool:
-    """Whether all gradients are; this waits for the device, once."""
+    """Return whether all gradients are finite; this waits for the device, once."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     values = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
     device = values[0].device
@@ -259,6 +315,6 @@ def check_self_driven(function: str, asks_for: Sequence[str], options: RunOption
 
 
 def detecting_anomalies(options: RunOptions) -> contextlib.AbstractContextManager[Any]:
-    """The context in which torch names the operation whose gradient is NaN, if the option asks for it."""
+    """Return the context in which torch names the operation whose gradient is NaN, if the option asks for it."""
     # Unlike `detect_anomaly`, this says nothing of being slow, which whoever sets the option has read there.
     return torch.autograd.set_detect_anomaly(True) if options.detect_anomalies else contextlib.nullcontext()

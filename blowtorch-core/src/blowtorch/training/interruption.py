@@ -10,30 +10,30 @@ from contextlib import contextmanager
 from types import FrameType
 
 from blowtorch.clock import Interval
-from blowtorch.state import RunState
+from blowtorch.progress import Progress
 
 
 @contextmanager
-def interruptible(state: RunState) -> Iterator[None]:
+def interruptible(progress: Progress, max_time: str | None) -> Iterator[None]:
     """Let SIGINT (Ctrl-C), SIGTERM and the option `max_time` stop the run tidily; a second Ctrl-C stops it at once.
 
     The handlers that were there before are put back at the end. Outside of the main thread, where Python allows no
     handlers, signals are left alone.
     """
-    with _time_limit(state), _signal_handlers(state):
+    with _time_limit(progress, max_time), _signal_handlers(progress):
         yield
 
 
 @contextmanager
-def _time_limit(state: RunState) -> Iterator[None]:
-    if state.options.max_time is None:
+def _time_limit(progress: Progress, max_time: str | None) -> Iterator[None]:
+    if max_time is None:
         yield
         return
 
     def note() -> None:
-        state.interruption = state.interruption or f"max_time of {state.options.max_time} is over"
+        progress.interrupt(progress.interruption or f"max_time of {max_time} is over")
 
-    timer = threading.Timer(Interval.parse(state.options.max_time).amount, note)
+    timer = threading.Timer(Interval.parse(max_time).amount, note)
     timer.daemon = True
     timer.start()
     try:
@@ -43,15 +43,15 @@ def _time_limit(state: RunState) -> Iterator[None]:
 
 
 @contextmanager
-def _signal_handlers(state: RunState) -> Iterator[None]:
+def _signal_handlers(progress: Progress) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and state.interruption == "Ctrl-C":
+        if number == signal.SIGINT and progress.interruption == "Ctrl-C":
             raise KeyboardInterrupt
-        state.interruption = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        progress.interrupt("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
 
     earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

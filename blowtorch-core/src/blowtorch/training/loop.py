@@ -1,279 +1,215 @@
-"""The training and validation loops, in plain sight.
+"""The training loop, in plain sight.
 
     run_start
     for each epoch:
         epoch_start
-        for each batch:                       # on the device, in the order of (seed, epoch), from the right position
-            train step, backward              # for each batch of an accumulation group
-            optimizer step, schedulers per step
+        for each step:                       # of one batch, or of an accumulation group of them
+            fetch a batch                    # on the device, in the order of (seed, epoch), from the right position
+            forward, backward
+            gradients: unscale, weigh, skip, clip
+            optimizers, schedulers per step
             train_step_end
-            now and then: record, validate, decide, checkpoint
-        record, validate, epoch_end, schedulers per epoch, decide, checkpoint
-    checkpoint
+            now and then: record, validate, decide, save
+        record, validate, epoch_end, schedulers per epoch, decide, save
+    save
     run_end
 
-At one step things always happen in this order: train, record, validate, decide, checkpoint. A checkpoint is copied
-there and then, and written while training goes on; `checkpoint_saved` follows once it is published.
+At one step things always happen in this order: train, record, validate, decide, save. A checkpoint is copied there and
+then, and written while training goes on; `checkpoint_saved` follows once it is published. What happens now and then
+stands in `between_steps`.
 """
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from blowtorch.clock import NEVER
 from blowtorch.errors import CheckpointError, ScriptError
 from blowtorch.record.metrics import count_samples
-from blowtorch.state import RunState
-from blowtorch.streams import restore_random_state
-from blowtorch.training.assembly import Training
 from blowtorch.training.between_steps import (
+    after_step,
     decide_and_save,
+    finish_epoch,
+    is_limit_reached,
     notify,
-    record_training,
+    plan_next_event,
+    record_and_report,
     record_validation,
-    report_missing_metric,
     report_saved,
+    report_unread_overrides,
     save,
-    validate_due,
 )
 from blowtorch.training.gradients import computing
+from blowtorch.training.training import Steps, Training
 from blowtorch.training.validation import EpochLoader, ValidationCutError, validate
 
 
-def train(training: Training, state: RunState) -> None:
-    """Train until a limit is reached or something wants the run to stop; a checkpoint stands at the end."""
-    begin(training, state)
-    run_epoch = train_epoch if training.function.kind == "train_step" else drive_epoch
-    while should_go_on(state):
-        if state.is_epoch_done:
-            restore_streams(training)  # what takes part in the beginning of an epoch may draw from them
-            state.begin_epoch()
-        notify(training, state, "epoch_start")
+def train(training: Training, most_epochs: int | None = None) -> None:
+    """Train until a limit is reached or something wants the run to end; a checkpoint stands at the end.
+
+    Args:
+        training: what to work with.
+        most_epochs: go through so many epochs only, because it is a trial.
+    """
+    progress = training.progress
+    begin_run(training)
+    while not progress.is_ending and not is_limit_reached(training) and most_epochs != 0:
+        if progress.is_epoch_done:
+            training.restore_streams()  # what takes part in the beginning of an epoch may draw from them
+            progress.begin_epoch()
+        notify(training, "epoch_start")
         with contextlib.suppress(ValidationCutError):  # the validation is still due when the run goes on
-            is_whole = run_epoch(training, state)
-            if is_whole:
-                finish_epoch(training, state)
-        if state.interruption is None:
-            report_unread_overrides(state)
-    finish(training, state)
+            batches = start_batches(training)
+            goes_on = progress.batch == 0 or after_step(training)  # after a restart, a validation may still be due
+            plan_next_event(training)
+            if training.function.kind == "train_epoch":
+                drive_epoch(training, batches)
+                finish_epoch(training)
+            elif goes_on and train_epoch(training, batches, partial(after_step, training)):
+                finish_epoch(training)
+        if progress.interruption is None:
+            report_unread_overrides(training)
+        most_epochs = None if most_epochs is None else most_epochs - 1
+    finish_run(training)
 
 
-def begin(training: Training, state: RunState) -> None:
+def begin_run(training: Training) -> None:
     """Do what comes before the first step of a process, and of a run."""
-    notify(training, state, "run_start")
-    for line in training.changes:
-        state.say(line)
-    if state.options.sanity_batches:
-        try_validations(training, state)
-    if state.step == 0 and training.random_state is None:  # else a run stopped at step 0 goes on
+    progress, options = training.progress, training.state.options
+    notify(training, "run_start")
+    for line in training.news:
+        training.workspace.lines.say(line)
+    if options.sanity_batches:
+        with training.media.muted():
+            try_validations(training, options.sanity_batches)
+    if progress.step == 0 and training.random_state is None:  # else a run stopped at step 0 goes on
         for validation in training.validations:
             if validation.is_at_start:
-                record_validation(training, state, validation.name, validate(validation, state))
-        decide_and_save(training, state)
-    if state.batch and not state.is_epoch_done and state.stop_reason is None and not should_go_on(state):
-        with contextlib.suppress(ValidationCutError):
-            do_what_was_cut(training, state)
+                record_validation(training, validation.name, validate(validation, training.state))
+        decide_and_save(training)
+    is_amid_epoch = progress.batch > 0 and not progress.is_epoch_done
+    if is_amid_epoch and not progress.is_ending and is_limit_reached(training):
+        with contextlib.suppress(ValidationCutError):  # what was due when the process before was stopped at the end
+            is_at_end = progress.batch == training.batches.num_batches
+            finish_epoch(training) if is_at_end else after_step(training)
 
 
-def do_what_was_cut(training: Training, state: RunState) -> None:
-    """Do what was due when the process before was stopped at the very last step."""
-    if state.batch == training.batches.num_batches:
-        finish_epoch(training, state)
-    else:
-        after_step(training, state)
-
-
-def try_validations(training: Training, state: RunState) -> None:
+def try_validations(training: Training, most_batches: int) -> None:
     """Do a little of each validation, so that a mistake in it shows now and not after an epoch of training."""
-    state.is_trying = True
-    try:
-        for validation in training.validations:
-            with training.returns.objects.put_aside():
-                validate(validation, state, most_batches=state.options.sanity_batches)
-    finally:
-        state.is_trying = False
+    for validation in training.validations:
+        with training.returns.objects.put_aside():
+            validate(validation, training.state, most_batches=most_batches)
 
 
-def finish(training: Training, state: RunState) -> None:
-    """See to it that a checkpoint stands at the end; the model is left with the weights that were judged."""
-    if state.interruption is not None:
-        state.say(f"{state.interruption}: stopping after step {state.step}")
-    report_saved(training, state)
-    if not training.checkpoints.is_current(state):
-        save(training, state, is_best=False)
-        report_saved(training, state)
-    if not training.checkpoints.is_current(state):
-        raise CheckpointError("the last checkpoint of the run could not be written; see the warnings above")
-    if state.interruption is None and state.averaged:
-        state.model.load_state_dict({**state.model.state_dict(), **state.averaged})
-
-
-def report_unread_overrides(state: RunState) -> None:
-    """Say, after the first epoch of a process, which overrides of the command line nothing has read."""
-    if "overrides" not in state.reported:
-        state.reported.add("overrides")
-        for key in state.config.unread_overrides():
-            state.warn(f"nothing has read {key!r}, which the command line sets; does the script use another name?")
-
-
-def should_go_on(state: RunState) -> bool:
-    """Whether there is more to train."""
-    if state.stop_reason is not None or state.interruption is not None:
-        return False
-    if state.options.max_steps is not None and state.step >= state.options.max_steps:
-        return False
-    if state.options.max_samples is not None and state.samples >= state.options.max_samples:
-        return False
-    if state.max_epochs is None:
-        return True
-    return state.epoch < state.max_epochs or (state.epoch == state.max_epochs and not state.is_epoch_done)
-
-
-def restore_streams(training: Training) -> None:
-    """Put the random streams of a checkpoint back, if the run continues from one and has not yet done so."""
-    if training.random_state is not None:
-        restore_random_state(training.random_state)
-        training.random_state = None
-
-
-def start_batches(training: Training, state: RunState) -> Iterator[Any]:
-    """The batches of the epoch from where it stands; skipping those before it may have drawn from random streams."""
-    batches = training.batches.iterate(state.epoch, state.batch)
-    restore_streams(training)
-    if training.gradients is not None:
-        training.gradients.remember()
-    if state.batch:
-        after_step(training, state)  # a validation that was cut short is still due
-    plan_next_event(training, state)
+def start_batches(steps: Steps) -> Iterator[Any]:
+    """Start the batches of the epoch where it stands; to skip those before it may draw from random streams."""
+    batches = steps.batches.iterate(steps.progress.epoch, steps.progress.batch)
+    steps.restore_streams()
+    steps.gradients.remember()
     return batches
 
 
-def train_epoch(training: Training, state: RunState) -> bool:  # noqa: C901, PLR0912 - the loop is read in one piece
-    """Train from where the epoch stands; say whether its end was reached."""
-    batches = start_batches(training, state)
-    function, schedules, take = training.function, training.schedules, training.returns.take
-    step, arguments, gradients = function.function, function.arguments, training.gradients
-    optimizers = [] if function.drives_itself else list(state.optimizers.values())
-    step_end, loss, logged = training.callbacks.step_end, "", state.logged
-    wants_counts, wants_schedules = function.wants_counts, schedules.wants_steps
-    last_step, last_sample = state.options.max_steps, state.options.max_samples or NEVER
-    more, autocast = state.options.accumulate - 1, None if gradients is None else gradients.autocast
-    for first in batches:
-        earlier_samples = state.samples
+def train_epoch(steps: Steps, batches: Iterator[Any], look_around: Callable[[], bool]) -> bool:
+    """Train on batches, step by step, until there are none or `look_around` says that it is time to leave.
+
+    Args:
+        steps: what the loop works with in each step.
+        batches: of the epoch, from where it stands.
+        look_around: is called after the steps at which something may be due; does it, and says whether to go on.
+
+    Returns:
+        Whether the end of the epoch was reached.
+    """
+    progress, function, gradients, take = steps.progress, steps.function, steps.gradients, steps.returns.take
+    step, arguments, wants_counts = function.function, function.arguments, function.wants_counts
+    named_optimizers = {} if function.drives_itself else steps.workspace.optimizers
+    optimizers, loss = list(named_optimizers.values()), ""
+    is_watched, logged = steps.is_watched, steps.workspace.logged.values
+    for group in in_groups(batches, steps.state.options.accumulate):
+        samples_before = progress.samples
         for optimizer in optimizers:
             optimizer.zero_grad()
-        for batch in (first,) if more == 0 else itertools.chain((first,), itertools.islice(batches, more)):
+        for batch in group:
             arguments["batch"] = batch
             if wants_counts:
                 function.count()
-            if autocast is None:
-                returned = step(**arguments)
-            else:
-                with autocast:
-                    returned = step(**arguments)
-            metrics, samples = take(returned, logged, batch)
-            state.batch += 1
-            state.samples += samples
+            with gradients.computing:
+                returned = step(**arguments)  # forward: the user's function
+            metrics, samples = take(returned, batch)
+            progress.batch += 1
+            progress.samples += samples
             if optimizers:  # else the step has driven itself
                 if loss not in metrics:
-                    loss = training.loss.choose(metrics)
-                if gradients is None:
-                    metrics[loss].backward()
-                else:
-                    gradients.add(metrics[loss], samples)
+                    loss = steps.loss.choose(metrics)
+                gradients.accumulate(metrics[loss], samples)  # backward
+        gradients.prepare(named_optimizers)  # unscale, weigh, skip, clip
         for optimizer in optimizers:
             optimizer.step()
-        if gradients is not None:
-            gradients.finish_step()
-        state.step += 1
-        if wants_schedules:
-            schedules.after_step(state)
-        for notify_step_end in step_end:
-            notify_step_end(state, batch, metrics)
-        if logged:
-            training.returns.add(None, logged, state.samples - earlier_samples)
-        if state.step >= state.next_event:
-            after_step(training, state)
-        is_last = state.step == last_step or state.samples >= last_sample
-        is_cut = state.interruption is not None or state.stop_reason is not None
-        if is_cut or (is_last and state.batch != training.batches.num_batches):
+        gradients.finish_step()
+        progress.step += 1
+        if is_watched or logged:
+            finish_step(steps, batch, metrics, progress.samples - samples_before)
+        if progress.step >= progress.next_event and not look_around():
             return False
     return True
 
 
-def drive_epoch(training: Training, state: RunState) -> bool:
+def in_groups(batches: Iterator[Any], size: int) -> Iterator[Any]:
+    """Return the batches of each step, which are fetched one by one; the last group may be smaller."""
+    if size == 1:
+        return zip(batches)
+    return (itertools.chain((first,), itertools.islice(batches, size - 1)) for first in batches)
+
+
+def finish_step(steps: Steps, batch: Any, metrics: Mapping[str, Any], samples: int) -> None:
+    """Let schedules and callbacks know of a step that is done, and take what was logged since its function returned."""
+    if steps.schedules.wants_steps:
+        steps.schedules.after_step(steps.state)
+    for call in steps.callbacks.after_step:
+        call(batch, metrics)
+    if steps.workspace.logged.values:
+        steps.returns.add(None, samples)
+
+
+def drive_epoch(training: Training, batches: Iterator[Any]) -> None:
     """Let the user's function train the whole epoch; it is never cut short."""
-    batches, num_batches = start_batches(training, state), training.batches.num_batches
-    loader = EpochLoader(batches, num_batches, lambda batch: count_batch(training, state, batch))
-    with computing(state):
-        returned = training.function.function(**training.function.given(data_loader=loader))
+    function, returns = training.function, training.returns
+    loader = EpochLoader(batches, training.batches.num_batches, partial(count_batch, training))
+    with computing(training.state):
+        returned = function.function(**function.given(data_loader=loader))
     loader.finish_batch()
-    if state.batch == 0 and state.max_epochs is None:
+    if training.progress.batch == 0 and training.state.max_epochs is None:
         raise ScriptError(
-            f"{training.function.name} took no batch of its data_loader, so max_steps is never reached; iterate it, or "
+            f"{function.name} took no batch of its data_loader, so max_steps is never reached; iterate it, or "
             f"set max_epochs"
         )
-    training.returns.add({} if returned is None else returned, state.logged, 1, training.epoch_window.totals)
-    return True
+    returns.add({} if returned is None else returned, 1, training.epoch_window.totals)
 
 
-def count_batch(training: Training, state: RunState, batch: Any) -> None:
-    """What happens after each batch of a function that drives a whole epoch; each counts as a step."""
-    samples = count_samples(batch)
-    if training.gradients is not None:
-        training.gradients.finish_step()
-    state.step += 1
-    state.batch += 1
-    state.samples += samples
-    if training.schedules.wants_steps:
-        training.schedules.after_step(state)
-    for notify_step_end in training.callbacks.step_end:
-        notify_step_end(state, batch, {})
-    if state.logged:
-        training.returns.add(None, state.logged, samples)
-    if state.step >= state.next_event:
-        record_and_report(training, state)
-        plan_next_event(training, state)
+def count_batch(training: Training, batch: Any) -> None:
+    """Do what happens after each batch of a function that drives a whole epoch; each counts as a step."""
+    progress, samples = training.progress, count_samples(batch)
+    training.gradients.finish_step()
+    progress.step += 1
+    progress.batch += 1
+    progress.samples += samples
+    finish_step(training, batch, {}, samples)
+    if progress.step >= progress.next_event:
+        record_and_report(training)
+        plan_next_event(training)
 
 
-def after_step(training: Training, state: RunState) -> None:
-    """Do what is due after a step; what falls on the last step of an epoch waits for the end of that epoch."""
-    record_and_report(training, state)
-    if state.batch != training.batches.num_batches:
-        validate_due(training, state)
-        decide_and_save(training, state)
-    plan_next_event(training, state)
-
-
-def record_and_report(training: Training, state: RunState) -> None:
-    """Record the metrics if that is due, and tell of a checkpoint that has been published meanwhile."""
-    if training.record_trigger.is_due(state.time()):
-        record_training(training, state)
-    if training.checkpoints.has_news:
-        report_saved(training, state)
-
-
-def finish_epoch(training: Training, state: RunState) -> None:
-    """Do what is due at the end of an epoch."""
-    record_training(training, state, closes_epoch=True)
-    state.is_epoch_done = True
-    try:
-        validate_due(training, state)
-    except ValidationCutError:
-        state.is_epoch_done = False
-        raise
-    epoch_means = {name: value for name, value in state.measured_now().items() if name.startswith("train_epoch/")}
-    notify(training, state, "epoch_end", metrics=epoch_means)
-    training.schedules.after_metrics(state, epoch_means)
-    training.schedules.check_metrics(state, [each.name for each in training.validations])
-    training.schedules.after_epoch(state)
-    report_missing_metric(training, state)
-    decide_and_save(training, state)
-
-
-def plan_next_event(training: Training, state: RunState) -> None:
-    """Work out the next step after which anything can be due, so that the others need not ask."""
-    state.next_event = min([trigger.next_step(state.step) for trigger in training.triggers], default=NEVER)
-    if training.checkpoints.has_news:
-        state.next_event = 0
+def finish_run(training: Training) -> None:
+    """See to it that a checkpoint stands at the end; the model is left with the weights that were judged."""
+    state, checkpoints = training.state, training.checkpoints
+    if state.interruption is not None:
+        state.say(f"{state.interruption}: stopping after step {state.step}")
+    report_saved(training)
+    if not checkpoints.is_current():
+        save(training, is_best=False)
+        report_saved(training)
+    if not checkpoints.is_current():
+        raise CheckpointError("the last checkpoint of the run could not be written; see the warnings above")
+    if state.interruption is None and state.averaged:
+        state.model.load_state_dict({**state.model.state_dict(), **state.averaged})

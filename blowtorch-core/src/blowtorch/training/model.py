@@ -7,16 +7,14 @@ import torch
 from torch import nn
 
 from blowtorch.checkpoint.tensors import load_verified_weights
-from blowtorch.config.config import Config
 from blowtorch.errors import CheckpointError, OptionError
 from blowtorch.folder.manifest import FILE_NAME
 from blowtorch.options import RunOptions
-from blowtorch.state import RunInfo, RunState
 from blowtorch.training.start import follow_pointer
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that an option names; `auto` takes an accelerator if there is one.
+    """Return the device that an option names; `auto` takes an accelerator if there is one.
 
     Raises:
         OptionError: torch knows no such device, or it is not there.
@@ -34,7 +32,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def compile_model(model: nn.Module, options: RunOptions) -> tuple[nn.Module, Any]:
-    """The model under whose names weights are saved, and what `torch.compile` made of it, or None.
+    """Return the model under whose names weights are saved, and what `torch.compile` made of it, or None.
 
     A model that the script has compiled itself is taken apart likewise.
     """
@@ -67,11 +65,3 @@ def load_initial_weights(model: nn.Module, origin: str, asked: str = "initialize
         load_verified_weights(model, path)
     except CheckpointError as error:
         raise CheckpointError(f"{asked}={origin!r} is no good checkpoint: {error}") from error
-
-
-def detached_state(model: nn.Module, options: RunOptions, config: Config, seed: int) -> RunState:
-    """A state for an evaluation, which belongs to no run and has no folder."""
-    info = RunInfo(id="", name="", folder=Path(), logger_folder=None, config={}, resumed=False)
-    device = choose_device(options.device)
-    plain, compiled = compile_model(model.to(device), options)
-    return RunState(info, options, config, Path(), seed, device, plain, compiled)

@@ -1,7 +1,9 @@
-"""One call of a run: everything that happens around the loop, from the choice of the folder to the last line."""
+"""One call of a run: everything that happens around the loop, in named stages."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,22 +18,34 @@ from blowtorch.folder.provenance import git_commit, snapshot, summarize_model, v
 from blowtorch.folder.secrets import mask_secrets
 from blowtorch.options import RunOptions
 from blowtorch.plugins import Plugins
+from blowtorch.progress import Progress
 from blowtorch.record.feed import LoggerFeed
+from blowtorch.record.lines import Lines
+from blowtorch.record.media import Media
 from blowtorch.record.record import Record
 from blowtorch.schedule.option import describe_scheduler_option
 from blowtorch.script.script import Script
 from blowtorch.state import RunInfo, RunState
-from blowtorch.training.assembly import Data, Extensions, Training, assemble
+from blowtorch.training.assembly import Chosen, Data, assemble
 from blowtorch.training.between_steps import notify, report_saved
+from blowtorch.training.gradients import detecting_anomalies
+from blowtorch.training.interruption import interruptible
 from blowtorch.training.model import choose_device, compile_model, load_initial_weights
 from blowtorch.training.start import agree_on_seed, find_start
 from blowtorch.training.trace import Trace
+from blowtorch.training.training import Training
+from blowtorch.training.workspace import Workspace, make_workspace
 
 
 class Session:
-    """One call of a run; as a context manager it records how the run ends, however that is.
+    """One call of a run, in stages; each that leaves something behind undoes it, in reverse, however the run ends.
 
-    Making one checks what can be checked while there is no folder yet, and then takes a folder and its lock.
+        with Session(...) as session:   # find the run, place the model, claim the folder, open the record, listen
+            session.prepare()           # assemble, restore, begin
+            train(session.training)
+                                        # conclude, and give the folder back
+
+    What is said of processes holds once there are several.
 
     Args:
         script: what the script has said.
@@ -41,10 +55,15 @@ class Session:
         model: what is trained.
         loaders: the train and the validation loader of the call, which may be None.
 
+    Attributes:
+        status: `running`, and in the end `finished`, `stopped` or `failed`.
+
     Raises:
         BlowtorchError: something cannot work.
     """
 
+    folder: RunFolder
+    workspace: Workspace
     training: Training
 
     def __init__(
@@ -58,167 +77,253 @@ class Session:
     ) -> None:
         script.check(model, options.optimize_metric)
         self.status = "running"
-        self._script = script
-        self._extensions = Extensions.create(options, plugins)
-        device = choose_device(options.device)
-        self._start = find_start(options, script)
-        is_resumed = self._start.folder is not None
-        seed = script.seed if self._start.folder is None else agree_on_seed(self._start.folder, script.seed)
-        self._data = Data.choose(script, options, loaders, seed, device)
-        model.to(device)
-        model, compiled = compile_model(model, options)
-        self.folder = self._start.folder or RunFolder.create(
-            options.save_path, options.run_name, script=script.path, seed=seed
-        )
-        self.folder.lock.acquire()
-        info = RunInfo(
-            self.folder.id, self.folder.name, self.folder.path, None, mask_secrets(config.snapshot()), is_resumed
-        )
-        self.state = RunState(info, options, config, self.folder.path, seed, device, model)
-        self.state.is_resumed, self.state.compiled_model = is_resumed, compiled
         self.feeds: list[LoggerFeed] = []
+        self._script = script
+        self._config = config
+        self._options = options
+        self._model = model
+        self._loaders = loaders
+        self._chosen = Chosen.create(options, plugins)
+        self._stages = contextlib.ExitStack()
         self._has_begun = False
-        try:
-            self._record = Record(self.folder.record, self.folder.lock.beat)
-        except OSError as error:
-            self.folder.lock.release()
-            raise RunFolderError(f"the record of the run cannot be opened: {error}") from error
+        self._rewound: tuple[int, int] | None = None
+
+    @property
+    def state(self) -> RunState:
+        """The run as functions and extensions are shown it."""
+        return self.workspace.state
+
+    @property
+    def media(self) -> Media | None:
+        """What keeps images and the like; None while nothing is assembled."""
+        return self.training.media if hasattr(self, "training") else None
 
     def __enter__(self) -> "Session":
+        with contextlib.ExitStack() as stages:  # one that fails undoes those before it
+            self._find_run()
+            self._place_model()
+            stages.enter_context(self._claim_folder())
+            stages.enter_context(self._open_record())
+            stages.enter_context(self._listen())
+            self._stages = stages.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
-            self.status = "finished" if self.state.interruption is None else "stopped"
-        else:
-            self.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-        try:
-            self._conclude(error)
-        except Exception as problem:
-            self.status = "failed" if error is None else self.status
-            if error is None:
-                raise
-            warn(f"how the run ended could not be recorded: {problem}")  # what ended it is what the user must see
-        finally:
-            self._end_session()
-
-    def _end_session(self) -> None:
-        try:
-            if self._has_begun or not self.state.is_resumed:  # else the run that could not be continued stays as it was
-                self.folder.end_session(self.status)
-        except (OSError, BlowtorchError) as problem:
-            warn(f"the status {self.status} of the run could not be recorded: {problem}")
-        finally:
-            self.folder.lock.release()
+        self._stages.__exit__(kind, error, traceback)
 
     def prepare(self) -> None:
         """Build what the loop needs, and go to where the run begins."""
-        state, script = self.state, self._script
-        state.attach(self._write_console_log, self._record.append)
-        state.model.train()
-        if state.options.initialize_from is not None and not state.is_resumed:
-            load_initial_weights(state.model, state.options.initialize_from)
-        for function in script.init:
-            function.function(**function.bind(state).given())
-        self.training = assemble(script, state, self._data, self._extensions, self.folder, self._record)
-        self.training.checkpoints.check()
-        logger_infos = self._make_logger_folders()
-        self._begin()
-        for plugin, info in zip(self._extensions.loggers, logger_infos, strict=True):
-            self.feeds.append(LoggerFeed(plugin, info, self.folder.record, self._rewound))
+        self._assemble()
+        restored = self._restore()
+        self._begin(restored)
 
     def metrics(self) -> dict[str, float]:
-        """The last value of every metric; of one never recorded, its mean in the window that is still open."""
+        """Return the last value of every metric; of one never recorded, its mean in the window that is still open."""
         window = {f"train/{name}": value for name, value in self.training.returns.window.means().items()}
-        return window | self.state.metrics
+        return window | self.workspace.progress.metrics
 
-    def _write_console_log(self, text: str) -> None:
+    def _find_run(self) -> None:
+        """Find out which run this is, a new one or one that goes on, and with which seed and data.
+
+        The first process looks; all are told.
+        """
+        options, script = self._options, self._script
+        self._device = choose_device(options.device)
+        self._start = find_start(options, script)
+        earlier = self._start.folder
+        self._seed = script.seed if earlier is None else agree_on_seed(earlier, script.seed)
+        self._data = Data.choose(script, options, self._loaders, self._seed, self._device)
+
+    def _place_model(self) -> None:
+        """Put the model on its device, and compile it if that is asked for; every process does."""
+        self._model.to(self._device)
+        self._models = compile_model(self._model, self._options)
+
+    @contextlib.contextmanager
+    def _claim_folder(self) -> Iterator[None]:
+        """Take the folder of the run and its lock; in the end, note how the run ended and give them back.
+
+        The first process alone; the others are told the path.
+        """
+        options, script = self._options, self._script
+        self.folder = self._start.folder or RunFolder.create(
+            options.save_path, options.run_name, script=script.path, seed=self._seed
+        )
+        self.folder.lock.acquire()
         try:
-            with self.folder.console.open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-        except OSError:  # a full disk is the record's to report
-            pass
+            yield
+        except BaseException:
+            self.status = "failed" if self.status == "running" else self.status
+            raise
+        finally:
+            try:
+                # A run that could not be continued stays as it was.
+                if self._has_begun or self._start.folder is None:
+                    self.folder.end_session(self.status)
+            except (OSError, BlowtorchError) as problem:
+                warn(f"the status {self.status} of the run could not be recorded: {problem}")
+            finally:
+                self.folder.lock.release()
 
-    def _begin(self) -> None:
-        """Go to the checkpoint that the run continues from, or to the beginning; say so in the record."""
-        state, checkpoints = self.state, self.training.checkpoints
-        name = None
-        self._rewound = None
-        if state.is_resumed:
-            restored = checkpoints.restore_newest(state, state.warn, self._start.at_most)
-            if restored is None:
-                checkpoints.put_aside_after(-1)
-                self._record.cut(0)
-            else:
-                name, self.training.random_state = restored
-                scheduler = self._extensions.scheduler
-                if scheduler is not None and state.total_steps != state.earlier_total_steps:
-                    self.training.changes.append(
-                        f"the run has {state.total_steps} steps now and had {state.earlier_total_steps} before: "
-                        f"{describe_scheduler_option(scheduler)}, by the new length from here on"
-                    )
-                # Its own event came after it was taken, so it was cut with what followed.
-                metric = state.measured_now().get(state.options.checkpoint_metric)
-                is_best = state.best is not None and state.best.name == name
-                state.record("checkpoint", name=name, metric=metric, is_best=is_best)
-            self._rewound = (state.step, self._record.flush())
+    @contextlib.contextmanager
+    def _open_record(self) -> Iterator[None]:
+        """Open the record, and have a state to be shown; in the end, conclude.
+
+        The first process writes the record; every process has a state.
+        """
+        try:
+            record = Record(self.folder.record, self.folder.lock.beat)
+        except OSError as problem:
+            raise RunFolderError(f"the record of the run cannot be opened: {problem}") from problem
+        self._record = record
+        info = RunInfo(
+            id=self.folder.id,
+            name=self.folder.name,
+            folder=self.folder.path,
+            own_folder=None,
+            config=mask_secrets(self._config.snapshot()),
+            resumed=self._start.folder is not None,
+        )
+
+        def make_lines(progress: Progress) -> Lines:
+            return Lines(self.folder.console, lambda text: record.append("warning", **progress.stamp(), text=text))
+
+        self.workspace = make_workspace(
+            self._models, self._config, self._options, self._seed, self._device, info, make_lines
+        )
+        try:
+            yield
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end(None)
+
+    @contextlib.contextmanager
+    def _listen(self) -> Iterator[None]:
+        """Let signals and the end of the time stop the run tidily; every process listens, and all agree on the step."""
+        with (
+            interruptible(self.workspace.progress, self._options.max_time),
+            detecting_anomalies(self._options),
+        ):
+            yield
+
+    def _assemble(self) -> None:
+        """Load the first weights, let the script prepare, and put together what the loop works with; every process."""
+        state, options = self.state, self._options
+        state.model.train()
+        if options.initialize_from is not None and not state.is_resumed:
+            load_initial_weights(state.model, options.initialize_from)
+        for function in self._script.init:
+            function.function(**function.bind(state).given())
+        self.training = assemble(self._script, self.workspace, self._data, self._chosen, self.folder, self._record)
+        callbacks = self.training.callbacks
+        self.workspace.lines.show_by(lambda text: callbacks.call("line_said", text=text))
+        self.training.checkpoints.check()
+
+    def _restore(self) -> str | None:
+        """Go to the newest good checkpoint of a run that goes on, and return its name; else to the beginning.
+
+        Every process reads; the first puts aside what is later, and cuts the record.
+        """
+        state, progress, training = self.state, self.workspace.progress, self.training
+        if not state.is_resumed:
+            return None
+        restored = training.checkpoints.restore_newest(state.warn, self._start.at_most)
+        if restored is None:
+            training.checkpoints.begin_anew()
+            self._record.cut(0)
+            name = None
+        else:
+            name, training.random_state = restored
+            scheduler = self._chosen.scheduler
+            if scheduler is not None and progress.total_steps != progress.earlier_total_steps:
+                training.news.append(
+                    f"the run has {progress.total_steps} steps now and had {progress.earlier_total_steps} before: "
+                    f"{describe_scheduler_option(scheduler)}, by the new length from here on"
+                )
+            # Its own event came after it was taken, so it was cut with what followed.
+            metric = progress.measured_now().get(self._options.checkpoint_metric)
+            is_best = progress.best is not None and progress.best.name == name
+            self._record.append("checkpoint", **progress.stamp(), name=name, metric=metric, is_best=is_best)
+        self._rewound = (progress.step, self._record.flush())
+        return name
+
+    def _begin(self, restored: str | None) -> None:
+        """Write down what is about to be trained, and feed the loggers; the first process alone."""
+        info, progress = self.state.info, self.workspace.progress
+        logger_infos = self._make_logger_folders()
         changed = self._begin_session()
-        if name is None:
-            self._record.append("start", step=0, epoch=0, time=time.time(), id=state.info.id, name=state.info.name)
-        if state.is_resumed:
-            self._record.append(
-                "resume", step=state.step, epoch=state.epoch, time=time.time(), checkpoint=name, changed=changed
-            )
-            self.training.changes += [
+        if restored is None:
+            self._record.append("start", step=0, epoch=0, time=time.time(), id=info.id, name=info.name)
+        if info.resumed:
+            self._record.append("resume", **progress.stamp(), checkpoint=restored, changed=changed)
+            self.training.news += [
                 f"changed since the last start: {key} was {before!r} and is {after!r}"
                 for key, (before, after) in changed.items()
             ]
         self._has_begun = True
         self._describe()
-        if state.options.trace:
-            self.training.callbacks.step_end.append(Trace(state, self._data.train))
+        if self._options.trace:
+            self.training.callbacks.watch_steps(Trace(self.state, self._data.train))
+        for plugin, logger_info in zip(self._chosen.loggers, logger_infos, strict=True):
+            self.feeds.append(LoggerFeed(plugin, logger_info, self.folder.record, self._rewound))
 
     def _begin_session(self) -> dict[str, tuple[Any, Any]]:
-        """Write down with what the run is trained; returns what differs from the process before: (old, new)."""
-        state, script = self.state, self._script
+        """Write down with what the run is trained; return what differs from the process before: (old, new)."""
+        script = self._script
         return self.folder.begin_session(
-            state.config,
-            vars(state.options),
+            self._config,
+            vars(self._options),
             script.command_line,
             script=script.path,
-            seed=state.seed,
+            seed=self._seed,
             versions=versions(),
             git_commit=git_commit(Path(script.path) if script.path else None),
-            checkpoint_metric=state.options.checkpoint_metric,
+            checkpoint_metric=self._options.checkpoint_metric,
             callbacks={moment: names for moment, names in self.training.callbacks.order.items() if names},
         )
 
     def _describe(self) -> None:
         """Write down the code, the environment and the model."""
-        state = self.state
         path = Path(self._script.path) if self._script.path else None
         for problem in snapshot(self.folder.path, path):
-            state.warn(problem)
-        (self.folder.path / "model.txt").write_text(summarize_model(state.model), encoding="utf-8")
+            self.state.warn(problem)
+        (self.folder.path / "model.txt").write_text(summarize_model(self.state.model), encoding="utf-8")
 
     def _make_logger_folders(self) -> list[RunInfo]:
-        """What each logger is told of the run; a second one of a name has a folder of its own too."""
+        """Return what each logger is told of the run; a second one of a name has a folder of its own too."""
         infos = []
         names: list[str] = []
-        for plugin in self._extensions.loggers:
+        for plugin in self._chosen.loggers:
             names.append(plugin.name)
             again = names.count(plugin.name)
-            folder = self.folder.logger_folder(plugin.name if again == 1 else f"{plugin.name}-{again}")
-            infos.append(dataclasses.replace(self.state.info, logger_folder=folder))
+            folder = self.folder.own_folder("logger", plugin.name if again == 1 else f"{plugin.name}-{again}")
+            infos.append(dataclasses.replace(self.state.info, own_folder=folder))
         return infos
 
+    def _end(self, error: BaseException | None) -> None:
+        """Say how the run ended, and conclude; whatever ended it is what the user must see."""
+        if error is None:
+            self.status = "finished" if self.workspace.progress.interruption is None else "stopped"
+        else:
+            self.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        try:
+            self._conclude(error)
+        except Exception as problem:
+            if error is None:
+                self.status = "failed"
+                raise
+            warn(f"how the run ended could not be recorded: {problem}")
+
     def _conclude(self, error: BaseException | None) -> None:
-        """The last words of a run: `run_end`, the event `finish`, and a limited wait for the loggers."""
-        state = self.state
+        """Say the last words of a run: `run_end`, the event `finish`; then wait a limited time for the loggers.
+
+        Every process closes its data and calls `run_end`; the rest is the first one's.
+        """
         self._data.close()
-        if hasattr(self, "training") and self.training.gradients is not None:
+        if hasattr(self, "training"):
             self.training.gradients.close()
         if not self._has_begun:
             self._record.close()
@@ -227,42 +332,31 @@ class Session:
             if isinstance(error, KeyboardInterrupt):  # which waits for nothing
                 self.training.checkpoints.abandon()
             else:
-                report_saved(self.training, state)
+                report_saved(self.training)
             if error is not None:
-                state.logged.clear()  # by the step that failed
-            notify(self.training, state, "run_end", status=self.status)
+                self.workspace.logged.values.clear()  # by the step that failed
+            notify(self.training, "run_end", status=self.status)
         except Exception as problem:
             if error is None:
                 self.status = "failed"
                 raise
-            self._warn_unrecorded(f"{problem}; the run had failed before")
+            self.workspace.lines.warn_unrecorded(f"{problem}; the run had failed before")
         finally:
             self._finish_record(error)
 
     def _finish_record(self, error: BaseException | None) -> None:
-        state = self.state
+        progress, options, lines = self.workspace.progress, self._options, self.workspace.lines
         summary = self.metrics()
-        if state.best is not None and state.best.metric is not None:
-            summary[f"best/{state.options.checkpoint_metric}"] = state.best.metric
-        reason = state.interruption or state.stop_reason if error is None else f"{type(error).__name__}: {error}"
-        self._record.append(
-            "finish",
-            step=state.step,
-            epoch=state.epoch,
-            time=time.time(),
-            status=self.status,
-            reason=reason,
-            summary=summary,
-        )
-        deadline = time.monotonic() + Interval.parse(state.options.logger_timeout).amount
+        if progress.best is not None and progress.best.metric is not None:
+            summary[f"best/{options.checkpoint_metric}"] = progress.best.metric
+        reason = progress.interruption or progress.stop_reason
+        if error is not None:
+            reason = f"{type(error).__name__}: {error}"
+        self._record.append("finish", **progress.stamp(), status=self.status, reason=reason, summary=summary)
+        deadline = time.monotonic() + Interval.parse(options.logger_timeout).amount
         for feed in self.feeds:
             feed.close(deadline)
         for feed in self.feeds:
-            feed.report(self._warn_unrecorded)
+            feed.report(lines.warn_unrecorded)
         if not self._record.close():
-            self._warn_unrecorded(f"{self.folder.record} lacks its end, which the disk had no room for")
-
-    def _warn_unrecorded(self, text: str) -> None:
-        """Warn after `finish`, which is the last event of a process."""
-        self._write_console_log(f"warning: {text}")
-        warn(text)
+            lines.warn_unrecorded(f"{self.folder.record} lacks its end, which the disk had no room for")

@@ -18,13 +18,14 @@ FILE_NAME = "trace.jsonl"
 
 
 class Trace:
-    """Writes a line for each step into `trace.jsonl` of the run folder: called like the function of a moment.
+    """Writes a line for each step into `trace.jsonl` of the run folder: called after each step.
 
     A process begins with a line `{"start": step}`. The line of a step has the `indices` of its batch where the loader
     has any, digests of the `batch`, of the `random` streams and of the `weights` after the step, and the `metrics`.
     """
 
     def __init__(self, state: RunState, batches: Batches) -> None:
+        self._state = state
         self._batches = batches
         self._position = state.batch
         batches.note_indices()
@@ -33,8 +34,9 @@ class Trace:
             self._append(b"\n")  # the process before was killed in the middle of a line
         self._write({"start": state.step})
 
-    def __call__(self, state: RunState, batch: Any, metrics: Mapping[str, Any]) -> None:
+    def __call__(self, batch: Any, metrics: Mapping[str, Any]) -> None:
         """Take note of a step that has just been done."""
+        state = self._state
         self._write(
             {
                 "step": state.step,

@@ -2,8 +2,9 @@
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,16 +20,49 @@ from blowtorch.streams import derive_seed, isolated_random
 from blowtorch.training.gradients import computing
 
 
+class Pace:
+    """How long a validation took the last time.
+
+    Attributes:
+        num_batches: how many it took; 0 for a function that drives a validation and takes none.
+        seconds: of the last batch, or of the whole of a validation that takes none.
+        ended: when it was done, on the clock of `time.perf_counter`.
+    """
+
+    def __init__(self) -> None:
+        self.num_batches = 0
+        self.seconds = 0.0
+        self.ended = 0.0
+        self._since = 0.0
+
+    def watch(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Give the batches of a validation that begins now, and take the time of each."""
+        self.num_batches, self._since = 0, time.perf_counter()
+        return self._watched(batches)
+
+    def end(self) -> None:
+        """Take the time: the validation is done."""
+        self.ended = time.perf_counter()
+        self.seconds = self.ended - self._since
+
+    def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            self.num_batches += 1
+            self._since = time.perf_counter()
+            yield batch
+
+
 @dataclass
 class Validation:
-    """One validation: its function, its data, and when it is due."""
+    """One validation: its function, its data, when it is due, and how long it took."""
 
     name: str
     function: Function
     batches: Batches
     returns: Returns
-    trigger: Trigger | None
-    is_at_start: bool
+    trigger: Trigger | None = None
+    is_at_start: bool = False
+    pace: Pace = field(default_factory=Pace)
 
 
 class ValidationCutError(Exception):
@@ -38,27 +72,29 @@ class ValidationCutError(Exception):
 def validate(
     validation: Validation, state: RunState, may_be_cut: bool = False, most_batches: int | None = None
 ) -> dict[str, float]:
-    """One validation: the means of what its function returns, by their recorded names.
+    """Validate once, and return the means of what the function returns, by their recorded names.
 
     The random streams of training are untouched; those of the validation depend on seed, step and name alone.
 
     Raises:
         ValidationCutError: the run was asked to stop meanwhile, and the validation `may_be_cut`.
     """
-    function, returns, logged = validation.function, validation.returns, state.logged
+    function, returns = validation.function, validation.returns
     try:
         with judging(state), isolated_random(derive_seed(state.seed, state.step, validation.name)):
-            batches = itertools.islice(validation.batches.iterate(state.step + 1), most_batches)
+            batches = validation.batches.iterate(state.step + 1)
+            batches = validation.pace.watch(itertools.islice(batches, most_batches))
             if function.kind == "validate_epoch":
                 loader = EpochLoader(batches, validation.batches.num_batches)
                 returned = function.function(**function.given(data_loader=loader))
-                returns.add({} if returned is None else returned, logged, 1)
+                returns.add({} if returned is None else returned, 1)
             else:
                 for batch in batches:
                     if may_be_cut and state.interruption is not None:
                         raise ValidationCutError
-                    returns.take(function.function(**function.given(batch=batch)), logged, batch)
+                    returns.take(function.function(**function.given(batch=batch)), batch)
             measured = means(returns.window.close()) | returns.objects.compute()
+            validation.pace.end()
     finally:
         returns.window.close()  # of one that failed or was cut, nothing is left for the next
         returns.objects.reset()

@@ -6,21 +6,20 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from blowtorch.data.batches import Batches
 from blowtorch.errors import ScriptError
-from blowtorch.schedule.schedules import read_configured
-from blowtorch.script.returns import Loss, Returns
 from blowtorch.script.script import Script
-from blowtorch.state import RunState
 from blowtorch.streams import derive_seed
-from blowtorch.training.gradients import Gradients
-from blowtorch.tree import move
+from blowtorch.training.assembly import assemble_steps
+from blowtorch.training.loop import train_epoch
+from blowtorch.training.workspace import Workspace
 from blowtorch.trial.untouched import left_as_it_was
 
 _STEPS = 2  # in the first an optimizer makes its state, in the second all of it is there from the beginning
 
 
-def find_batch_size(script: Script, state: RunState, loader: Any, largest: int | None) -> int:
-    """The largest batch size, in doublings or halvings of the loader's, with which two steps fit into memory.
+def find_batch_size(script: Script, workspace: Workspace, loader: Any, largest: int | None) -> int:
+    """Return the largest batch size, in doublings or halvings of the loader's, with which two steps fit into memory.
 
     Model, kept objects and random streams are afterwards as they were.
 
@@ -32,7 +31,7 @@ def find_batch_size(script: Script, state: RunState, loader: Any, largest: int |
     if not isinstance(loader, DataLoader) or not isinstance(loader.batch_size, int):
         raise ScriptError(f"run.find_batch_size expects a DataLoader with a batch size, got {loader!r:.100}")
     limits = [limit for limit in (largest, _length(loader.dataset)) if limit is not None]
-    size, most = loader.batch_size, min(limits, default=2**31)
+    size, most, state = loader.batch_size, min(limits, default=2**31), workspace.state
     if most < 1:
         raise ScriptError(f"run.find_batch_size has nothing to try: at most {most} samples may make a batch")
     fits: dict[int, bool] = {}
@@ -41,7 +40,7 @@ def find_batch_size(script: Script, state: RunState, loader: Any, largest: int |
             function.function(**function.bind(state).given())
         while size >= 1 and size not in fits:
             size = min(size, most)
-            fits[size] = _fits(script, state, loader, size)
+            fits[size] = _fits(script, workspace, loader, size)
             size = (2 * size if size < most else size) if fits[size] else size // 2
     best = max((size for size, does in fits.items() if does), default=None)
     if best is None:
@@ -49,16 +48,17 @@ def find_batch_size(script: Script, state: RunState, loader: Any, largest: int |
     return best
 
 
-def _fits(script: Script, state: RunState, loader: DataLoader[Any], size: int) -> bool:
-    """Whether steps with batches of this size can be done; what they took is given back."""
+def _fits(script: Script, workspace: Workspace, loader: DataLoader[Any], size: int) -> bool:
+    """Return whether steps with batches of this size can be done; what they took is given back."""
+    state = workspace.state
     try:
-        _try_steps(script, state, loader, size)
+        _try_steps(script, workspace, loader, size)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return False
     finally:
-        state.optimizers.clear()
+        workspace.optimizers.clear()
         state.model.zero_grad()
         gc.collect()
         if state.device.type == "cuda":
@@ -66,28 +66,18 @@ def _fits(script: Script, state: RunState, loader: DataLoader[Any], size: int) -
     return True
 
 
-def _try_steps(script: Script, state: RunState, loader: DataLoader[Any], size: int) -> None:
-    assert script.train is not None
-    assert script.configure_optimizers is not None
+def _try_steps(script: Script, workspace: Workspace, loader: DataLoader[Any], size: int) -> None:
+    """Do two steps with one and the same batch, by the loop that trains."""
+    state = workspace.state
     resized: DataLoader[Any] = DataLoader(loader.dataset, batch_size=size, collate_fn=loader.collate_fn)
-    batch = move(next(iter(resized)), state.device)
-    configure = script.configure_optimizers
-    optimizers, _ = read_configured(configure.function(**configure.bind(state).given()))
-    state.optimizers.update(optimizers)
-    gradients = Gradients(state, num_batches=None)
-    function = script.train.bind(state, backward=gradients.backward)
-    returns, loss = Returns(function.name, state), Loss(function, state.options.optimize_metric)
+    batch = next(iter(resized))
+    batches = Batches([batch] * _STEPS * state.options.accumulate, state.seed, state.device, name="find_batch_size")
+    steps = assemble_steps(script, workspace, batches)
     state.model.train()
-    for _ in range(_STEPS):
-        state.model.zero_grad()
-        with gradients.autocast or torch.enable_grad():
-            returned = function.function(**function.given(batch=batch))
-        metrics = returns.read(returned, state.logged)
-        if not function.drives_itself:
-            gradients.backward(metrics[loss.choose(metrics)])
-            for optimizer in optimizers.values():
-                optimizer.step()
-        gradients.finish_step()
+    try:
+        train_epoch(steps, batches.iterate(1), lambda: True)
+    finally:
+        steps.gradients.close()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

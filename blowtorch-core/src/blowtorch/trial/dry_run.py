@@ -8,21 +8,23 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-from blowtorch.clock import Time
+from torch import nn
+
+from blowtorch.clock import Interval, Time, Trigger
 from blowtorch.errors import CheckpointError, ExtensionError
 from blowtorch.options import RunOptions
+from blowtorch.script.script import Script
 from blowtorch.state import RunState
-from blowtorch.training.assembly import Training
-from blowtorch.training.between_steps import notify, record_validation
-from blowtorch.training.loop import begin, drive_epoch, finish, finish_epoch, report_unread_overrides, train_epoch
+from blowtorch.streams import derive_seed
+from blowtorch.training.loop import train
 from blowtorch.training.session import Session
-from blowtorch.training.validation import Validation, validate
+from blowtorch.training.training import Training
+from blowtorch.trial.untouched import left_as_it_was
 
 _TIMES = 2  # steps, and batches of each validation
 
@@ -73,80 +75,73 @@ class Findings:
     checkpoint_seconds: float = 0.0
 
 
+def rehearse(
+    script: Script,
+    model: nn.Module,
+    options: RunOptions,
+    make_session: Callable[[RunOptions], Session],
+    prepared: Callable[[Session], contextlib.AbstractContextManager[None]],
+) -> Session:
+    """Do what the option `dry_run` asks for, and print what was found; return the session that did it.
+
+    Args:
+        script: whose objects are left as they were.
+        model: is left as it was.
+        options: of the run that is rehearsed.
+        make_session: makes one with given options.
+        prepared: has a session ready to train inside.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be written or loaded, or the disk has no room for those of the run.
+        ExtensionError: a logger did not take all that it was given.
+    """
+    made = missing_folders(options)
+    with left_as_it_was(script, model, derive_seed(script.seed, "dry_run"), options.callbacks):
+        session = make_session(as_rehearsal(options))
+        try:
+            with prepared(session):
+                findings = try_everything(session.training)
+            check_loggers(session)
+        finally:
+            remove_traces(session, made)
+    if session.status == "finished":
+        for line in report(session, findings):
+            print(line)
+    return session
+
+
 def as_rehearsal(options: RunOptions) -> RunOptions:
-    """The options of a dry run: a new run beside those that exist; no recording disturbs its steps."""
+    """Return the options of a dry run: a new run beside those that exist; no recording disturbs its steps."""
     return dataclasses.replace(options, resume="never", run_name="dry-run", log_every="2 steps", sanity_batches=0)
 
 
-def rehearse(training: Training, state: RunState) -> Findings:
+def try_everything(training: Training) -> Findings:
     """Do everything that a run does, two times at most.
 
     Raises:
         CheckpointError: the checkpoint cannot be written or loaded, or the disk has no room for those of the run.
     """
-    findings = Findings()
-    intervals = [None if each.trigger is None else each.trigger.interval for each in training.validations]
-    starts = [each.is_at_start for each in training.validations]
+    findings, state = Findings(), training.state
+    asked = [(validation.trigger, validation.is_at_start) for validation in training.validations]
+    wholes = [validation.batches.num_batches for validation in training.validations]
     for validation in training.validations:
-        validation.trigger, validation.is_at_start = None, False  # done below, for two batches only
-    begin(training, state)
-    state.begin_epoch()
-    notify(training, state, "epoch_start")
+        validation.trigger, validation.is_at_start = Trigger(Interval.parse("1 epoch")), False
+        validation.batches.limit_to(_TIMES)
     training.batches.limit_to(_TIMES * state.options.accumulate)
-    marks: list[float] = []
-    training.callbacks.step_end.append(lambda *_: marks.append(time.perf_counter()))
-    started = time.perf_counter()
-    (train_epoch if training.function.kind == "train_step" else drive_epoch)(training, state)
-    findings.seconds_per_step = _last_gap([started, *marks])
-    for validation, interval, is_at_start in zip(training.validations, intervals, starts, strict=True):
-        num_done, seconds = time_validation(training, state, validation)
-        end = _foresee_end(state, findings.seconds_per_step)
-        num_times = None if end is None else (0 if interval is None else interval.count(end)) + is_at_start
-        pace = Pace(num_done, validation.batches.num_batches, seconds, num_times)
-        findings.validations[validation.name] = pace
-    finish_epoch(training, state)
-    report_unread_overrides(state)
-    started = time.perf_counter()
-    finish(training, state)
-    findings.checkpoint_bytes = training.checkpoints.try_to_load(state)
-    findings.checkpoint_seconds = time.perf_counter() - started
+    marks = [time.perf_counter()]
+    training.callbacks.watch_steps(lambda batch, metrics: marks.append(time.perf_counter()))
+    train(training, most_epochs=1)
+    findings.seconds_per_step = marks[-1] - marks[-2] if len(marks) > 1 else None
+    end = _foresee_end(state, findings.seconds_per_step)
+    for validation, (trigger, is_at_start), whole in zip(training.validations, asked, wholes, strict=True):
+        num_times = None if end is None else (0 if trigger is None else trigger.interval.count(end)) + is_at_start
+        pace = validation.pace
+        findings.validations[validation.name] = Pace(pace.num_batches, whole, pace.seconds, num_times)
+    findings.checkpoint_bytes = training.checkpoints.try_to_load()
+    saved_since = max(marks[-1], *(validation.pace.ended for validation in training.validations), 0.0)
+    findings.checkpoint_seconds = time.perf_counter() - saved_since
     _check_room(training, state, findings.checkpoint_bytes)
     return findings
-
-
-def time_validation(training: Training, state: RunState, validation: Validation) -> tuple[int, float]:
-    """Try a validation on two batches; how many it took, and the seconds of the last, or of all where it took none."""
-    begun, taken = [], []
-    function, move_on = validation.function.function, validation.batches.iterate
-
-    def start(epoch: int, position: int = 0) -> Iterator[Any]:
-        for batch in move_on(epoch, position):
-            taken.append(time.perf_counter())
-            yield batch
-
-    def call(**arguments: Any) -> Any:
-        begun.append(time.perf_counter())
-        return function(**arguments)
-
-    with (
-        training.returns.objects.put_aside(),
-        _in_place_of(validation.function, "function", call),
-        _in_place_of(validation.batches, "iterate", start),
-    ):
-        metrics = validate(validation, state, most_batches=_TIMES)
-    ended = time.perf_counter()
-    record_validation(training, state, validation.name, metrics)
-    return len(taken), ended - (taken or begun)[-1]
-
-
-@contextlib.contextmanager
-def _in_place_of(owner: Any, name: str, substitute: Any) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, substitute)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
 
 
 def missing_folders(options: RunOptions) -> list[Path]:
@@ -159,7 +154,8 @@ def remove_traces(session: Session, made: Sequence[Path]) -> None:
     """Delete the run folder and the checkpoints, wherever these are, and the folders that were made for it."""
     if hasattr(session, "training"):
         session.training.checkpoints.delete_all()
-    shutil.rmtree(session.folder.path, ignore_errors=True)
+    if hasattr(session, "folder"):
+        shutil.rmtree(session.folder.path, ignore_errors=True)
     with contextlib.suppress(OSError):  # another run has begun there meanwhile
         for folder in made:
             folder.rmdir()
@@ -211,10 +207,6 @@ def _foresee_end(state: RunState, seconds_per_step: float | None) -> Time | None
         return None
     epochs = steps // state.steps_per_epoch if state.steps_per_epoch else 0
     return Time(steps, epochs, steps * state.samples // max(1, state.step), steps * seconds_per_step)
-
-
-def _last_gap(marks: list[float]) -> float | None:
-    return marks[-1] - marks[-2] if len(marks) > 1 else None
 
 
 def _most_checkpoints(options: RunOptions) -> int:

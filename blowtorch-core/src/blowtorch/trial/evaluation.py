@@ -18,19 +18,21 @@ from blowtorch.state import RunState
 from blowtorch.streams import SeparateStreams, derive_seed
 from blowtorch.training.model import load_initial_weights
 from blowtorch.training.validation import Validation, judging, validate
+from blowtorch.training.workspace import Workspace
 from blowtorch.tree import move
 
 _CPU = torch.device("cpu")
 
 
-def evaluate(script: Script, state: RunState, loader: Any) -> dict[str, float]:
-    """Validate the model of a detached state with the validation called `val`, or else the first.
+def evaluate(script: Script, workspace: Workspace, loader: Any) -> dict[str, float]:
+    """Validate the model of a detached workspace with the validation called `val`, or else the first.
 
     Raises:
         ScriptError: there is no validation, or no data.
     """
     if not script.validations:
         raise ScriptError("run.evaluate needs a function decorated with @run.validate_step or @run.validate_epoch")
+    state = workspace.state
     request = script.validations.get("val") or next(iter(script.validations.values()))
     assert request.function is not None
     loader = _choose(loader, request.loader, "evaluate", "validate_step")
@@ -38,10 +40,11 @@ def evaluate(script: Script, state: RunState, loader: Any) -> dict[str, float]:
     objects = find_metric_objects(request.function.function, {"model": state.model, **script.kept})
     with contextlib.closing(batches), put_aside(objects.values()):  # a training under way may use the same ones
         function = request.function.bind(state, is_validate=True)
-        return validate(Validation(request.name, function, batches, Returns(function.name, state), None, False), state)
+        returns = Returns(function.name, workspace.logged, workspace.lines.warn)
+        return validate(Validation(request.name, function, batches, returns), state)
 
 
-def predict(script: Script, state: RunState, loader: Any) -> Iterator[Any]:
+def predict(script: Script, workspace: Workspace, loader: Any) -> Iterator[Any]:
     """What the prediction step returns for each batch, on the CPU, in the order of the loader, one at a time.
 
     Raises:
@@ -49,6 +52,7 @@ def predict(script: Script, state: RunState, loader: Any) -> Iterator[Any]:
     """
     if script.predict is None:
         raise ScriptError("run.predict needs a function decorated with @run.predict_step")
+    state = workspace.state
     loader = _choose(loader, script.predict_loader, "predict", "predict_step")
     batches = Batches(loader, state.seed, state.device, name="predict")
     return _predictions(script.predict.bind(state), state, batches)

@@ -1,4 +1,4 @@
-"""Trials that train and leave everything as it was."""
+"""Trials that belong to no run, and leave everything as it was."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -7,9 +7,19 @@ from typing import Any
 from torch import nn
 
 from blowtorch.checkpoint.tensors import WarmCopies
+from blowtorch.config.config import Config
+from blowtorch.options import RunOptions
 from blowtorch.record.metric_objects import find_metric_objects, put_aside
 from blowtorch.script.script import Script
 from blowtorch.streams import isolated_random
+from blowtorch.training.model import choose_device, compile_model
+from blowtorch.training.workspace import Workspace, make_workspace
+
+
+def detached_workspace(model: nn.Module, options: RunOptions, config: Config, seed: int) -> Workspace:
+    """Make a workspace that belongs to no run and has no folder; the model is moved to its device."""
+    device = choose_device(options.device)
+    return make_workspace(compile_model(model.to(device), options), config, options, seed, device)
 
 
 @contextlib.contextmanager
@@ -21,29 +31,31 @@ def left_as_it_was(script: Script, model: nn.Module, seed: int, callbacks: Seque
     """
     structure = [(module, _members(module)) for module in model.modules()]
     needs = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    stateful = [each for each in callbacks if hasattr(each, "state_dict") and hasattr(each, "load_state_dict")]
-    parts: dict[str, Any] = {"model": model, **script.kept, **{str(id(each)): each for each in stateful}}
-    before = WarmCopies().take({name: part.state_dict() for name, part in parts.items()})
+    stateful: dict[str, Any] = {"model": model, **script.kept}
+    for callback in callbacks:
+        if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
+            stateful[str(id(callback))] = callback
+    before = WarmCopies().take({name: owner.state_dict() for name, owner in stateful.items()})
     modes = [(module, module.training) for module in model.modules()]
     device = next((parameter.device for parameter in model.parameters()), None)
-    objects = {} if script.train is None else find_metric_objects(script.train.function, parts)
+    objects = {} if script.train is None else find_metric_objects(script.train.function, stateful)
     with put_aside(objects.values()), isolated_random(seed):
         try:
             yield
         finally:
             for module, members in structure:
-                for name, before_it in members.items():
+                for name, earlier in members.items():
                     getattr(module, name).clear()
-                    getattr(module, name).update(before_it)
+                    getattr(module, name).update(earlier)
             for parameter, needs_gradient in needs:
                 parameter.requires_grad_(needs_gradient)
             model.to(device)
-            for name, part in parts.items():
-                part.load_state_dict(before[name])
+            for name, owner in stateful.items():
+                owner.load_state_dict(before[name])
             for module, mode in modes:
                 module.training = mode
 
 
 def _members(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """The modules, parameters and buffers that a module is made of, by the attributes that hold them."""
+    """Return the modules, parameters and buffers that a module is made of, by the attributes that hold them."""
     return {name: dict(getattr(module, name)) for name in ("_modules", "_parameters", "_buffers")}

@@ -77,7 +77,7 @@ class TestLocal(CheckpointBackendContract):
 
 
 def info(folder):
-    return RunInfo("abc", "brave-otter-3", folder, None, {}, False)
+    return RunInfo(id="abc", name="brave-otter-3", folder=folder, own_folder=None, config={}, resumed=False)
 
 
 @pytest.mark.parametrize("url", [f"memory://{uuid.uuid4().hex}"])

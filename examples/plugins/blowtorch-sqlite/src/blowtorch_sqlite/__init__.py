@@ -31,9 +31,9 @@ class SqliteLogger:
     @hookimpl
     def log_start(self, run: RunInfo) -> None:
         """Open the database; a run that continues keeps its rows."""
-        assert run.logger_folder is not None
+        assert run.own_folder is not None
         self._close()
-        self._database = sqlite3.connect(Path(self.path or run.logger_folder / "metrics.db"), check_same_thread=False)
+        self._database = sqlite3.connect(Path(self.path or run.own_folder / "metrics.db"), check_same_thread=False)
         self._database.executescript(_TABLES)
         self._run = run.id
         self._database.execute("insert or replace into runs values (?, ?, 'running')", (run.id, run.name))

@@ -1,0 +1,116 @@
+"""Where a run stands: the loop's own account, which the loop alone moves on.
+
+Extensions and scripts see it through `RunState`, which cannot change it.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blowtorch.clock import NEVER, Time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint: complete, verified by its manifest, and safe to load once it is published.
+
+    Attributes:
+        name: `step-00000120`.
+        step: optimizer steps done when it was taken.
+        metric: the value of the option `checkpoint_metric` measured at that step, or None.
+        path: its directory, if the checkpoint backend is `local`.
+    """
+
+    name: str
+    step: int
+    metric: float | None
+    path: Path
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: number of the epoch under way, or of the last one when it is done; the first is 1.
+        batch: batches of this epoch that are done.
+        is_epoch_done: whether the epoch has ended and everything that happens at its end is done.
+        samples: samples trained on.
+        metrics: the last recorded value of every metric, by its recorded name.
+        measured_at: the step at which each of `metrics` was recorded.
+        best: the best checkpoint so far by `options.checkpoint_metric`.
+        total_steps: optimizer steps of the whole run; None when unknown.
+        earlier_total_steps: the same as it was when the checkpoint was taken from which the run goes on.
+        steps_per_epoch: None when unknown.
+        num_skipped: steps in a row that were left out, since their gradients were not finite.
+        stop_reason: why the run ends after the current step; it is then finished.
+        interruption: what wants the run to stop early, such as SIGTERM; it is then stopped, to be continued.
+        next_event: the first step after which the loop has to look whether anything is due; 0 for the next one.
+        earlier_seconds: how long the processes that this one continues have trained.
+        started: when this process began to train, on the monotonic clock.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    is_epoch_done: bool = True
+    samples: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    measured_at: dict[str, int] = field(default_factory=dict)
+    best: Checkpoint | None = None
+    total_steps: int | None = None
+    earlier_total_steps: int | None = None
+    steps_per_epoch: int | None = None
+    num_skipped: int = 0
+    stop_reason: str | None = None
+    interruption: str | None = None
+    next_event: int = NEVER
+    earlier_seconds: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has been under way, those of the processes that it continues included."""
+        return self.earlier_seconds + time.monotonic() - self.started
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether something wants the run to end after the current step."""
+        return self.interruption is not None or self.stop_reason is not None
+
+    def time(self) -> Time:
+        """Read the clock."""
+        epochs = self.epoch if self.is_epoch_done else self.epoch - 1
+        return Time(self.step, epochs, self.samples, self.seconds)
+
+    def stamp(self) -> dict[str, Any]:
+        """Return what every event of the record says of its moment."""
+        return {"step": self.step, "epoch": self.epoch, "time": time.time()}
+
+    def begin_epoch(self) -> None:
+        """Go on to the next epoch."""
+        self.epoch += 1
+        self.batch = 0
+        self.is_epoch_done = False
+
+    def stop(self, reason: str) -> None:
+        """End the run after the current step: it is finished."""
+        self.stop_reason = reason
+        self.next_event = 0
+
+    def interrupt(self, cause: str) -> None:
+        """Stop the run after the current step, to be continued; safe in a signal handler and in any thread."""
+        self.interruption = cause
+        self.next_event = 0
+
+    def measured_now(self) -> dict[str, float]:
+        """Return the metrics that were recorded at this very step."""
+        return {name: value for name, value in self.metrics.items() if self.measured_at[name] == self.step}
+
+    def note_measured(self, metrics: Mapping[str, float]) -> None:
+        """Take note of metrics that are recorded at this very step."""
+        self.metrics.update(metrics)
+        self.measured_at.update(dict.fromkeys(metrics, self.step))

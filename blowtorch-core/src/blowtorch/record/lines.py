@@ -1,0 +1,64 @@
+"""What a run says: lines for the console, which `console.log` keeps, and warnings, which the record keeps too."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from blowtorch.errors import warn
+
+
+class Lines:
+    """The lines that a run says.
+
+    Args:
+        path: of `console.log`; None outside of a run.
+        record_warning: puts a warning into the record, where there is one.
+    """
+
+    def __init__(self, path: Path | None = None, record_warning: Callable[[str], Any] = lambda text: None) -> None:
+        self._path = path
+        self._record_warning = record_warning
+        self._show: Callable[[str], Any] | None = None
+        self._is_showing = False
+        self._said: set[str] = set()
+
+    def show_by(self, show: Callable[[str], Any]) -> None:
+        """Have every line shown from now on."""
+        self._show = show
+
+    def say(self, text: str) -> None:
+        """Put a line on the console and into `console.log`."""
+        self._keep(text)
+        if self._show is None or self._is_showing:  # what is said while a line is shown is kept alone
+            return
+        self._is_showing = True
+        try:
+            self._show(text)
+        finally:
+            self._is_showing = False
+
+    def warn(self, text: str) -> None:
+        """Warn the user; the warning is kept in the record and in `console.log` too."""
+        self._record_warning(text)
+        self.warn_unrecorded(text)
+
+    def warn_unrecorded(self, text: str) -> None:
+        """Warn after `finish`, which is the last event of a process."""
+        self._keep(f"warning: {text}")
+        warn(text)
+
+    def is_first(self, topic: str) -> bool:
+        """Return whether this is the first time that somebody asks about a topic, of which one speaks only once."""
+        is_first = topic not in self._said
+        self._said.add(topic)
+        return is_first
+
+    def _keep(self, text: str) -> None:
+        if self._path is None:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        except OSError:  # a full disk is the record's to report
+            pass

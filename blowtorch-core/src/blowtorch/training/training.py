@@ -1,0 +1,88 @@
+"""What the loop works with: in each step, and between the steps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from blowtorch.checkpoint.checkpoints import Checkpoints
+from blowtorch.clock import Trigger
+from blowtorch.data.batches import Batches
+from blowtorch.progress import Progress
+from blowtorch.record.media import Media
+from blowtorch.record.metrics import Window
+from blowtorch.record.record import Record
+from blowtorch.schedule.schedules import Schedules
+from blowtorch.script.functions import Function
+from blowtorch.script.returns import Loss, Returns
+from blowtorch.state import RunState
+from blowtorch.streams import restore_random_state
+from blowtorch.training.callbacks import Callbacks
+from blowtorch.training.gradients import Gradients
+from blowtorch.training.validation import Validation
+from blowtorch.training.workspace import Workspace
+
+
+@dataclass
+class Steps:
+    """What the loop works with in each step; it stays the same while the run lasts.
+
+    Attributes:
+        function: the train step, or a function that drives a whole epoch.
+        random_state: of the checkpoint from which the run goes on, until the next batch is about to be fetched.
+    """
+
+    workspace: Workspace
+    function: Function
+    batches: Batches
+    returns: Returns
+    loss: Loss
+    gradients: Gradients
+    schedules: Schedules
+    callbacks: Callbacks
+    state: RunState = field(init=False)
+    progress: Progress = field(init=False)
+    random_state: Mapping[str, Any] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.state, self.progress = self.workspace.state, self.workspace.progress
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a schedule or a callback wants to know of every step."""
+        return self.schedules.wants_steps or bool(self.callbacks.after_step)
+
+    def restore_streams(self) -> None:
+        """Put the random streams of the checkpoint back, if the run goes on from one and has not done so yet."""
+        if self.random_state is not None:
+            restore_random_state(self.random_state)
+            self.random_state = None
+
+
+@dataclass
+class Training(Steps):
+    """What the loop works with in each step and between the steps.
+
+    Attributes:
+        epoch_window: the means of the epoch under way.
+        checkpoint_trigger: None where the clock asks for no checkpoints.
+        news: what has changed since the process that is continued, to be said once the run begins.
+    """
+
+    validations: list[Validation]
+    record: Record
+    media: Media
+    checkpoints: Checkpoints
+    epoch_window: Window
+    record_trigger: Trigger
+    checkpoint_trigger: Trigger | None
+    news: list[str] = field(init=False, default_factory=list)
+    step_triggers: list[Trigger] = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        triggers = [self.record_trigger, self.checkpoint_trigger]
+        triggers += [validation.trigger for validation in self.validations]
+        # What may be due after a step; at the end of an epoch everything is asked anyway.
+        self.step_triggers = [
+            trigger for trigger in triggers if trigger is not None and trigger.interval.unit != "epochs"
+        ]

@@ -1,0 +1,81 @@
+"""What one call works with before anything is assembled: where it stands, what it was told, and whom it tells."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from blowtorch.config.config import Config
+from blowtorch.options import RunOptions
+from blowtorch.progress import Progress
+from blowtorch.record.lines import Lines
+from blowtorch.record.logged import Logged
+from blowtorch.state import JudgedWeights, RunInfo, RunState
+
+NO_RUN = RunInfo(id="", name="", folder=Path(), own_folder=None, config={}, resumed=False)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What one call of a run, an evaluation or a trial works with.
+
+    Attributes:
+        state: all of this as functions and extensions are shown it.
+        progress: where it stands.
+        optimizers: by name; empty until the script has made them.
+        judged: weights that stand in for those of the model wherever it is judged.
+        logged: what `log` was given.
+        lines: what is said.
+    """
+
+    state: RunState
+    progress: Progress
+    optimizers: dict[str, torch.optim.Optimizer]
+    judged: JudgedWeights
+    logged: Logged
+    lines: Lines
+
+
+def make_workspace(
+    models: tuple[nn.Module, Any],
+    config: Config,
+    options: RunOptions,
+    seed: int,
+    device: torch.device,
+    info: RunInfo = NO_RUN,
+    say: Callable[[Progress], Lines] = lambda progress: Lines(),
+) -> Workspace:
+    """Make a workspace in which nothing has happened yet.
+
+    Args:
+        models: the model on its device, and what `torch.compile` made of it or None.
+        config: the resolved configuration.
+        options: those that hold.
+        seed: from which every random stream is derived.
+        device: where the model is.
+        info: the run, or `NO_RUN`.
+        say: makes what says lines, from where the run stands.
+    """
+    progress, logged, judged = Progress(), Logged(), JudgedWeights()
+    lines = say(progress)
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    state = RunState(
+        info=info,
+        options=options,
+        config=config,
+        seed=seed,
+        device=device,
+        model=models[0],
+        compiled_model=models[1],
+        optimizers=MappingProxyType(optimizers),
+        progress=progress,
+        judged=judged,
+        log_by=logged.add,
+        say_by=lines.say,
+        warn_by=lines.warn,
+    )
+    return Workspace(state, progress, optimizers, judged, logged, lines)
