@@ -68,7 +68,7 @@ class Function:
             "config": state.config,
             "state": state,
             "log": state.log,
-            "optimizers": state.optimizers,
+            "optimizers": dict(state.optimizers),
             "backward": backward,
             "is_validate": is_validate,
         }
