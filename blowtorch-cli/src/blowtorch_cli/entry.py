@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> None:
-    """The command `blowtorch`."""
+    """Run the command `blowtorch`."""
     try:
         from blowtorch_cli.main import main as command
     except ImportError:
@@ -16,7 +16,7 @@ def main() -> None:
 
 
 def describe_foreign_package() -> str:
-    """What to do about the package that is called `blowtorch` and is not ours; empty when it is not installed."""
+    """Say what to do about the package that is called `blowtorch` and is not ours; nothing when it is not installed."""
     try:
         version = importlib.metadata.version("blowtorch")
     except importlib.metadata.PackageNotFoundError:

@@ -14,7 +14,7 @@ class ExtensionCommands(CommandGroup):
     """The commands that installed packages declare in the group `blowtorch.commands`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names by which they are reached; imports none of them."""
+        """Return the names by which the commands are reached; none of them is imported."""
         return list(dict.fromkeys(extension.reference for extension in _commands(ctx)))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -67,7 +67,7 @@ def _print_versions(ctx: click.Context, option: click.Parameter, is_given: bool)
 
 
 def _version(package: str) -> str:
-    """A package and its version, read without importing it."""
+    """Return a package and its version; it is not imported."""
     try:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:

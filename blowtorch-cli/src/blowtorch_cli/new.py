@@ -61,7 +61,7 @@ def check_name(kind: str, name: str, installed: list[Extension]) -> None:
 
 
 def render_package(kind: str, name: str) -> dict[str, str]:
-    """The text of every file of a package, by its path."""
+    """Return the text of every file of a package, by its path."""
     module = f"blowtorch_{name.replace('-', '_')}"
     camel = "".join(word.capitalize() for word in re.split(r"[-_]", name)).removesuffix(_ENDINGS.get(kind, ""))
     requirements = ["blowtorch-core>=0.1,<0.2", *(["click>=8.1"] if kind == "command" else [])]

@@ -47,7 +47,7 @@ class Course:
 
     @property
     def starts(self) -> list[int]:
-        """The steps from which its processes went on."""
+        """Return the steps from which the processes of the run went on."""
         return [line["start"] for line in self.lines if "start" in line]
 
     def steps(self) -> Iterator[tuple[int, Step]]:
@@ -127,7 +127,7 @@ class Verification:
             return False
 
     def _prepare(self, save_path: Path, model: Path | None = None) -> list[str]:
-        """The options of a run in a folder of its own, with the seed of another where one is given."""
+        """Return the options of a run in a folder of its own, with the seed of another run where there is one."""
         options = [f"run.save_path={save_path}", "run.trace=true", "run.loggers=", "run.progress=false"]
         options.append("run.checkpoint_async=false")  # else quick steps are far ahead of the checkpoints
         if model is None:
@@ -203,7 +203,7 @@ def find_difference(straight: Course, other: Course) -> Difference | None:
 
 
 def _compare(expected: Step | None, line: Step) -> tuple[str, str] | None:
-    """What differs in a step, and what may be the cause; None where nothing does."""
+    """Return what differs in a step, and what may be the cause; None where nothing does."""
     if expected is None:
         return "it went on longer", "Is something counted outside of the run, or the length of the data not fixed?"
     if line["indices"] != expected["indices"]:
@@ -233,7 +233,7 @@ def _compare(expected: Step | None, line: Step) -> tuple[str, str] | None:
 
 
 def read_trace(folder: Path) -> list[Step]:
-    """The lines of a trace that were written whole."""
+    """Yield the lines of a trace that were written whole."""
     lines = []
     for line in (folder / "trace.jsonl").read_bytes().splitlines():
         with contextlib.suppress(ValueError):
@@ -246,7 +246,7 @@ def _metric_lines(folder: Path) -> list[Step]:
 
 
 def _last_step(save_path: Path) -> int:
-    """The last step in the trace of the run in a folder; 0 where there is none yet."""
+    """Return the last step in the trace of the run in a folder; 0 where there is none yet."""
     for path in save_path.glob("*/trace.jsonl"):
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - (1 << 20)))
@@ -267,7 +267,7 @@ def _newest_folder(save_path: Path) -> Path:
 
 
 def _listed(values: Any) -> str:
-    """The first values of a list, with commas."""
+    """Return the first values of a list, with commas."""
     if not isinstance(values, list):
         return str(values)
     shown = ", ".join(map(str, values[:_SHOWN_INDICES]))

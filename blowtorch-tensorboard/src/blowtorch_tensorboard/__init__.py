@@ -72,12 +72,12 @@ class TensorBoardLogger:
 
     @hookimpl
     def log_histogram(self, name: str, counts: Sequence[int], edges: Sequence[float], step: int) -> None:
-        """A histogram in the HISTOGRAMS and DISTRIBUTIONS tabs."""
+        """Show a histogram in the HISTOGRAMS and DISTRIBUTIONS tabs."""
         self._add(histogram_summary(name, counts, edges), step)
 
     @hookimpl
     def log_text(self, name: str, text: str, step: int) -> None:
-        """A text in the TEXT tab, line by line as it is."""
+        """Show a text in the TEXT tab, line by line as it is."""
         self._add(text_summary(name, indented(text)), step)
 
     @hookimpl
@@ -118,7 +118,7 @@ class TensorBoardLogger:
 
 
 def text_summary(name: str, markdown: str) -> "Summary":
-    """A text panel."""
+    """Return a text panel."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
@@ -129,7 +129,7 @@ def text_summary(name: str, markdown: str) -> "Summary":
 
 
 def indented(text: str) -> str:
-    """A text that Markdown leaves as it is.
+    """Return a text that Markdown leaves as it is.
 
     >>> indented("a: 1\\nb: *")
     '    a: 1\\n    b: *'
@@ -138,7 +138,7 @@ def indented(text: str) -> str:
 
 
 def histogram_summary(name: str, counts: Sequence[int], edges: Sequence[float]) -> "Summary":
-    """A histogram: a row of left edge, right edge and count for each bin, as TensorBoard's plugin stores it."""
+    """Return a histogram: a row of left edge, right edge and count for each bin, as TensorBoard's plugin stores it."""
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
@@ -153,14 +153,14 @@ def histogram_summary(name: str, counts: Sequence[int], edges: Sequence[float]) 
 
 
 def session_start(run: RunInfo) -> "Summary":
-    """The parameters of a run, for the HPARAMS tab; it finds the metrics among the scalars by itself."""
+    """Return the parameters of a run for the HPARAMS tab, which finds the metrics among the scalars by itself."""
     from tensorboard.plugins.hparams import summary_v2
 
     return summary_v2.hparams_pb(dict(flatten(run.config)), trial_id=run.name)
 
 
 def session_end(status: str) -> "Summary":
-    """How a run ended, for the HPARAMS tab."""
+    """Return how a run ended, for the HPARAMS tab."""
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import metadata
     from tensorboard.plugins.hparams.api_pb2 import Status

@@ -95,7 +95,7 @@ class WandbLogger:
 
     @hookimpl
     def log_histogram(self, name: str, counts: Sequence[int], edges: Sequence[float], step: int) -> None:
-        """A histogram."""
+        """Show a histogram."""
         import numpy as np
         import wandb
 
@@ -103,14 +103,14 @@ class WandbLogger:
 
     @hookimpl
     def log_text(self, name: str, text: str, step: int) -> None:
-        """A text, shown line by line as it is."""
+        """Show a text, line by line as it is."""
         import wandb
 
         self._log({name: wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)}, step)
 
     @hookimpl
     def log_file(self, name: str, path: Path, step: int) -> None:
-        """A file, among the files of the run."""
+        """Put a file among the files of the run."""
         assert self._run is not None
         self._run.save(str(path), base_path=str(path.parents[1]), policy="now")
 
@@ -134,7 +134,7 @@ class WandbLogger:
 
 
 def has_account() -> bool:
-    """Whether wandb would find a key: in the environment, or in the file where `wandb login` puts it."""
+    """Tell whether wandb would find a key: in the environment, or in the file where `wandb login` puts it."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""

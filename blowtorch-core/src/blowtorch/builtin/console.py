@@ -39,12 +39,12 @@ class Console:
 
     @hookimpl
     def epoch_start(self, state: RunState) -> None:
-        """Take the time."""
+        """Note when the epoch began."""
         self._epoch_began = state.seconds
 
     @hookimpl
     def validation_end(self, state: RunState, metrics: Mapping[str, float]) -> None:
-        """Say what a validation found, if it measured anything; at the end of an epoch together with that."""
+        """Say what a validation measured, if anything; at the end of an epoch, below the line of the epoch."""
         if not metrics:
             return
         line = _line(*_place(state), *_describe(metrics))
@@ -107,7 +107,7 @@ class Console:
 
 
 def format_number(value: float) -> str:
-    """A number with four significant digits, and all those before the point unless they are many.
+    """Return a number with four significant digits, and all those before the point unless they are many.
 
     >>> [format_number(value) for value in (0.0, 1.0, 0.04123456, 98765.4321, 2e-5, -1.23456e9, float("nan"))]
     ['0', '1', '0.04123', '98765', '2e-5', '-1.235e9', 'nan']
@@ -123,7 +123,7 @@ def _line(*parts: str) -> str:
 
 
 def _encodable(text: str, encoding: str) -> str:
-    """The text as a stream of this encoding can hold it.
+    """Return the text as a stream of this encoding can hold it.
 
     >>> _encodable("epoch 1 · step 20 · größe 3", "ascii")
     'epoch 1 - step 20 - gr??e 3'
@@ -136,7 +136,7 @@ def _encodable(text: str, encoding: str) -> str:
 
 
 def _place(state: RunState) -> list[str]:
-    """Where the run stands, as wide at its beginning as at its end."""
+    """Return where the run stands, in words as wide at its beginning as at its end."""
     if state.max_epochs is None:
         epoch = f"epoch {state.epoch}"
     else:
@@ -149,7 +149,7 @@ def _describe(metrics: Mapping[str, float]) -> list[str]:
 
 
 def _duration(seconds: float) -> str:
-    """A time in the two largest units that tell something.
+    """Return a time in the two largest units that tell something.
 
     >>> [_duration(seconds) for seconds in (0.42, 59.96, 61, 3599.7, 7322, 90000)]
     ['0.4 s', '1 min 0 s', '1 min 1 s', '1 h 0 min', '2 h 2 min', '25 h 0 min']
@@ -163,7 +163,7 @@ def _duration(seconds: float) -> str:
 
 
 def _count_parameters(model: "nn.Module") -> str:
-    """How many numbers a model has, and how many of them are trained; those of lazy layers are not known yet."""
+    """Count the numbers of a model, and those that are trained; lazy layers do not know theirs yet."""
     from torch.nn.parameter import is_lazy
 
     known = [parameter for parameter in model.parameters() if not is_lazy(parameter)]
@@ -173,20 +173,20 @@ def _count_parameters(model: "nn.Module") -> str:
 
 
 def _short(path: Path) -> str:
-    """A path as one would type it here."""
+    """Return a path as one would type it here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _names(given: Any) -> list[str]:
-    """The names among what an option lists: `name`, `package:name` or {name: options}; objects have none."""
+    """Return the names in the value of an option: `name`, `package:name` or {name: options}; objects have none."""
     written = [item if isinstance(item, str) else next(iter(item)) for item in given if isinstance(item, str | Mapping)]
     return [name.rpartition(":")[2] for name in written]
 
 
 def _resume_command(state: RunState) -> str:
-    """What continues the run: the same command, secrets masked, with the option `resume` behind the word `with`.
+    """Return the command that continues the run: the same, secrets masked, with the option `resume` behind `with`.
 
-    Nothing, if the run failed before its command was written down.
+    It is empty if the run failed before its command was written down.
     """
     if "ipykernel" in sys.modules or hasattr(sys, "ps1"):
         return 'the same call with resume="auto"'

@@ -66,11 +66,11 @@ class EarlyStopping:
             state.warn(self._complain(metric))
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to be remembered over a restart."""
+        """Return what has to be remembered over a restart."""
         return {"metric": self._judged, "best": self._best, "num_waited": self._num_waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Go on from what was remembered."""
         self._judged, self._best, self._num_waited = state["metric"], state["best"], state["num_waited"]
 
     def _judge(self, state: RunState, metric: str, value: float) -> None:

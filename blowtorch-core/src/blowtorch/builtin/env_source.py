@@ -16,7 +16,7 @@ class EnvSource:
 
     @hookimpl
     def config_read(self, source: str) -> Mapping[str, Any]:
-        """The variables that begin with a prefix; `__` goes one level down, and values are YAML."""
+        """Return the variables that begin with a prefix; `__` goes one level down, and values are YAML."""
         if not source:
             raise ConfigError("expected a prefix of environment variables, such as env:APP_, got 'env:'")
         values = _Variables()

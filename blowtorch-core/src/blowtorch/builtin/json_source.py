@@ -13,7 +13,7 @@ class JsonSource:
 
     @hookimpl
     def config_read(self, source: str) -> Mapping[str, Any]:
-        """The mapping of a file."""
+        """Return the mapping of a file."""
 
         def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             keys = [key for key, _ in pairs]

@@ -53,7 +53,7 @@ class LocalBackend:
 
     @hookimpl
     def checkpoint_fetch(self, name: str, directory: Path, files: Sequence[str] | None) -> Path:
-        """The directory itself, which needs no copy."""
+        """Return the directory itself, which needs no copy."""
         path = self._path(name)
         if not path.is_dir():
             raise FileNotFoundError(f"there is no checkpoint {name!r} in {self.folder}")
@@ -61,7 +61,7 @@ class LocalBackend:
 
     @hookimpl
     def checkpoint_list(self) -> Sequence[str]:
-        """The names of the directories that hold a manifest."""
+        """Return the names of the directories that hold a manifest."""
         names = [path.parent.name for path in self.folder.glob("step-*/manifest.json")]
         return sorted(names, key=lambda name: (len(name), name))  # by number, however many digits it has
 
@@ -81,7 +81,7 @@ class LocalBackend:
         return path.rename(self.folder / f".deleted-{path.name}-{uuid.uuid4().hex}")
 
     def _bring_here(self, directory: Path) -> Path:
-        """The directory as a sibling of those that are published, so that one rename publishes it."""
+        """Move the directory beside those that are published, so that one rename publishes it, and return its path."""
         if directory.parent.resolve() == self.folder.resolve():
             return directory
         here = self.folder / f".tmp-{directory.name}-{uuid.uuid4().hex}"

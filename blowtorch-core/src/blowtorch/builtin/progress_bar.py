@@ -190,7 +190,7 @@ class _WatchedStream(io.TextIOBase):
 
 
 def _last_step(state: RunState) -> int | None:
-    """The step at which the epoch under way ends, which may be because the run does; None when unknown."""
+    """Return the step at which the epoch under way ends, which may be because the run does; None when unknown."""
     ends = [] if state.total_steps is None else [state.total_steps]
     if state.steps_per_epoch is not None:
         ends.append(state.step - state.batch + state.steps_per_epoch)

@@ -14,7 +14,7 @@ class TomlSource:
 
     @hookimpl
     def config_read(self, source: str) -> Mapping[str, Any]:
-        """The mapping of a file; dates and times are strings, as they are in YAML."""
+        """Return the mapping of a file; dates and times are strings, as they are in YAML."""
         try:
             values: dict[str, Any] = _write_dates(tomllib.loads(Path(source).read_text(encoding="utf-8-sig")))
         except (OSError, UnicodeDecodeError) as error:

@@ -75,11 +75,11 @@ class WeightAverage:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """How many times weights were taken in; the average itself is the `model.pt` of a checkpoint."""
+        """Return how many times weights were taken in; the average itself is the `model.pt` of a checkpoint."""
         return {"num_averaged": self._num_averaged}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Go on from that number."""
         self._num_averaged = state["num_averaged"]
 
     def _count_start(self, state: RunState) -> int:
@@ -144,7 +144,7 @@ class StochasticWeightAveraging(WeightAverage):
 
 
 def _floating(state: RunState) -> "dict[str, Tensor]":
-    """What is averaged of a model as it is now: modules may put other tensors in the place of their buffers."""
+    """Return what is averaged of a model; anew each time, since modules may replace their buffers by other tensors."""
     import torch
 
     weights = state.model.state_dict()

@@ -12,7 +12,7 @@ class YamlSource:
 
     @hookimpl
     def config_read(self, source: str) -> Mapping[str, Any]:
-        """The mapping of a file; an empty file is an empty mapping."""
+        """Return the mapping of a file; an empty file is an empty mapping."""
         try:
             text = Path(source).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:

@@ -74,7 +74,7 @@ class Schedules:
                 schedule.scheduler.step()
 
     def parts(self) -> dict[str, Any]:
-        """What has to be saved, by name."""
+        """Return what has to be saved, by name."""
         schedulers = {f"schedulers/{name}": schedule.scheduler for name, schedule in self._schedules.items()}
         return {"rates": self, **schedulers}
 

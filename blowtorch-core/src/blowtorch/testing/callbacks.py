@@ -35,7 +35,7 @@ class CallbackContract(Contract):
     changes_training: ClassVar[bool] = False
 
     def make_callback(self, tmp_path: Path) -> Any:
-        """The callback to be tested; `tmp_path` is a folder for whatever it needs."""
+        """Make the callback to be tested; `tmp_path` is a folder for whatever it needs."""
         raise NotImplementedError("write make_callback(self, tmp_path), which returns the callback to be tested")
 
     def test_it_takes_part_in_a_run(self, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ class _End:
 
 
 def _train(tmp_path: Path, *callbacks: Any, fails_at: int | None = None, **options: Any) -> _End:
-    """A tiny run of two epochs: noise in the step shows whether a callback draws from the random streams."""
+    """Train in a tiny run of two epochs; noise in the step shows whether a callback draws from the random streams."""
     with _random_streams_kept():
         run = Run(random_seed=1, command_line=["contract"])
         torch.manual_seed(1)
@@ -190,7 +190,7 @@ def _train(tmp_path: Path, *callbacks: Any, fails_at: int | None = None, **optio
 
 @contextlib.contextmanager
 def _random_streams_kept() -> Iterator[None]:
-    """A run seeds the random streams; the tests around it keep theirs."""
+    """Put the random streams back afterwards: a run seeds them, and the tests around it keep theirs."""
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     try:
         yield
@@ -201,7 +201,7 @@ def _random_streams_kept() -> Iterator[None]:
 
 
 def _witness(note: Callable[..., None], is_first: bool) -> Any:
-    """A callback that notes what each hook is given, before or after all others are called."""
+    """Make a callback that notes what each hook is given, before or after all others are called."""
     mark = hookimpl(tryfirst=is_first, trylast=not is_first)
 
     class Witness:
@@ -237,7 +237,7 @@ def _witness(note: Callable[..., None], is_first: bool) -> Any:
 
 
 def _seen(state: RunState, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of what a hook is given and of where the run stands."""
+    """Return a copy of what a hook is given and of where the run stands."""
     place = {f"state.{name}": getattr(state, name) for name in ("step", "epoch", "batch", "samples", "metrics")}
     return {name: _copied(value) for name, value in {**given, **place}.items()}
 

@@ -34,7 +34,7 @@ class CheckpointBackendContract(Contract):
     kind = "checkpoint-backend"
 
     def make_checkpoint_backend(self, tmp_path: Path) -> Any:
-        """The backend to be tested; `tmp_path` is a folder for whatever it needs."""
+        """Make the backend to be tested; `tmp_path` is a folder for whatever it needs."""
         raise NotImplementedError("write make_checkpoint_backend(self, tmp_path), which returns what is to be tested")
 
     def test_what_is_published_is_listed_by_its_name(self, tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ class CheckpointBackendContract(Contract):
         try:
             backend.call(CheckpointBackendSpec.checkpoint_publish, name=_NAME, directory=directory)
         except Exception:
-            for each in (backend, self._open(tmp_path, resumed=True)):
-                listed = _listed(each)
+            for opened in (backend, self._open(tmp_path, resumed=True)):
+                listed = _listed(opened)
                 assert listed == [], f"a publish that failed half way lists nothing; got {listed}"
         else:
             names = [path.name for path in _fetched(backend, tmp_path).iterdir()] if _listed(backend) else []
@@ -268,7 +268,7 @@ class CheckpointBackendContract(Contract):
             yield f"moment {moment} of {total}", place
 
     def _check_all_whole(self, place: Path, versions: list[int], event: str) -> Iterator[list[str]]:
-        """What a process that opens the run lists, all of which must be one of some versions, byte for byte."""
+        """Return what a process that opens the run lists, all of which must be one of some versions, byte for byte."""
         with expected(f"after {event} the run can be opened"):
             backend = self._open(place, resumed=True)
             listed = _listed(backend)
@@ -282,7 +282,7 @@ class CheckpointBackendContract(Contract):
 
 
 def _fill(place: Path, name: str, version: int = 1, files: list[str] | None = None) -> Path:
-    """A directory such as a run hands over: files that are the same for the same name and version, and a manifest."""
+    """Make a directory such as a run hands over: files that the name and the version decide, and a manifest."""
     checkpoints = place / "run" / "checkpoints"
     directory = Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=checkpoints))
     for file in files or ["model.pt", "training.pt"]:
@@ -306,7 +306,7 @@ def _listed(backend: Plugin) -> list[str]:
 
 
 def _fetched(backend: Plugin, place: Path, files: list[str] | None = None, name: str = _NAME) -> Path:
-    """The directory that a fetch returned."""
+    """Return the directory that a fetch has returned."""
     scratch = Path(tempfile.mkdtemp(prefix="fetch-", dir=place))
     directory = backend.call(CheckpointBackendSpec.checkpoint_fetch, name=name, directory=scratch, files=files)
     assert isinstance(directory, Path), f"checkpoint_fetch returns the path of a directory; got {directory!r}"

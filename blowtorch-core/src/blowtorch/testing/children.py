@@ -59,7 +59,7 @@ def in_processes(*functions: Callable[[], Any]) -> list[Outcome]:
 
 
 def barrier(num_processes: int) -> Barrier:
-    """Where so many processes wait for each other."""
+    """Make a barrier where so many processes wait for each other."""
     return _forking().Barrier(num_processes, timeout=_TIMEOUT_S / 2)
 
 

@@ -21,15 +21,15 @@ class ConfigSourceContract(Contract):
     kind = "config-source"
 
     def make_config_source(self, tmp_path: Path) -> Any:
-        """The config source to be tested; `tmp_path` is a folder for whatever it needs."""
+        """Make the config source to be tested; `tmp_path` is a folder for whatever it needs."""
         raise NotImplementedError("write make_config_source(self, tmp_path), which returns what is to be tested")
 
     def make_source(self, tmp_path: Path) -> tuple[str, Mapping[str, Any]]:
-        """A source that can be read, such as the path of a file made here, and what it must give."""
+        """Return a source that can be read, such as the path of a file made here, and what it must give."""
         raise NotImplementedError("write make_source(self, tmp_path), which returns a source and what it must give")
 
     def make_missing_source(self, tmp_path: Path) -> str | None:
-        """A source that is not there; None where there is no such thing."""
+        """Return a source that is not there; None where there is no such thing."""
         return str(tmp_path / "missing-source")
 
     def test_it_gives_what_the_source_says(self, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ class ConfigSourceContract(Contract):
 
 
 def _find_unplain(value: Any, place: str) -> str | None:
-    """What in a mapping is not plain, in words, or None."""
+    """Return what in a mapping is not plain, in words, or None."""
     if type(value) in _PLAIN:
         return None
     if isinstance(value, Mapping):
@@ -117,7 +117,7 @@ def _find_unplain(value: Any, place: str) -> str | None:
 
 
 def _has(value: Any, names: list[str]) -> bool:
-    """Whether a dotted key is in a mapping; keys may have dots of their own."""
+    """Tell whether a dotted key is in a mapping; keys may have dots of their own."""
     if not names:
         return True
     if isinstance(value, list):

@@ -56,7 +56,7 @@ class Contract:
 
 
 def run_info(place: Path, *, resumed: bool = False, config: Mapping[str, Any] = CONFIG) -> RunInfo:
-    """What extensions are told of a run in a folder; its id is the same every time, and in no other folder."""
+    """Return what extensions are told of a run in a folder; the id is always the same there, and another elsewhere."""
     folder = place / "run"
     own_folder = folder / "loggers" / "contract"
     own_folder.mkdir(parents=True, exist_ok=True)
@@ -86,12 +86,12 @@ def expected(sentence: str) -> Iterator[None]:
 
 
 def cause_of(error: Exception) -> BaseException:
-    """What an extension itself raised."""
+    """Return the error that an extension itself has raised."""
     return error.__cause__ if isinstance(error, ExtensionError) and error.__cause__ is not None else error
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two values are equal, tensors and NaN inside of them included."""
+    """Tell whether two values are equal, tensors and NaN inside of them included."""
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
         return isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, Mapping) and isinstance(other, Mapping):

@@ -56,7 +56,7 @@ class LoggerContract(Contract):
     kind = "logger"
 
     def make_logger(self, tmp_path: Path) -> Any:
-        """The logger to be tested; `tmp_path` is a folder for whatever it needs."""
+        """Make the logger to be tested; `tmp_path` is a folder for whatever it needs."""
         raise NotImplementedError("write make_logger(self, tmp_path), which returns the logger to be tested")
 
     def drop_logger(self, logger: Any) -> None:
@@ -75,10 +75,10 @@ class LoggerContract(Contract):
             "log_finish": {"status": "finished", "summary": {"b": 1.0, "best/b": 1.0}},
         }
         before = copy.deepcopy(arguments)
-        for hook, given in arguments.items():
-            logger.call(getattr(LoggerSpec, hook), **given)
-        for hook, given in arguments.items():
-            for name, value in given.items():
+        for hook, values in arguments.items():
+            logger.call(getattr(LoggerSpec, hook), **values)
+        for hook, values in arguments.items():
+            for name, value in values.items():
                 was = before[hook][name]
                 is_unchanged = is_same(value, was) and (not isinstance(was, dict) or [*value] == [*was])
                 assert is_unchanged, f"{hook} leaves {name} unchanged; got {value!r} instead of {was!r}"

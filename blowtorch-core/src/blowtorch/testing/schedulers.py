@@ -28,7 +28,7 @@ class SchedulerContract(Contract):
     kind = "scheduler"
 
     def make_scheduler(self, tmp_path: Path) -> Any:
-        """The scheduler extension to be tested; `tmp_path` is a folder for whatever it needs."""
+        """Make the scheduler extension to be tested; `tmp_path` is a folder for whatever it needs."""
         raise NotImplementedError("write make_scheduler(self, tmp_path), which returns the scheduler to be tested")
 
     def test_it_builds_for_one_parameter_group(self, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def _step(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> No
 
 
 def _drive(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: range) -> list[list[float]]:
-    """The learning rates of each of some steps."""
+    """Return the learning rates of each of some steps."""
     rates = []
     for step in steps:
         rates.append([float(group["lr"]) for group in optimizer.param_groups])
