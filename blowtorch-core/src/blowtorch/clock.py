@@ -81,12 +81,12 @@ class Interval:
         return cls(int(amount), unit)
 
     def count(self, time: Time) -> int:
-        """How many times this interval has passed since the run began."""
+        """Count how often this interval has passed since the run began."""
         now: float = getattr(time, self.unit)
         return int(now // self.amount)
 
     def in_steps(self, steps_per_epoch: int | None) -> int:
-        """An interval of steps or epochs in steps.
+        """Convert an interval of steps or epochs to steps.
 
         Raises:
             OptionError: it is one of epochs, and these have no known length.
@@ -120,7 +120,7 @@ class Trigger:
         return self.interval.count(time) != self.count
 
     def mark_done(self, time: Time) -> None:
-        """Take everything up to `time` as done."""
+        """Count everything up to `time` as done."""
         self.count = self.interval.count(time)
 
     def fire(self, time: Time) -> bool:
@@ -132,7 +132,7 @@ class Trigger:
         return True
 
     def next_step(self, step: int) -> int:
-        """The first step after `step` at which it is worth asking."""
+        """Return the first step after `step` at which it can be due."""
         interval = self.interval
         if interval.unit == "steps":
             return int((step // interval.amount + 1) * interval.amount)
@@ -152,11 +152,11 @@ class Triggers:
         self._time = time
 
     def state_dict(self) -> dict[str, list[str | int]]:
-        """Interval and count of each."""
+        """Return the interval and the count of each trigger."""
         return {name: [str(trigger.interval), trigger.count] for name, trigger in self._triggers.items()}
 
     def load_state_dict(self, state: Mapping[str, Sequence[Any]]) -> None:
-        """Take the counts back; one that is new, or has another interval now, counts from where the clock stands."""
+        """Restore the counts; a trigger that is new, or has another interval now, counts from the clock's time on."""
         for name, trigger in self._triggers.items():
             interval, count = state.get(name, (None, 0))
             if interval == str(trigger.interval):

@@ -57,7 +57,7 @@ class BlowtorchWarning(UserWarning):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A sentence naming the valid name closest to `name`, beginning with a space, or nothing.
+    """Return a sentence with the valid name closest to `name`, beginning with a space; an empty text if none is close.
 
     >>> nearest("max_epoch", ["max_epochs", "max_steps"])
     " Did you mean 'max_epochs'?"

@@ -152,7 +152,7 @@ def resolve_options(keywords: Mapping[str, Any], configured: Mapping[str, Any]) 
 
 
 def _as_list(name: str, value: Any) -> tuple[Any, ...]:
-    """A list option also takes one item, or names with commas between them."""
+    """Make a tuple of a list, of one item, or of names with commas between them."""
     if value is None:
         return ()
     if isinstance(value, str):

@@ -138,6 +138,33 @@ def test_the_lock_tells_host_process_and_since_when(folder):
     assert (folder.path / "owner.lock").read_text() == ""
 
 
+WITHOUT_FLOCK = """
+import sys, filelock
+sys.modules["fcntl"] = None
+from blowtorch import RunFolderError
+from blowtorch.folder.folder import RunFolder
+from blowtorch.folder.lock import is_owned
+folder = RunFolder.create("train_logs", "test")
+again = RunFolder.reopen(folder.path)
+assert is_owned(folder.path)
+try:
+    again.lock.acquire()
+except RunFolderError as error:
+    print(error)
+folder.lock.release()
+assert not is_owned(folder.path)
+again.lock.acquire()
+assert RunFolder.create("train_logs", "test").number == 2
+"""
+
+
+def test_where_python_has_no_flock_filelock_locks_the_same_file():
+    """So it is on Windows; here the library comes with torch."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_FLOCK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "test-1 is being trained by process" in done.stdout
+
+
 def test_a_lock_given_back_can_be_taken_again(folder):
     for _ in range(3):
         folder.lock.acquire()

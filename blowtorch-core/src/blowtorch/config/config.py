@@ -40,7 +40,7 @@ class Config(Mapping[str, Any]):
         return self._give(*self._find_present(key))
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or `default` if no source had it."""
+        """Return the value of a key, or `default` if no source had it."""
         value, path = self._find(key)
         return default if value is _MISSING else self._give(value, path)
 
@@ -57,7 +57,7 @@ class Config(Mapping[str, Any]):
         return f"Config({self._values!r})"
 
     def origin(self, key: str) -> str:
-        """Where a value came from, such as `config/default.yaml:12`, `command line` or `script`.
+        """Return where a value came from, such as `config/default.yaml:12`, `command line` or `script`.
 
         A section has the origin of its first value, and an element that of its list, unless it was set by itself.
 
@@ -65,28 +65,29 @@ class Config(Mapping[str, Any]):
             MissingKeyError: no source had the key.
         """
         path = self._find_present(key)[1]
-        while not (known := [each for each in self._origins if _is_within(each, path)]):
+        while not (keys := [key for key in self._origins if _is_within(key, path)]):
             path = path.rpartition(".")[0]
-        return self._origins[known[0]]
+        return self._origins[keys[0]]
 
     def origins(self) -> dict[str, str]:
-        """The origin of every value, by dotted key."""
-        inside = [known for known in self._origins if _is_within(known, self._path)]
-        return {known.removeprefix(join_path(self._path, "")): self._origins[known] for known in inside}
+        """Return the origin of every value, by dotted key."""
+        prefix = join_path(self._path, "")
+        keys = [key for key in self._origins if _is_within(key, self._path)]
+        return {key.removeprefix(prefix): self._origins[key] for key in keys}
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain copy; all of it counts as read."""
+        """Return a plain copy; all of it counts as read."""
         self._read.add(self._path)
         return self.snapshot()
 
     def snapshot(self) -> dict[str, Any]:
-        """A plain copy for the books; nothing counts as read by it."""
+        """Return a plain copy that is only written down, so that nothing counts as read."""
         return {key: _copy(value) for key, value in self._values.items()}
 
     def unread_overrides(self) -> list[str]:
-        """The keys that the command line sets and of which nothing has been read."""
+        """Return the keys that the command line sets and of which nothing has been read."""
         keys = [key for key, origin in self._origins.items() if origin == _COMMAND_LINE]
-        return [key for key in keys if not any(_is_within(key, each) or _is_within(each, key) for each in self._read)]
+        return [key for key in keys if not any(_is_within(key, read) or _is_within(read, key) for read in self._read)]
 
     def _find(self, key: object) -> tuple[Any, str]:
         if not isinstance(key, str):
@@ -104,8 +105,8 @@ class Config(Mapping[str, Any]):
         if value is not _MISSING:
             return value, path
         holder, path, _ = _descend(self._values, key.split("."), self._path)
-        known = [leaf.removeprefix(join_path(self._path, "")) for leaf in _paths(self._values, self._path)]
-        message = f"no configuration source has {join_path(self._path, key)!r}.{nearest(key, known)}"
+        keys = [inner.removeprefix(join_path(self._path, "")) for inner in _paths(self._values, self._path)]
+        message = f"no configuration source has {join_path(self._path, key)!r}.{nearest(key, keys)}"
         if isinstance(holder, list):
             raise MissingKeyError(f"{message} {path!r} is a list of {len(holder)}.")
         if not isinstance(holder, dict):
@@ -125,7 +126,7 @@ def _child(holder: Any, name: str) -> Any:
 
 
 def _descend(holder: Any, names: list[str], path: str) -> tuple[Any, str, list[str]]:
-    """Follow names down as far as they exist: what holds the last of them, its path, and what is left of the names.
+    """Follow names down as far as they exist; return what holds the last, its path, and the names that are left.
 
     One name is left if it exists, or if nothing but the last is missing; one that contains dots counts as one.
     """
@@ -140,7 +141,7 @@ def _descend(holder: Any, names: list[str], path: str) -> tuple[Any, str, list[s
 
 
 def _leaves(value: Any, path: str) -> Iterator[str]:
-    """The paths of all values; a list counts as one unless there are sections or lists in it."""
+    """Yield the paths of all values; a list counts as one value unless there are sections or lists in it."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from _leaves(item, join_path(path, key))
@@ -152,7 +153,7 @@ def _leaves(value: Any, path: str) -> Iterator[str]:
 
 
 def _paths(value: Any, path: str) -> Iterator[str]:
-    """The paths of all sections and values below a path."""
+    """Yield the paths of all sections and values below a path."""
     for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         inner = join_path(path, str(key))
         yield inner
@@ -197,7 +198,7 @@ def load_config(
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """The name of the extension that reads a source, and what it is given.
+    """Split the name of a source into the extension that reads it, and what that extension is given.
 
     Raises:
         ConfigError: there is neither a suffix nor a scheme.
@@ -220,7 +221,7 @@ def _merge_source(config: Config, source: str, read_source: ReadSource) -> None:
     if split_source(source)[1] == source and not os.path.exists(source):  # noqa: PTH110
         names: list[str] = []
         with suppress(OSError, ValueError):  # there is no such folder, or can be none
-            names = [str(each) for each in Path(source).parent.iterdir() if each.is_file()]
+            names = [str(path) for path in Path(source).parent.iterdir() if path.is_file()]
         raise ConfigError(f"expected a file or an override (key=value), got {source!r}.{nearest(source, names)}")
     values = read_source(source)
     lines: Mapping[str, int | str] = getattr(values, "lines", {})
@@ -228,8 +229,8 @@ def _merge_source(config: Config, source: str, read_source: ReadSource) -> None:
     def origin(path: str) -> str:
         while path and path not in lines:
             path = path.rpartition(".")[0]
-        found = lines.get(path)
-        return found if isinstance(found, str) else f"{source}:{found}" if found else source
+        line = lines.get(path)
+        return line if isinstance(line, str) else f"{source}:{line}" if line else source
 
     _merge(config, values, origin, source)
 
@@ -250,8 +251,8 @@ def _set(config: Config, place: tuple[Any, str], name: str, value: Any, origin: 
             _set(config, (present, inner), key, item, origin)
         return
     if present is not _MISSING:
-        for known in [known for known in config._origins if _is_within(known, inner)]:
-            del config._origins[known]
+        for replaced in [key for key in config._origins if _is_within(key, inner)]:
+            del config._origins[replaced]
     holder[int(name) if isinstance(holder, list) else name] = value
     config._origins.update((leaf, origin(leaf)) for leaf in _leaves(value, inner))
 

@@ -18,7 +18,7 @@ _READ_IN_TWO_WAYS = re.compile(r"[\t\ufeff?!]|[|>][-+0-9]*#")
 
 
 class _CoreSchema(SafeConstructor, Resolver):
-    """Plain scalars as YAML 1.2 reads them."""
+    """Reads plain scalars as YAML 1.2 does."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:

@@ -148,10 +148,11 @@ class RunFolder:
 
     def end_session(self, status: str) -> None:
         """Write how the process ended the run."""
-        sessions = self.read_info().get("sessions", [])
+        info, ended = self.read_info(), now()
+        sessions = info.get("sessions", [])
         if sessions:
-            sessions[-1] |= {"status": status, "ended": now()}
-        self.update_info(status=status, ended=now(), sessions=sessions)
+            sessions[-1] |= {"status": status, "ended": ended}
+        self._write("run.yaml", {**info, "status": status, "ended": ended, "sessions": sessions})
 
     def _fill(self, info: Mapping[str, Any]) -> None:
         """Write what stands in the folder of a new run; the lock comes first, so that nobody sees it without owner."""

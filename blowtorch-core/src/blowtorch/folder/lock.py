@@ -16,7 +16,7 @@ from blowtorch.errors import RunFolderError
 
 try:
     import fcntl
-except ImportError:  # Windows
+except ImportError:  # Windows, where filelock locks; elsewhere it would cost every step of a run, see decision 15
     fcntl = None  # type: ignore[assignment]
 
 _FILE_NAME = "owner.lock"
@@ -74,13 +74,11 @@ class OwnerLock:
 
     def release(self) -> None:
         """Give the lock back, even if a program that this process started has not let go of it yet."""
-        from filelock import unlock_descriptor
-
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 os.truncate(self._descriptor, 0)
             with contextlib.suppress(OSError):
-                unlock_descriptor(self._descriptor)
+                _unlock(self._descriptor)
             self.forget()
 
     def forget(self) -> None:
@@ -134,41 +132,49 @@ def is_owned(folder: Path) -> bool:
 @contextlib.contextmanager
 def locked_directory(path: Path) -> Iterator[None]:
     """Let one process after the other in, where the file system can; nothing is left behind."""
-    from filelock import lock_descriptor
-
-    if os.name == "nt":  # which cannot open a directory
+    if fcntl is None:  # Windows cannot even open a directory
         yield
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
-            lock_descriptor(descriptor, poll_interval=0.005)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
 
 
 def _try_lock(descriptor: int, path: Path, is_shared: bool = False) -> bool:
-    """Lock without waiting; where there are no locks, an owner that lately touched the file counts as living."""
+    """Lock without waiting; where there are no locks, an owner that lately touched the file counts as living.
+
+    Those who only look share the lock, so that none of them takes another for the owner.
+    """
     try:
-        # filelock has no lock that is shared, without which those who look would take one another for owners.
-        return _share(descriptor) if is_shared and fcntl is not None else _take(descriptor)
+        return _lock(descriptor, is_shared)
     except OSError:
         return not _read_owner(path) or time.time() - path.stat().st_mtime > _DEAD_SECONDS
 
 
-def _share(descriptor: int) -> bool:
+def _lock(descriptor: int, is_shared: bool) -> bool:
+    """Lock a file unless somebody else has; where the system cannot do that, an `OSError` is raised."""
+    if fcntl is None:
+        from filelock import lock_descriptor
+
+        return lock_descriptor(descriptor, blocking=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
-def _take(descriptor: int) -> bool:
-    from filelock import lock_descriptor  # only here, since those who look need not wait for its import
+def _unlock(descriptor: int) -> None:
+    if fcntl is None:
+        from filelock import unlock_descriptor
 
-    return lock_descriptor(descriptor, blocking=False)
+        unlock_descriptor(descriptor)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _read_owner(path: Path) -> dict[str, Any]:

@@ -49,9 +49,9 @@ class UnknownFormatError(CheckpointError):
 
 
 class HashedFile(io.RawIOBase):
-    """A new file that takes its size and checksum while it is written, and is durable once it is closed.
+    """A new file that counts its size and checksum while it is written, and is durable once it is closed.
 
-    What it is given is neither copied nor held: a checkpoint of any size needs no memory to be written.
+    The data are neither copied nor kept: to write a checkpoint of any size needs no memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +60,7 @@ class HashedFile(io.RawIOBase):
         self._size = 0
 
     def writable(self) -> bool:
-        """It is there to be written."""
+        """Say that this file can be written."""
         return True
 
     def write(self, data: Any) -> int:
@@ -76,11 +76,11 @@ class HashedFile(io.RawIOBase):
         return done
 
     def entry(self) -> dict[str, Any]:
-        """What the manifest says of it."""
+        """Return what the manifest says of the file."""
         return {"size": self._size, ALGORITHM: self._digest.hexdigest()}
 
     def close(self) -> None:
-        """Make it durable."""
+        """Make the file durable, and close it."""
         if not self.closed:
             try:
                 os.fsync(self._file.fileno())
@@ -90,7 +90,7 @@ class HashedFile(io.RawIOBase):
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of the checkpoint of a step.
+    """Return the name of the checkpoint of a step.
 
     >>> checkpoint_name(120)
     'step-00000120'
@@ -99,7 +99,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def checkpoint_step(name: str) -> int:
-    """The step of a checkpoint, from its name.
+    """Return the step of a checkpoint, from its name.
 
     Raises:
         CheckpointError: it is no name of a checkpoint.
@@ -124,7 +124,7 @@ def write_manifest(
         step: optimizer steps done.
         epoch: the epoch under way.
         metrics: what was recorded at just that step.
-        files: the entry of each file, as `HashedFile` took it; without them the files are read.
+        files: the entry of each file, from `HashedFile`; without them the files are read.
     """
     if files is None:
         paths = [path for path in sorted(directory.iterdir()) if path.name != FILE_NAME]
@@ -149,9 +149,9 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / FILE_NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        known = content["format"]
-        if known != FORMAT:
-            raise UnknownFormatError(f"{path} has format {known!r}, and this version reads format {FORMAT}")
+        written = content["format"]
+        if written != FORMAT:
+            raise UnknownFormatError(f"{path} has format {written!r}, and this version reads format {FORMAT}")
         metrics = {name: float(value) for name, value in content["metrics"].items()}
         return Manifest(int(content["step"]), int(content["epoch"]), metrics, dict(content["files"]))
     except OSError as error:
@@ -161,7 +161,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def verify(directory: Path, files: Sequence[str] | None = None) -> list[str]:
-    """Compare the files of a checkpoint with its manifest; returns what is wrong with them, in words.
+    """Compare the files of a checkpoint with its manifest, and return what is wrong with them, in words.
 
     Args:
         directory: the checkpoint.
@@ -199,7 +199,7 @@ def _find_problem(directory: Path, name: str, manifest: Manifest) -> str | None:
 
 
 def checksum(path: Path, algorithm: str) -> str:
-    """The checksum of a file, in hexadecimal."""
+    """Compute the checksum of a file, in hexadecimal."""
     digest = _new_digest(algorithm)
     block = memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as file:

@@ -27,7 +27,7 @@ def mask_secrets(value: Any) -> Any:
 
 
 def mask_command_line(arguments: list[str]) -> list[str]:
-    """The command line with the values of secrets masked.
+    """Return the command line with the values of secrets masked.
 
     >>> mask_command_line(["train.py", "--token", "abc", "with", "a.api_key=abc", "a={password: abc, b: 1}"])
     ['train.py', '--token', '***', 'with', 'a.api_key=***', "a={password: '***', b: 1}"]
@@ -48,7 +48,7 @@ def mask_command_line(arguments: list[str]) -> list[str]:
 
 
 def _mask_inside(text: str) -> str:
-    """The value of an override, which may be a whole mapping."""
+    """Mask the value of an override, which may be a whole mapping."""
     try:
         value = parse_yaml(text, "override")
     except ConfigError:

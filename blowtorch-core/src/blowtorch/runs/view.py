@@ -61,7 +61,7 @@ class RunView:
 
     @property
     def status(self) -> str:
-        """`running`, `finished`, `stopped`, `failed`, or `lost`: running without a living owner; as it is now."""
+        """What the run is now: `running`, `finished`, `stopped`, `failed`, or `lost` (running without an owner)."""
         has_owner = is_owned(self.path)  # asked first: an owner that goes has written its last status before
         status = str(read_yaml(self.path / "run.yaml")["status"])
         return "lost" if status == "running" and not has_owner else status
@@ -188,7 +188,7 @@ def find_newest(save_path: str | Path, run_name: str | None, script: str) -> Run
 
 
 def _run_folders(root: Path) -> Iterator[Path]:
-    """The folders that hold a run, newest first; each is looked at when it is asked for."""
+    """Yield the folders that hold a run, newest first; each is looked at when it is asked for."""
     paths = sorted(root.iterdir(), key=_age, reverse=True) if root.is_dir() else []
     return (path for path in paths if (path / "run.yaml").is_file())
 
