@@ -151,7 +151,7 @@ def test_it_is_replaced_whole(folder):
     (path,) = folder.path.glob("run.yaml")
     before = path.read_text()
     with path.open() as file:
-        folder.update_info(status="x" * 10000)
+        folder.end_session("x" * 10000)
         assert file.read() == before
     assert folder.read_info()["status"] == "x" * 10000
     assert list(folder.path.glob(".run.yaml*")) == []
@@ -170,13 +170,13 @@ while not path.with_name("end").exists():
 
 
 def test_who_reads_while_it_is_written_sees_the_old_or_the_new(folder):
-    folder.update_info(a=0, b=0)
+    begin(folder, a=0, b=0)
     reader = subprocess.Popen(
         [sys.executable, "-c", READER, str(folder.path / "run.yaml")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     reader.stdout.readline()
-    for number in range(100):
-        folder.update_info(a="x" * number * 50, b="x" * number * 50)
+    for number in range(50):
+        begin(folder, a="x" * number * 100, b="x" * number * 100)
     (folder.path / "end").touch()
     _, complaint = reader.communicate(timeout=30)
     assert reader.returncode == 0, complaint.decode()

@@ -146,7 +146,7 @@ def test_a_damaged_run_is_left_out_of_the_list_with_a_warning(trained, text):
 
 def test_the_newest_run_of_a_name_or_of_a_script_is_found():
     for name, script in (("a", "one.py"), ("a-b", "two.py"), ("a", "one.py"), ("b", "two.py")):
-        RunFolder.create("train_logs", name).update_info(script=script)
+        RunFolder.create("train_logs", name, script=script)
     assert find_newest("train_logs", "a", "two.py").number == 3
     assert find_newest("train_logs", "a-b", "").number == 2
     assert find_newest("train_logs", None, "one.py").number == 3
@@ -196,7 +196,7 @@ def test_a_run_that_has_ended_is_what_it_is_also_for_who_opened_it_before(folder
 
 def test_a_killed_run_is_lost(folder):
     code = "import os, sys; from blowtorch.folder.folder import RunFolder; folder = RunFolder.reopen(sys.argv[1]); "
-    code += "folder.lock.acquire(); folder.update_info(status='running'); os.kill(os.getpid(), 9)"
+    code += "folder.lock.acquire(); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(folder.path)], check=False)
     assert open_run(folder.path).info["status"] == "running"
     assert open_run(folder.path).status == "lost"
@@ -255,7 +255,7 @@ def test_the_configuration_has_the_types_that_it_had(folder):
 
 
 def test_checkpoints_are_in_the_order_of_their_steps_however_many_digits_they_have(folder):
-    folder.update_info(checkpoint_metric="val/loss")
+    folder.begin_session(load_config({}, [], [], dict), {}, [], checkpoint_metric="val/loss")
     for step, loss in ((100_000_000, 0.1), (2, 0.3), (99_999_999, 0.2)):
         save(folder, step, **{"val/loss": loss})
     (folder.checkpoints / "step-00000005").mkdir()

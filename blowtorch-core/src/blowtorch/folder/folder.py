@@ -108,10 +108,6 @@ class RunFolder:
         """
         return read_yaml(self.path / "run.yaml")
 
-    def update_info(self, **changes: Any) -> None:
-        """Change `run.yaml`, which is replaced whole."""
-        self._write("run.yaml", {**self.read_info(), **changes})
-
     def begin_session(
         self, config: Config, options: Mapping[str, Any], command_line: list[str], **info: Any
     ) -> dict[str, tuple[Any, Any]]:
