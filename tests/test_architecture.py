@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 import tomllib
@@ -61,6 +62,8 @@ ROOMS = {
 }
 OUTSIDE = ["builtin", "testing"]  # made with public names alone; see below
 
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+
 
 def all_imports(tree: ast.AST) -> Iterator[str]:
     """Full names of everything a module imports, what only type checkers see included."""
@@ -119,6 +122,43 @@ def test_imports_only_point_down(path):
             assert imported in LAYERS[LAYERS.index(wing) + 1 :], f"{path} imports {imported}"
         elif wing in ROOMS and inner:
             assert inner in ROOMS[wing][ROOMS[wing].index(room) + 1 :], f"{path} imports {inner}"
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the table below a heading of the page on architecture, but for its own heading."""
+    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_the_page_on_architecture_has_every_wing_and_room_in_the_order_of_imports():
+    drawn = [(cells[0].strip("`/"), re.findall(r"`(\w+)`", cells[2])) for cells in table("The wings")]
+    assert drawn == [(wing, ROOMS.get(wing, [])) for wing in (*LAYERS[1:], *OUTSIDE)]
+
+
+def test_the_page_on_architecture_names_no_room_that_does_not_exist():
+    metrics = {"train/loss", "train_epoch/loss", "val/loss"}
+    text = re.sub(r"\]\([^)]*\)", "", PAGE)  # without the targets of links
+    named = set(re.findall(r"(?<![\w./-])[a-z_]+/[a-z_]*(?![\w./-])", text)) - metrics
+    assert {"training/", "training/loop", "record/feed"} <= named
+    for name in sorted(named):
+        assert (CORE / name).is_dir() if name.endswith("/") else (CORE / f"{name}.py").is_file(), name
+
+
+@pytest.mark.parametrize("cells", table("Where is …?"), ids=lambda cells: cells[0].replace("`", ""))
+def test_what_the_page_on_architecture_says_of_a_room_stands_there(cells):
+    rooms = [name for name in re.findall(r"`([\w/]+)`", " ".join(cells[1:])) if (CORE / f"{name}.py").is_file()]
+    assert f"`{rooms[0]}`" == cells[1]
+    texts = " ".join((CORE / f"{name}.py").read_text() for name in rooms)
+    for name in re.findall(r"`(\w+)`", cells[2]):
+        assert name in rooms or re.search(rf"^\s*(def|class) {name}\b", texts, re.MULTILINE), name
+
+
+def test_the_three_files_that_the_readme_names_for_a_start_can_be_read_in_one_sitting():
+    section = (ROOT / "README.md").read_text().partition("\n## Where things are\n")[2]
+    files = re.findall(r"`((?:\w+/)*\w+\.py)`", section)
+    assert len(files) == 3
+    assert sum((CORE / file).read_text().count("\n") for file in files) <= 700
 
 
 def test_wings_know_few_others():
