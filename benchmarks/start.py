@@ -104,8 +104,11 @@ def measure(rounds: int, **ways: Callable[[], float]) -> dict[str, list[float]]:
     return values
 
 
-def tell(name: str, values: list[float], besides: float = 0.0) -> None:
-    low, median = statistics.quantiles(values, n=10)[0] - besides, statistics.median(values) - besides
+def tell(name: str, values: list[float], besides: list[float] | None = None) -> None:
+    low, median = (
+        percentile(values) - (percentile(besides) if besides else 0)
+        for percentile in (lambda values: statistics.quantiles(values, n=10)[0], statistics.median)
+    )
     print(f"{name:<58} {low:6.1f} ms at the 10th percentile, {median:6.1f} ms at the median")
 
 
@@ -129,10 +132,9 @@ def main() -> None:
             newest=lambda: around(run, save_path="many", run_name="mine", resume="auto")[0],
             none=lambda: around(run, save_path="many", run_name=f"x{time.time_ns()}", resume="auto")[0],
         )
-        besides = statistics.median(times["never"])
         tell(f"among {options.runs:,} runs, resume='never'", times["never"])
-        tell("  'auto', the newest of the name has finished: more by", times["newest"], besides)
-        tell("  'auto', none has the name: more by", times["none"], besides)
+        tell("  'auto', the newest of the name has finished: more by", times["newest"], times["never"])
+        tell("  'auto', none has the name: more by", times["none"], times["never"])
         requests = Requests()
         around(run)
         print(
