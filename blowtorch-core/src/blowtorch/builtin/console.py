@@ -177,9 +177,11 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _names(given: Any) -> list[str]:
+def _names(choices: Any) -> list[str]:
     """Return the names in the value of an option: `name`, `package:name` or {name: options}; objects have none."""
-    written = [item if isinstance(item, str) else next(iter(item)) for item in given if isinstance(item, str | Mapping)]
+    written = [
+        item if isinstance(item, str) else next(iter(item)) for item in choices if isinstance(item, str | Mapping)
+    ]
     return [name.rpartition(":")[2] for name in written]
 
 
