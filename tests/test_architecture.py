@@ -124,25 +124,32 @@ def test_imports_only_point_down(path):
             assert inner in ROOMS[wing][ROOMS[wing].index(room) + 1 :], f"{path} imports {inner}"
 
 
+LINKS = r"\[([^]]*)\]\(([^)]*)\)"
+
+
 def table(heading: str) -> list[list[str]]:
-    """The cells of the table below a heading of the page on architecture, but for its own heading."""
-    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    """The cells of the table below a heading of the page on architecture, but for its own heading; without links."""
+    section = re.sub(LINKS, r"\1", PAGE).partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")][2:]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
 def test_the_page_on_architecture_has_every_wing_and_room_in_the_order_of_imports():
     drawn = [(cells[0].strip("`/"), re.findall(r"`(\w+)`", cells[2])) for cells in table("The wings")]
-    assert drawn == [(wing, ROOMS.get(wing, [])) for wing in (*LAYERS[1:], *OUTSIDE)]
+    outside = {wing: sorted({path.stem for path in (CORE / wing).glob("*.py")} - {"__init__"}) for wing in OUTSIDE}
+    assert drawn == [(wing, (ROOMS | outside).get(wing, [])) for wing in (*LAYERS[1:], *OUTSIDE)]
 
 
 def test_the_page_on_architecture_names_no_room_that_does_not_exist():
     metrics = {"train/loss", "train_epoch/loss", "val/loss"}
-    text = re.sub(r"\]\([^)]*\)", "", PAGE)  # without the targets of links
-    named = set(re.findall(r"(?<![\w./-])[a-z_]+/[a-z_]*(?![\w./-])", text)) - metrics
+    named = set(re.findall(r"(?<![\w./-])[a-z_]+/[a-z_]*(?![\w./-])", re.sub(LINKS, r"\1", PAGE))) - metrics
     assert {"training/", "training/loop", "record/feed"} <= named
     for name in sorted(named):
         assert (CORE / name).is_dir() if name.endswith("/") else (CORE / f"{name}.py").is_file(), name
+    inside = "../blowtorch-core/src/blowtorch/"
+    links = [(name, target) for name, target in re.findall(LINKS, PAGE) if target.startswith(inside)]
+    for name, target in links:
+        assert f"`{target.removeprefix(inside).removesuffix('.py')}`" == name
 
 
 @pytest.mark.parametrize("cells", table("Where is …?"), ids=lambda cells: cells[0].replace("`", ""))
