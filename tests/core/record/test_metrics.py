@@ -7,7 +7,7 @@ import torch
 
 from blowtorch import ScriptError
 from blowtorch.record.logged import Logged
-from blowtorch.record.metrics import Window, means
+from blowtorch.record.metrics import Total, Window, means
 from tests.core.small_runs import step as mean_squared_error
 
 
@@ -29,7 +29,7 @@ def test_closing_empties_the_window_and_reading_does_not():
     window = Window()
     window.add({"loss": 1.0}, weight=1)
     assert window.means() == window.means() == {"loss": 1.0}
-    assert window.close() == {"loss": (1.0, 1)}
+    assert window.close() == {"loss": Total(1.0, 1)}
     assert window.means() == {}
 
 
@@ -94,7 +94,7 @@ def test_windows_merge_by_their_weights():
 
 
 def test_a_mean_without_weight_is_not_a_number():
-    assert math.isnan(means({"loss": (0.0, 0.0)})["loss"])
+    assert math.isnan(means({"loss": Total(0.0, 0.0)})["loss"])
 
 
 @pytest.mark.parametrize(("reduce", "expected"), [("sum", 9.0), ("max", 5.0), ("min", 1.0), ("last", 3.0)])

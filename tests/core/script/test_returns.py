@@ -5,6 +5,7 @@ import torch
 
 from blowtorch import ScriptError
 from blowtorch.record.logged import Logged
+from blowtorch.record.metrics import Total
 from blowtorch.script.functions import Function
 from blowtorch.script.returns import Loss, Returns
 
@@ -39,17 +40,18 @@ def test_what_a_step_returns_is_left_unchanged():
 
 def test_a_batch_weighs_what_it_says_or_what_the_step_returned():
     reader = returns()
-    assert reader.take({"loss": 1.0}, [torch.ones(3, 2), torch.ones(3)]) == ({"loss": 1.0}, 3)
-    assert reader.take({"loss": 5.0, "batch_size": 1}, [torch.ones(3, 2)]) == ({"loss": 5.0}, 1)
+    assert reader.reader()({"loss": 1.0}, [torch.ones(3, 2), torch.ones(3)]) == (None, 3, {"loss": 1.0})
+    assert reader.reader()({"loss": 5.0, "batch_size": 1}, [torch.ones(3, 2)]) == (None, 1, {"loss": 5.0})
     assert reader.window.means() == {"loss": 2.0}
 
 
 @pytest.mark.parametrize("number", [1.5, 2, torch.tensor(0.25), torch.tensor(3), torch.tensor([0.5, 1.0]), True])
 def test_the_first_return_and_those_after_it_are_read_alike(number):
     batch, reader = torch.ones(4), returns()
-    first, second = (reader.take({"loss": number}, batch) for _ in range(2))
+    read = reader.reader()
+    first, second = (read({"loss": number}, batch) for _ in range(2))
     assert first == second
-    assert reader.window.close() == {"loss": (2 * 4 * float(first[0]["loss"]), 8)}
+    assert reader.window.close() == {"loss": Total(2 * 4 * float(first[2]["loss"]), 8)}
 
 
 def test_metrics_may_change_their_kind_from_step_to_step():
@@ -63,36 +65,37 @@ def test_metrics_may_change_their_kind_from_step_to_step():
         {"loss": torch.tensor(1.0)},
         {},
     ]
+    read = reader.reader()
     for step in steps:
-        reader.take(step, batch)
-    assert reader.window.close() == {"loss": (12.0, 12), "right": (1 + 2 + 1 + 2, 10)}
+        read(step, batch)
+    assert reader.window.close() == {"loss": Total(12.0, 12), "right": Total(1 + 2 + 1 + 2, 10)}
 
 
 def test_a_metric_that_stops_to_be_a_number_is_an_error_at_any_step():
     reader = returns()
-    reader.take({"loss": torch.tensor(1.0), "right": 0.5}, torch.ones(2))
+    reader.reader()({"loss": torch.tensor(1.0), "right": 0.5}, torch.ones(2))
     with pytest.raises(ScriptError, match="step returned 'right' as None"):
-        reader.take({"loss": torch.tensor(1.0), "right": None}, torch.ones(2))
+        reader.reader()({"loss": torch.tensor(1.0), "right": None}, torch.ones(2))
 
 
 def test_a_batch_of_numbers_counts_as_one_sample():
     reader = returns()
-    assert [reader.take(torch.tensor(1.0), torch.tensor(5.0))[1] for _ in range(2)] == [1, 1]
+    assert [reader.reader()(torch.tensor(1.0), torch.tensor(5.0))[1] for _ in range(2)] == [1, 1]
 
 
 def test_values_on_an_accelerator_are_not_read_by_any_step():
     """The meta device cannot be read at all, so taking must not try."""
     reader = returns()
     for _ in range(3):
-        reader.take({"loss": torch.empty((), device="meta")}, torch.ones(2))
+        reader.reader()({"loss": torch.empty((), device="meta")}, torch.ones(2))
 
 
 def test_a_lone_tensor_may_be_logged_beside_at_any_step():
     logged = Logged()
     reader = Returns("step", logged, print)
-    reader.take(torch.tensor(1.0), torch.ones(2))
+    reader.reader()(torch.tensor(1.0), torch.ones(2))
     logged.add({"extra": 5})
-    reader.take(torch.tensor(3.0), torch.ones(2))
+    reader.reader()(torch.tensor(3.0), torch.ones(2))
     assert reader.window.means() == {"loss": 2.0, "extra": 5.0}
 
 
@@ -119,7 +122,9 @@ def test_a_metric_must_have_a_string_for_a_name():
 
 
 def choose(metrics, optimize_metric=None):
-    return Loss(Function(lambda batch: None, "train_step"), optimize_metric).choose(metrics)
+    loss = Loss(Function(lambda batch: None, "train_step"), optimize_metric)
+    assert loss.of(metrics) is metrics[loss.name]
+    return loss.name
 
 
 def gradient():

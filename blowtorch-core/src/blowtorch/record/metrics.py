@@ -6,7 +6,8 @@ values are summed one after the other in Python floats, so a checkpoint that cut
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,10 +16,23 @@ from torch import Tensor
 from blowtorch.record.logged import REDUCTIONS
 from blowtorch.tree import walk
 
-Totals = dict[str, tuple[float, float]]  # name → sum of weight × value, sum of weights; or the reduced value, 1
-
-NOTHING = (0.0, 0.0)  # the total of nothing
 _CHUNK = 1024  # so many values are kept as tensors of their own before they are packed into one
+
+
+@dataclass(slots=True)
+class Total:
+    """What the values of one name come to so far.
+
+    Attributes:
+        value: the sum of weight × value, or the reduced value.
+        weight: the sum of the weights, or 1 of what is reduced.
+    """
+
+    value: float = 0.0
+    weight: float = 0.0
+
+
+Totals = dict[str, Total]
 
 
 class Window:
@@ -34,11 +48,19 @@ class Window:
         self.totals: Totals = {}  # of the values that have been read
         self.only_finite = only_finite
         self.reductions: dict[str, str] = {} if reductions is None else reductions
+        self._lent: tuple[str, Callable[[], Total]] | None = None
         self._waiting: list[tuple[str, float, Tensor]] = []
         self._packed: list[tuple[list[tuple[str, float]], Tensor]] = []
 
+    def lend(self, name: str, give_back: Callable[[], Total]) -> tuple[float, float]:
+        """Lend the value and the weight of a total to somebody who adds to it, until anybody else needs it."""
+        self._lent = name, give_back
+        total = self.totals[name]
+        return total.value, total.weight
+
     def add(self, metrics: Mapping[str, Any], weight: float) -> None:
         """Add the metrics of one batch: name → scalar tensor, which is not waited for, or number."""
+        self._take_back()
         for name, value in metrics.items():
             if isinstance(value, Tensor):
                 if not value.is_cpu:
@@ -59,32 +81,38 @@ class Window:
 
     def merge(self, totals: Totals) -> None:
         """Add the totals of another window."""
-        for name, (value, weight) in totals.items():
-            total = self.totals.get(name, NOTHING)
+        self._take_back()
+        for name, other in totals.items():
             if name not in self.reductions:
-                self.totals[name] = (total[0] + value, total[1] + weight)
-            elif weight:
-                self._add(name, value, weight)
+                total = self.totals.setdefault(name, Total())
+                total.value += other.value
+                total.weight += other.weight
+            elif other.weight:
+                self._add(name, other.value, other.weight)
 
     def state_dict(self) -> dict[str, list[Any]]:
         """Return total, weight and reduction of each name, as plain values."""
-        return {name: [*total, self.reductions.get(name, "mean")] for name, total in self._read().items()}
+        return {
+            name: [total.value, total.weight, self.reductions.get(name, "mean")] for name, total in self._read().items()
+        }
 
     def load_state_dict(self, state: Mapping[str, list[Any]]) -> None:
         """Restore the totals that `state_dict` returned."""
-        self.totals = {name: (value, weight) for name, (value, weight, _) in state.items()}
+        self.totals = {name: Total(value, weight) for name, (value, weight, _) in state.items()}
         self.reductions |= {name: reduce for name, (_, _, reduce) in state.items() if reduce != "mean"}
         self._waiting, self._packed = [], []
 
     def _add(self, name: str, value: float, weight: float) -> None:
         if self.only_finite and not math.isfinite(value):
             return
-        total = self.totals.get(name, NOTHING)
+        total = self.totals.setdefault(name, Total())
         if name not in self.reductions:
-            self.totals[name] = (total[0] + value * weight, total[1] + weight)
+            total.value += value * weight
+            total.weight += weight
         else:
             reduce = REDUCTIONS[self.reductions[name]]
-            self.totals[name] = (reduce(total[0], value) if total[1] else value, 1.0)
+            total.value = reduce(total.value, value) if total.weight else value
+            total.weight = 1.0
 
     def _wait_for(self, name: str, weight: float, value: Tensor) -> None:
         self._waiting.append((name, weight, value.detach()))
@@ -97,7 +125,14 @@ class Window:
         self._packed.append((keys, torch.stack([value.float() for _, _, value in self._waiting])))
         self._waiting = []
 
+    def _take_back(self) -> None:
+        if self._lent is not None:
+            name, give_back = self._lent
+            self.totals[name] = give_back()
+            self._lent = None
+
     def _read(self) -> Totals:
+        self._take_back()
         if self._waiting:
             self._pack()
         if self._packed:
@@ -112,10 +147,10 @@ class Window:
 def means(totals: Totals) -> dict[str, float]:
     """Return the weighted means of totals; NaN where all weights are zero.
 
-    >>> means({"loss": (6.0, 4.0)})
+    >>> means({"loss": Total(6.0, 4.0)})
     {'loss': 1.5}
     """
-    return {name: value / weight if weight else float("nan") for name, (value, weight) in totals.items()}
+    return {name: total.value / total.weight if total.weight else math.nan for name, total in totals.items()}
 
 
 def count_samples(batch: Any) -> int:

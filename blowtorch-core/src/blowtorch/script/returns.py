@@ -9,8 +9,12 @@ from torch import Tensor
 from blowtorch.errors import ScriptError, nearest
 from blowtorch.record.logged import Logged
 from blowtorch.record.metric_objects import MetricObjects, is_metric_object
-from blowtorch.record.metrics import Window, count_samples
+from blowtorch.record.metrics import Total, Window, count_samples
 from blowtorch.script.functions import Function
+
+_PAIRS = (tuple, list)  # batches whose first element counts
+
+Reader = Callable[[Any, Any], tuple[Any, int, dict[str, Any] | None]]
 
 
 class Returns:
@@ -44,55 +48,81 @@ class Returns:
         self._reductions = logged.reductions
         self._function = function
         self._warn = warn
-        self._plain: set[str] = set()  # the metrics that were scalars on the CPU when they were last looked at
+        self._scalars: set[str] = set()  # the metrics that were scalars on the CPU when they were last looked at
         self._is_first = True
         self._has_warned = False
 
-    def take(self, returned: Any, batch: Any) -> tuple[dict[str, Any], int]:
-        """Read what a step returned and logged, and add it to the window, weighted by the size of the batch.
+    def reader(self, loss: "Loss | None" = None) -> Reader:
+        """Return the function that reads what a step returned and logged, and adds it to the window.
 
-        What was found to be scalars on the CPU is read right here: this runs on every step, where each call counts,
-        and each look at a tensor too.
+        It runs on every step, where each call counts, and each look at an attribute, a dict or a tensor too. So it is a
+        closure, what was found to be scalars on the CPU is read right in it, and the sum of a lone loss stays in its
+        variables until somebody looks at the window.
+
+        Args:
+            loss: which metric is minimised; None where none is.
 
         Returns:
-            The metrics as `read` gives them, without `batch_size`; and the number of samples.
-
-        Raises:
-            ScriptError: it is nothing of that kind.
+            A function of what was returned and the batch. It gives the tensor to minimise, or None without `loss`; the
+            number of samples in the batch; and the metrics as `read` gives them, without `batch_size`, or None for a
+            lone tensor. It raises a `ScriptError` for what is nothing of that kind.
         """
-        plain, totals, logged = self._plain, self.window.totals, self._logged
-        if type(returned) is Tensor and not logged and "loss" in plain:
-            metrics: dict[str, Any] = {"loss": returned}
-        elif type(returned) is dict and not logged and returned.keys() <= plain:
-            metrics = returned
-        else:
-            return self._take_anything(returned, batch)
-        first = batch[0] if (type(batch) is tuple or type(batch) is list) and batch else batch
+        logged, window, scalars = self._logged, self.window, self._scalars
+        value, weight = 0.0, 0.0  # the total of a lone loss, if the window has lent it
+
+        def give_back() -> Total:
+            nonlocal value, weight
+            total = Total(value, weight)
+            value = weight = 0.0
+            return total
+
+        def read(returned: Any, batch: Any) -> tuple[Any, int, dict[str, Any] | None]:
+            nonlocal value, weight
+            if weight and type(returned) is Tensor and not logged:
+                try:
+                    samples = batch[0].shape[0] if type(batch) in _PAIRS else count_samples(batch)
+                    value += returned.item() * samples
+                except (AttributeError, IndexError, RuntimeError):  # something is not what it was
+                    return self._take_anything(returned, batch, loss)
+                weight += samples
+                return returned, samples, None
+            if logged or type(returned) is not dict or not returned.keys() <= scalars:
+                found = self._take_anything(returned, batch, loss)
+                if type(returned) is Tensor and scalars == {"loss"}:
+                    value, weight = window.lend("loss", give_back)
+                return found
+            samples = count_samples(batch)
+            if not self._add_scalars(returned, samples):
+                return self._take_anything(returned, batch, loss)
+            return (None if loss is None else loss.of(returned)), samples, returned
+
+        return read
+
+    def _add_scalars(self, metrics: dict[str, Any], samples: int) -> bool:
+        """Add metrics that were scalars on the CPU, and return whether they still are; else add none."""
         try:
-            samples = first.size(0) if type(first) is Tensor else count_samples(batch)
-        except IndexError:  # it has no dimension, which to ask for on every step would cost more
-            samples = 1
-        for name, value in metrics.items():
-            try:
-                number = value if type(value) is float else value.item()
-            except (AttributeError, RuntimeError, ValueError):  # no longer what it was found to be
-                return self._take_anything(returned, batch, begin=name)
+            numbers = [value if type(value) is float else value.item() for value in metrics.values()]
+        except (AttributeError, RuntimeError, ValueError):
+            return False
+        totals = self.window.totals
+        for name, number in zip(metrics, numbers, strict=True):
             if name in totals:
                 total = totals[name]
-                totals[name] = (total[0] + number * samples, total[1] + samples)
+                total.value += number * samples
+                total.weight += samples
             else:
-                totals[name] = (number * samples, samples)
-        return metrics, samples
+                totals[name] = Total(number * samples, samples)
+        return True
 
-    def _take_anything(self, returned: Any, batch: Any, begin: str | None = None) -> tuple[dict[str, Any], int]:
-        """Like `take`, for anything; metrics before the one called `begin` are in the window already."""
+    def _take_anything(self, returned: Any, batch: Any, loss: "Loss | None") -> tuple[Any, int, dict[str, Any]]:
+        """Take what a step returned, whatever it is."""
         metrics = self.read(returned)
         samples = metrics.pop("batch_size") if "batch_size" in metrics else count_samples(batch)
-        is_scalar = not self._has_warned and not self.window.only_finite  # else each value needs a closer look
-        self._plain = {name for name, value in metrics.items() if is_scalar and _is_plain(value)}
-        names = list(metrics)
-        self.window.add({name: metrics[name] for name in names[names.index(begin) if begin else 0 :]}, samples)
-        return metrics, samples
+        self._scalars.clear()
+        if not self._has_warned and not self.window.only_finite:  # else each value needs a closer look
+            self._scalars.update(name for name, value in metrics.items() if _is_plain(value))
+        self.window.add(metrics, samples)
+        return (None if loss is None else loss.of(metrics)), samples, metrics
 
     def add(self, returned: Any, weight: int, earlier: Container[str] = ()) -> None:
         """Read what belongs to no single batch, and add it to the window.
@@ -202,15 +232,18 @@ class Loss:
         self._function = step.name
         self._metric = metric
         self.name = metric or "loss"
+        self._is_chosen = False
 
-    def choose(self, metrics: Mapping[str, Any]) -> str:
-        """The name of the metric, by what the first step returned.
+    def of(self, metrics: Mapping[str, Any]) -> Any:
+        """Return the metric that is minimised, which is chosen by what the first step returned.
 
         Raises:
             ScriptError: there is no such metric, it is not clear which, or it carries no gradient.
         """
-        self.name = self._find(metrics)
-        return self.name
+        if not self._is_chosen or self.name not in metrics:
+            self.name = self._find(metrics)
+            self._is_chosen = True
+        return metrics[self.name]
 
     def _find(self, metrics: Mapping[str, Any]) -> str:
         wanted = self._metric or ("loss" if "loss" in metrics else None)

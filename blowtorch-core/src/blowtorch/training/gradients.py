@@ -1,7 +1,7 @@
 """From a loss to a step of the optimizers: precision, accumulation, clipping, and steps that are left out."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from blowtorch.state import RunState
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MOST_SKIPPED = 100  # so many steps left out in a row are no accident
-_NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
 
 def autocast(options: RunOptions, device: torch.device) -> torch.autocast | None:
@@ -28,36 +27,38 @@ def autocast(options: RunOptions, device: torch.device) -> torch.autocast | None
 
 def computing(state: RunState) -> contextlib.AbstractContextManager[Any]:
     """Return the context for what does not train: validations, evaluations, predictions."""
-    return autocast(state.options, state.device) or _NOTHING
+    return autocast(state.options, state.device) or contextlib.nullcontext()
 
 
 class Gradients:
     """What happens to gradients between a loss and the step of an optimizer; in the plainest of loops, nothing.
 
     Attributes:
-        computing: the context in which a train step computes.
+        autocast: the context in which a train step computes; None for fp32.
+        accumulate: goes backward from the loss of one batch of an accumulation group, which may have one alone.
+        prepare: unscales, weighs, skips and clips what the optimizers, by name, are about to use; None where nothing
+            of that is asked for.
+        wants_steps: whether `finish_step` has to be called after each step.
         has_state: whether a run that is continued needs to know anything.
     """
 
-    computing: contextlib.AbstractContextManager[Any] = _NOTHING
+    autocast: torch.autocast | None = None
+    wants_steps = False
     has_state = False
+
+    def __init__(self) -> None:
+        self.accumulate: Callable[[Tensor], Any] = Tensor.backward
+        self.prepare: Callable[[Mapping[str, torch.optim.Optimizer]], Any] | None = None
 
     def backward(self, loss: Tensor, **options: Any) -> None:
         """Go backward from a loss; what train steps that drive themselves are given as `backward`."""
         loss.backward(**options)
 
-    def accumulate(self, loss: Tensor, samples: int) -> None:
-        """Go backward from the loss of one batch of an accumulation group, which may have one alone."""
-        loss.backward()
-
-    def prepare(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-        """Unscale, weigh, skip and clip: all that happens to the gradients before the optimizers step."""
-
     def remember(self) -> None:
         """Remember what the forward of the next step changes, in case that it is left out."""
 
     def finish_step(self) -> None:
-        """Take note that all optimizers have stepped, and that the next step begins."""
+        """Take note that all optimizers have stepped, and that the step is counted."""
 
     def close(self) -> None:
         """Leave the optimizers as they were found."""
@@ -97,8 +98,9 @@ class ChangedGradients(Gradients):
         is_self_driven: bool,
     ) -> None:
         options = state.options
-        self._autocast = autocast(options, state.device)
-        self.computing = self._autocast or _NOTHING
+        self.accumulate, self.prepare = self._accumulate, self._prepare_all
+        self.autocast = autocast(options, state.device)
+        self.wants_steps = True
         self._state = state
         self._progress = progress
         self._logged = logged
@@ -110,6 +112,7 @@ class ChangedGradients(Gradients):
         self._has_lost_overflow = False  # the scaler was brought up to date before it could heed one
         self._planned = 0.0  # samples of an accumulation group, if all its batches have the size of the first
         self._samples = 0  # of the group so far
+        self._samples_before = progress.samples  # before the group
         self._is_skipping = False
         self._buffers: dict[str, Tensor] = {}  # as they were before the step, where steps may be left out
         self._handles = []
@@ -119,34 +122,34 @@ class ChangedGradients(Gradients):
         for name, optimizer in state.optimizers.items():
             if self._changes and is_self_driven:
                 self._handles.append(optimizer.register_step_pre_hook(self._hook(name)))
-            if self._autocast is not None:
+            if self.autocast is not None:
                 self._handles.append(optimizer.register_step_post_hook(_forget_casts))
 
     def backward(self, loss: Tensor, **options: Any) -> None:
         """Go backward as `loss.backward(**options)` does, under any precision."""
-        if self._autocast is None:
+        if self.autocast is None:
             loss.backward(**options)
             return
         with torch.autocast(self._state.device.type, enabled=False):  # a step that drives itself is amid its computing
             scaled = loss if self._scaler is None else self._scaler.scale(loss)
             scaled.backward(**options)
 
-    def accumulate(self, loss: Tensor, samples: int) -> None:
-        """Go backward from the loss of one batch of an accumulation group, which may have one alone.
+    def _accumulate(self, loss: Tensor) -> None:
+        """Go backward from the loss of one batch.
 
         A mean over samples is weighted by their number. The divisor is the size of the group, as it will be if all its
         batches are as large as the first; mostly that is the number of batches. `_weigh` mends it otherwise.
         """
         if self._state.options.accumulate > 1:
+            samples = self._progress.samples - self._samples_before - self._samples
             if self._samples == 0:
                 self._planned = self._planned_batches() * float(samples)
             self._samples += samples
             loss = loss / (self._planned / samples)
         self.backward(loss)
 
-    def prepare(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-        """Unscale, weigh, skip and clip: all that happens to the gradients before the optimizers step."""
-        if self._changes:
+    def _prepare_all(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+        if self._changes:  # else there is only another precision
             for name, optimizer in optimizers.items():
                 self._prepare(name, optimizer)
 
@@ -156,13 +159,13 @@ class ChangedGradients(Gradients):
             self._buffers = {name: buffer.clone() for name, buffer in self._state.model.named_buffers()}
 
     def finish_step(self) -> None:
-        """Take note that all optimizers have stepped, and that the next step begins."""
+        """Take note that all optimizers have stepped, and that the step is counted."""
         if self._unscaled and self._scaler is not None:
             factor = self._scaler.get_backoff_factor()
             self._scaler.update(self._scaler.get_scale() * factor if self._has_lost_overflow else None)
         self._unscaled.clear()
         self._has_lost_overflow = False
-        self._samples = 0
+        self._samples, self._samples_before = 0, self._progress.samples
         if not self._is_skipping:
             self._progress.num_skipped = 0
             self.remember()
@@ -188,7 +191,7 @@ class ChangedGradients(Gradients):
 
     def _report_skipped(self) -> None:
         self._progress.num_skipped += 1
-        step, on_nan = self._progress.step + 1, self._state.options.on_nan
+        step, on_nan = self._progress.step, self._state.options.on_nan
         if on_nan == "skip":  # else it is the scaler's, which looks for its scale by such steps
             self._logged.add({"skipped_steps": 1}, reduce="sum")
             if self._lines.is_first("a step is left out"):

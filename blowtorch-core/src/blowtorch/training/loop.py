@@ -121,10 +121,11 @@ def train_epoch(steps: Steps, batches: Iterator[Any], look_around: Callable[[], 
     Returns:
         Whether the end of the epoch was reached.
     """
-    progress, function, gradients, take = steps.progress, steps.function, steps.gradients, steps.returns.take
+    progress, function, autocast = steps.progress, steps.function, steps.gradients.autocast
     step, arguments, wants_counts = function.function, function.arguments, function.wants_counts
     named_optimizers = {} if function.drives_itself else steps.workspace.optimizers
-    optimizers, loss = list(named_optimizers.values()), ""
+    optimizers, read = list(named_optimizers.values()), steps.returns.reader(steps.loss if named_optimizers else None)
+    backward, prepare = steps.gradients.accumulate if optimizers else None, steps.gradients.prepare
     is_watched, logged = steps.is_watched, steps.workspace.logged.values
     for group in in_groups(batches, steps.state.options.accumulate):
         samples_before = progress.samples
@@ -134,21 +135,23 @@ def train_epoch(steps: Steps, batches: Iterator[Any], look_around: Callable[[], 
             arguments["batch"] = batch
             if wants_counts:
                 function.count()
-            with gradients.computing:
+            if autocast is None:
                 returned = step(**arguments)  # forward: the user's function
-            metrics, samples = take(returned, batch)
+            else:
+                with autocast:
+                    returned = step(**arguments)
+            loss, samples, metrics = read(returned, batch)
             progress.batch += 1
             progress.samples += samples
-            if optimizers:  # else the step has driven itself
-                if loss not in metrics:
-                    loss = steps.loss.choose(metrics)
-                gradients.accumulate(metrics[loss], samples)  # backward
-        gradients.prepare(named_optimizers)  # unscale, weigh, skip, clip
+            if backward is not None:  # else the step has driven itself
+                backward(loss)
+        if prepare is not None:
+            prepare(named_optimizers)  # gradients: unscale, weigh, skip, clip
         for optimizer in optimizers:
             optimizer.step()
-        gradients.finish_step()
         progress.step += 1
         if is_watched or logged:
+            metrics = {"loss": loss} if metrics is None else metrics
             finish_step(steps, batch, metrics, progress.samples - samples_before)
         if progress.step >= progress.next_event and not look_around():
             return False
@@ -164,6 +167,7 @@ def in_groups(batches: Iterator[Any], size: int) -> Iterator[Any]:
 
 def finish_step(steps: Steps, batch: Any, metrics: Mapping[str, Any], samples: int) -> None:
     """Let schedules and callbacks know of a step that is done, and take what was logged since its function returned."""
+    steps.gradients.finish_step()
     if steps.schedules.wants_steps:
         steps.schedules.after_step(steps.state)
     for call in steps.callbacks.after_step:
@@ -190,7 +194,6 @@ def drive_epoch(training: Training, batches: Iterator[Any]) -> None:
 def count_batch(training: Training, batch: Any) -> None:
     """Do what happens after each batch of a function that drives a whole epoch; each counts as a step."""
     progress, samples = training.progress, count_samples(batch)
-    training.gradients.finish_step()
     progress.step += 1
     progress.batch += 1
     progress.samples += samples

@@ -48,8 +48,8 @@ class Steps:
 
     @property
     def is_watched(self) -> bool:
-        """Whether a schedule or a callback wants to know of every step."""
-        return self.schedules.wants_steps or bool(self.callbacks.after_step)
+        """Whether the gradients, a schedule or a callback want to know of every step."""
+        return self.gradients.wants_steps or self.schedules.wants_steps or bool(self.callbacks.after_step)
 
     def restore_streams(self) -> None:
         """Put the random streams of the checkpoint back, if the run goes on from one and has not done so yet."""

@@ -89,10 +89,11 @@ def validate(
                 returned = function.function(**function.given(data_loader=loader))
                 returns.add({} if returned is None else returned, 1)
             else:
+                read = returns.reader()
                 for batch in batches:
                     if may_be_cut and state.interruption is not None:
                         raise ValidationCutError
-                    returns.take(function.function(**function.given(batch=batch)), batch)
+                    read(function.function(**function.given(batch=batch)), batch)
             measured = means(returns.window.close()) | returns.objects.compute()
             validation.pace.end()
     finally:
