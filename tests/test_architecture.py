@@ -128,16 +128,24 @@ LINKS = r"\[([^]]*)\]\(([^)]*)\)"
 
 
 def table(heading: str) -> list[list[str]]:
-    """The cells of the table below a heading of the page on architecture, but for its own heading; without links."""
+    """The cells of the table below a heading of the page on architecture, without its head and without links."""
     section = re.sub(LINKS, r"\1", PAGE).partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")][2:]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
 def test_the_page_on_architecture_has_every_wing_and_room_in_the_order_of_imports():
-    drawn = [(cells[0].strip("`/"), re.findall(r"`(\w+)`", cells[2])) for cells in table("The wings")]
+    wings = [wing for cells in table("The wings") for wing in re.findall(r"`(\w+)/?`", cells[0])]
+    assert wings == [*LAYERS[1:], *OUTSIDE]
     outside = {wing: sorted({path.stem for path in (CORE / wing).glob("*.py")} - {"__init__"}) for wing in OUTSIDE}
-    assert drawn == [(wing, (ROOMS | outside).get(wing, [])) for wing in (*LAYERS[1:], *OUTSIDE)]
+    rooms = {cells[0].strip("`/"): re.findall(r"`(\w+)`", cells[1]) for cells in table("The rooms of each wing")}
+    assert list(rooms.items()) == list((ROOMS | outside).items())
+
+
+def test_the_page_on_architecture_begins_with_the_picture_and_the_wings():
+    picture, wings, index = (PAGE.index(text) for text in ("```mermaid", "## The wings", "## Where is …?"))
+    assert PAGE[:picture].count("\n") <= 6 and picture < wings < index
+    assert len(table("The wings")) <= 20, "they stand on the first screen, below the picture"
 
 
 def test_the_page_on_architecture_names_no_room_that_does_not_exist():
@@ -152,7 +160,9 @@ def test_the_page_on_architecture_names_no_room_that_does_not_exist():
         assert f"`{target.removeprefix(inside).removesuffix('.py')}`" == name
 
 
-@pytest.mark.parametrize("cells", table("Where is …?"), ids=lambda cells: cells[0].replace("`", ""))
+@pytest.mark.parametrize(
+    "cells", [row[1:] for row in table("Where is …?")], ids=lambda cells: cells[0].replace("`", "")
+)
 def test_what_the_page_on_architecture_says_of_a_room_stands_there(cells):
     rooms = [name for name in re.findall(r"`([\w/]+)`", " ".join(cells[1:])) if (CORE / f"{name}.py").is_file()]
     assert f"`{rooms[0]}`" == cells[1]
