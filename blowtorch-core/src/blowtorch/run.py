@@ -27,7 +27,7 @@ from blowtorch.training.session import Session
 from blowtorch.training.start import recorded_seed
 from blowtorch.training.workspace import Workspace
 from blowtorch.trial.batch_size import find_batch_size
-from blowtorch.trial.dry_run import rehearse
+from blowtorch.trial.dry_run import do_dry_run
 from blowtorch.trial.evaluation import evaluate, load_checkpoint, predict
 from blowtorch.trial.evaluation import gather as join
 from blowtorch.trial.untouched import detached_workspace
@@ -202,7 +202,7 @@ class Run(Decorators):
             return Session(self._script, self.config, options, self._plugins, model, loaders)
 
         if resolved.dry_run:
-            return self._result(rehearse(self._script, model, resolved, make_session, self._prepared))
+            return self._result(do_dry_run(self._script, model, resolved, make_session, self._prepared))
         session = make_session(resolved)
         with self._prepared(session):
             self._last_folder = session.folder.path

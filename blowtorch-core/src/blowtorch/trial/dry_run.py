@@ -30,8 +30,8 @@ _TIMES = 2  # steps, and batches of each validation
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How long a validation takes.
+class Forecast:
+    """How long a validation of the run will take, by what was tried of it.
 
     Attributes:
         num_done: batches that were tried; 0 for a function that drives a validation and takes none.
@@ -48,8 +48,8 @@ class Pace:
     @property
     def total(self) -> float | None:
         """Seconds of all of them; None when unknown."""
-        parts = 1 if self.num_done == 0 else self.num_batches
-        return None if parts is None or self.num_times is None else self.seconds * parts * self.num_times
+        batches = 1 if self.num_done == 0 else self.num_batches
+        return None if batches is None or self.num_times is None else self.seconds * batches * self.num_times
 
     def __str__(self) -> str:
         if self.num_done == 0:
@@ -70,12 +70,12 @@ class Findings:
     """
 
     seconds_per_step: float | None = None
-    validations: dict[str, Pace] = field(default_factory=dict)
+    validations: dict[str, Forecast] = field(default_factory=dict)
     checkpoint_bytes: int = 0
     checkpoint_seconds: float = 0.0
 
 
-def rehearse(
+def do_dry_run(
     script: Script,
     model: nn.Module,
     options: RunOptions,
@@ -87,7 +87,7 @@ def rehearse(
     Args:
         script: whose objects are left as they were.
         model: is left as it was.
-        options: of the run that is rehearsed.
+        options: of the run that the dry run is for.
         make_session: makes one with given options.
         prepared: has a session ready to train inside.
 
@@ -95,22 +95,22 @@ def rehearse(
         CheckpointError: the checkpoint cannot be written or loaded, or the disk has no room for those of the run.
         ExtensionError: a logger did not take all that it was given.
     """
-    made = missing_folders(options)
+    new_folders = missing_folders(options)
     with left_as_it_was(script, model, derive_seed(script.seed, "dry_run"), options.callbacks):
-        session = make_session(as_rehearsal(options))
+        session = make_session(dry_run_options(options))
         try:
             with prepared(session):
                 findings = try_everything(session.training)
             check_loggers(session)
         finally:
-            remove_traces(session, made)
+            remove_traces(session, new_folders)
     if session.status == "finished":
         for line in report(session, findings):
             print(line)
     return session
 
 
-def as_rehearsal(options: RunOptions) -> RunOptions:
+def dry_run_options(options: RunOptions) -> RunOptions:
     """Return the options of a dry run: a new run beside those that exist; no recording disturbs its steps."""
     return dataclasses.replace(options, resume="never", run_name="dry-run", log_every="2 steps", sanity_batches=0)
 
@@ -136,7 +136,7 @@ def try_everything(training: Training) -> Findings:
     for validation, (trigger, is_at_start), whole in zip(training.validations, asked, wholes, strict=True):
         num_times = None if end is None else (0 if trigger is None else trigger.interval.count(end)) + is_at_start
         pace = validation.pace
-        findings.validations[validation.name] = Pace(pace.num_batches, whole, pace.seconds, num_times)
+        findings.validations[validation.name] = Forecast(pace.num_batches, whole, pace.seconds, num_times)
     findings.checkpoint_bytes = training.checkpoints.try_to_load()
     saved_since = max(marks[-1], *(validation.pace.ended for validation in training.validations), 0.0)
     findings.checkpoint_seconds = time.perf_counter() - saved_since
@@ -145,19 +145,19 @@ def try_everything(training: Training) -> Findings:
 
 
 def missing_folders(options: RunOptions) -> list[Path]:
-    """The folders that a run would make to have its own in, the innermost first."""
+    """Return the folders that a run would make to have its own in, the innermost first."""
     path = Path(options.save_path).absolute()
-    return [each for each in (path, *path.parents) if not each.exists()]
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
 
 
-def remove_traces(session: Session, made: Sequence[Path]) -> None:
+def remove_traces(session: Session, new_folders: Sequence[Path]) -> None:
     """Delete the run folder and the checkpoints, wherever these are, and the folders that were made for it."""
     if hasattr(session, "training"):
         session.training.checkpoints.delete_all()
     if hasattr(session, "folder"):
         shutil.rmtree(session.folder.path, ignore_errors=True)
     with contextlib.suppress(OSError):  # another run has begun there meanwhile
-        for folder in made:
+        for folder in new_folders:
             folder.rmdir()
 
 
@@ -172,14 +172,14 @@ def check_loggers(session: Session) -> None:
 
 
 def report(session: Session, findings: Findings) -> Iterator[str]:
-    """What a dry run has found, in lines for people."""
+    """Yield what was found, in lines for people."""
     state, options = session.state, session.state.options
     steps, seconds = state.total_steps, findings.seconds_per_step
     yield "dry run: everything works, and this is what the run will be like"
     if seconds is not None:
         yield f"  steps        {state.step} done of {_or_unknown(steps)}, {_duration(seconds)} each"
-    for name, pace in findings.validations.items():
-        yield f"  {name:<12} {pace}"
+    for name, forecast in findings.validations.items():
+        yield f"  {name:<12} {forecast}"
     size, kept = findings.checkpoint_bytes, _most_checkpoints(options)
     yield f"  checkpoint   {_size(size)} written, verified and loaded in {_duration(findings.checkpoint_seconds)}"
     if session.training.checkpoints.are_local:
@@ -195,10 +195,10 @@ def _foresee(findings: Findings, steps: int | None) -> str:
     if steps is None or findings.seconds_per_step is None:
         return "its length is not known, so neither is its time"
     total = steps * findings.seconds_per_step
-    validations = [pace.total for pace in findings.validations.values()]
+    validations = [forecast.total for forecast in findings.validations.values()]
     if None in validations:
         return f"about {_duration(total)}, and its validations"
-    return f"about {_duration(total + sum(each for each in validations if each is not None))}"
+    return f"about {_duration(total + sum(seconds for seconds in validations if seconds is not None))}"
 
 
 def _foresee_end(state: RunState, seconds_per_step: float | None) -> Time | None:
@@ -232,7 +232,7 @@ def _or_unknown(number: int | None) -> str:
 
 
 def _size(count: float) -> str:
-    """A number of bytes.
+    """Write a number of bytes for people.
 
     >>> _size(1_234_567)
     '1.2 MB'
