@@ -10,7 +10,7 @@ from blowtorch.checkpoint.tensors import load_verified_weights
 from blowtorch.errors import CheckpointError, OptionError
 from blowtorch.folder.manifest import FILE_NAME
 from blowtorch.options import RunOptions
-from blowtorch.training.start import follow_pointer
+from blowtorch.training.start import POINTERS, follow_pointer, is_pointer
 
 
 def choose_device(name: str) -> torch.device:
@@ -34,7 +34,7 @@ def choose_device(name: str) -> torch.device:
 def compile_model(model: nn.Module, options: RunOptions) -> tuple[nn.Module, Any]:
     """Return the model under whose names weights are saved, and what `torch.compile` made of it, or None.
 
-    A model that the script has compiled itself is taken apart likewise.
+    A model that the script has compiled itself is taken apart in the same way.
     """
     if hasattr(model, "_orig_mod"):
         plain: nn.Module = model._orig_mod  # type: ignore[assignment]
@@ -56,9 +56,10 @@ def load_initial_weights(model: nn.Module, origin: str, asked: str = "initialize
         CheckpointError: it is no checkpoint, is damaged, or belongs to another model.
     """
     path = follow_pointer(Path(origin))
-    for pointer in ("best", "latest"):
-        if (path / "checkpoints" / pointer).is_file():
-            path = path / "checkpoints" / (path / "checkpoints" / pointer).read_text().strip()
+    for pointer in (path / "checkpoints" / name for name in POINTERS):
+        if is_pointer(pointer):
+            path = follow_pointer(pointer)
+            break
     if not (path / FILE_NAME).is_file():
         raise CheckpointError(f"{asked}={origin!r} is no good checkpoint: it holds no {FILE_NAME}")
     try:

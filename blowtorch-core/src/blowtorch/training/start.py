@@ -1,4 +1,4 @@
-"""Where a run begins: anew or in a folder that exists, with which seed, on which device, with which weights."""
+"""Which run goes on: a new one or one in a folder that exists, from which checkpoint, and with which seed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,8 @@ from blowtorch.options import RunOptions
 from blowtorch.runs.view import find_newest
 from blowtorch.script.script import Script
 from blowtorch.streams import seed_everything
+
+POINTERS = ("best", "latest")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Start:
 
 
 def find_start(options: RunOptions, script: Script) -> Start:
-    """What the option `resume` means.
+    """Find the run that the option `resume` means.
 
     Raises:
         RunFolderError: it names no run.
@@ -50,19 +52,23 @@ def find_start(options: RunOptions, script: Script) -> Start:
 
 
 def follow_pointer(path: Path) -> Path:
-    """The checkpoint that a pointer, `checkpoints/best` or `checkpoints/latest`, names; any other path as it is."""
-    is_pointer = path.name in ("best", "latest") and path.is_file()
-    return path.parent / path.read_text().strip() if is_pointer else path
+    """Return the checkpoint that a pointer, `checkpoints/best` or `checkpoints/latest`, names, or else the path."""
+    return path.parent / path.read_text().strip() if is_pointer(path) else path
+
+
+def is_pointer(path: Path) -> bool:
+    """Return whether a path is that of a pointer which exists."""
+    return path.name in POINTERS and path.is_file()
 
 
 def recorded_seed(options: RunOptions, script: Script) -> int | None:
-    """The seed of the run that would be continued, if one would."""
+    """Return the seed of the run that would be continued, or None."""
     folder = find_start(options, script).folder
     return None if folder is None else folder.read_info().get("seed")
 
 
 def agree_on_seed(folder: RunFolder, seed: int) -> int:
-    """The recorded seed of a run that is continued; it holds, whatever the script has seeded with."""
+    """Return the recorded seed of a run that is continued, which holds whatever the script has seeded with."""
     recorded = int(folder.read_info().get("seed", seed))
     if recorded != seed:
         warn(

@@ -1,4 +1,4 @@
-"""What a model is asked outside of a run: how good it is, what it predicts; and trials that leave it as it was."""
+"""How good a model is, and what it predicts, outside of a run."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +17,7 @@ from blowtorch.script.script import Script
 from blowtorch.state import RunState
 from blowtorch.streams import SeparateStreams, derive_seed
 from blowtorch.training.model import load_initial_weights
+from blowtorch.training.start import POINTERS, is_pointer
 from blowtorch.training.validation import Validation, judging, validate
 from blowtorch.training.workspace import Workspace
 from blowtorch.tree import move
@@ -35,7 +36,7 @@ def evaluate(script: Script, workspace: Workspace, loader: Any) -> dict[str, flo
     state = workspace.state
     request = script.validations.get("val") or next(iter(script.validations.values()))
     assert request.function is not None
-    loader = _choose(loader, request.loader, "evaluate", "validate_step")
+    loader = _choose_loader(loader, request.loader, "evaluate", "validate_step")
     batches = Batches(loader, state.seed, state.device, state.options.limit_validate_batches, request.name)
     objects = find_metric_objects(request.function.function, {"model": state.model, **script.kept})
     with contextlib.closing(batches), put_aside(objects.values()):  # a training under way may use the same ones
@@ -45,7 +46,7 @@ def evaluate(script: Script, workspace: Workspace, loader: Any) -> dict[str, flo
 
 
 def predict(script: Script, workspace: Workspace, loader: Any) -> Iterator[Any]:
-    """What the prediction step returns for each batch, on the CPU, in the order of the loader, one at a time.
+    """Predict batch by batch, in the order of the loader; predictions are put on the CPU.
 
     Raises:
         ScriptError: there is no prediction step, or no data.
@@ -53,13 +54,13 @@ def predict(script: Script, workspace: Workspace, loader: Any) -> Iterator[Any]:
     if script.predict is None:
         raise ScriptError("run.predict needs a function decorated with @run.predict_step")
     state = workspace.state
-    loader = _choose(loader, script.predict_loader, "predict", "predict_step")
+    loader = _choose_loader(loader, script.predict_loader, "predict", "predict_step")
     batches = Batches(loader, state.seed, state.device, name="predict")
     return _predictions(script.predict.bind(state), state, batches)
 
 
 def _predictions(function: Function, state: RunState, batches: Batches) -> Iterator[Any]:
-    """Between two predictions everything is as the caller left it: modes, gradients and random streams."""
+    """Yield predictions; between two of them modes, gradients and random streams are as the caller left them."""
     streams = SeparateStreams(derive_seed(state.seed, "predict"))
     with contextlib.closing(batches):
         iterator = batches.iterate(1)
@@ -76,7 +77,7 @@ _NOTHING = object()
 
 
 def gather(outputs: Iterator[Any]) -> Any:
-    """All predictions in one: tensors are joined along their first dimension, within mappings and tuples too.
+    """Join all predictions in one: tensors along their first dimension, within mappings and tuples too.
 
     >>> gather(iter([{"label": torch.tensor([1, 2])}, {"label": torch.tensor([3])}]))
     {'label': tensor([1, 2, 3])}
@@ -114,21 +115,21 @@ def load_checkpoint(checkpoint: str | Path | None, state: RunState, script: Scri
     if checkpoint is None:
         return
     path = Path(checkpoint)
-    if str(checkpoint) in ("best", "latest"):
+    if str(checkpoint) in POINTERS:
         if folder is None:
             newest = find_newest(state.options.save_path, state.options.run_name, script.path)
             folder = None if newest is None else newest.path
-        if folder is None or not (folder / "checkpoints" / str(checkpoint)).is_file():
+        if folder is None or not is_pointer(folder / "checkpoints" / path):
             where = f"in {state.options.save_path!r} no run of this script" if folder is None else f"{folder} has none"
             raise CheckpointError(
                 f"checkpoint={checkpoint!r} is of the last run, and {where}; give the path of another"
             )
-        path = folder / "checkpoints" / str(checkpoint)
+        path = folder / "checkpoints" / path
     load_initial_weights(state.model, str(path), "checkpoint")
 
 
-def _choose(given: Any, registered: Any, method: str, decorator: str) -> Any:
-    loader = registered if given is None else given
+def _choose_loader(of_call: Any, of_decorator: Any, method: str, decorator: str) -> Any:
+    loader = of_decorator if of_call is None else of_call
     if loader is None:
         raise ScriptError(f"run.{method} has no data; give it a loader, or give one to @run.{decorator}(loader)")
     return loader
