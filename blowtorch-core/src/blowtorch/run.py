@@ -4,10 +4,10 @@ import contextlib
 import multiprocessing
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from torch import nn
 from torch.utils.data import get_worker_info
@@ -33,6 +33,7 @@ from blowtorch.trial.evaluation import gather as join
 from blowtorch.trial.untouched import detached_workspace
 
 Current = TypeVar("Current", Session, Workspace)
+Arguments = TypeVarTuple("Arguments")
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,14 @@ class Run(Decorators):
         return self._script.seed
 
     def __getitem__(self, key: str) -> Any:
-        """A value of the configuration, by its dotted key; a missing key names the nearest one."""
+        """Return a value of the configuration, by its dotted key; a missing key names the nearest one."""
         return self.config[key]
 
     def __contains__(self, key: object) -> bool:
         return key in self.config
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value of the configuration, or `default`."""
+        """Return a value of the configuration, or `default`."""
         return self.config.get(key, default)
 
     def log(self, metrics: Mapping[str, Any], reduce: str = "mean") -> None:
@@ -142,8 +143,8 @@ class Run(Decorators):
     def log_image(self, name: str, image: Any) -> None:
         """Record an image as of now; it is kept as PNG in the folder `media` of the run, and loggers are given it.
 
-        Like the other three of its kind, it may be called from anywhere while a run is under way; outside of one, in
-        `evaluate`, there is no folder to keep it in and nothing is done.
+        Like the other three of its kind, it may be called from anywhere in a run once the optimizers are made. Before
+        that, in functions decorated with `init` or `configure_optimizers`, and in `evaluate`, nothing is recorded.
 
         Args:
             name: what it is called; logged again at the same step, it is another one.
@@ -154,9 +155,7 @@ class Run(Decorators):
         Raises:
             ScriptError: it is no image, or no run is under way.
         """
-        media = self._find_media("log_image")
-        if media is not None:
-            media.log_image(name, image)
+        self._log_media(Media.log_image, name, image)
 
     def log_histogram(self, name: str, values: Any, bins: int = 64) -> None:
         """Record how numbers are distributed as of now; those that are not finite are left out.
@@ -166,15 +165,11 @@ class Run(Decorators):
             values: a tensor, an array or numbers, of any shape.
             bins: so many of equal width, from the smallest number to the largest.
         """
-        media = self._find_media("log_histogram")
-        if media is not None:
-            media.log_histogram(name, values, bins)
+        self._log_media(Media.log_histogram, name, values, bins)
 
     def log_text(self, name: str, text: str) -> None:
         """Record a text as of now."""
-        media = self._find_media("log_text")
-        if media is not None:
-            media.log_text(name, text)
+        self._log_media(Media.log_text, name, text)
 
     def log_file(self, name: str, path: str | Path) -> None:
         """Record a copy of a file as of now; it is kept in the folder `media` of the run.
@@ -182,9 +177,7 @@ class Run(Decorators):
         Raises:
             ScriptError: there is no such file, or no run is under way.
         """
-        media = self._find_media("log_file")
-        if media is not None:
-            media.log_file(name, path)
+        self._log_media(Media.log_file, name, path)
 
     def __call__(
         self, model: nn.Module, train_loader: Any = None, validate_loader: Any = None, **options: Any
@@ -260,7 +253,7 @@ class Run(Decorators):
         return join(outputs) if gather else outputs
 
     def find_batch_size(self, model: nn.Module, loader: Any, *, largest: int | None = None, **options: Any) -> int:
-        """The largest batch size with which the train step fits into memory, found by trying.
+        """Find by trying the largest batch size with which the train step fits into memory.
 
         The size of the loader is doubled as long as two steps fit, or else halved until they do. Model, optimizers and
         random streams are left as they are. Leave some room: a validation may take more than these two steps.
@@ -292,11 +285,13 @@ class Run(Decorators):
         load_checkpoint(checkpoint, workspace.state, self._script, self._last_folder)
         return workspace
 
-    def _find_media(self, method: str) -> Media | None:
-        """Return what keeps images and the like; None in an evaluation, which has no folder to keep them in."""
+    def _log_media(self, log: Callable[[Media, *Arguments], None], *arguments: *Arguments) -> None:
+        """Record an image or the like by a method of `Media`, or do nothing where there is no folder to keep it in."""
         if self._current is None:
-            raise ScriptError(f"run.{method} was called while nothing is being trained, validated or evaluated")
-        return self._current.media if isinstance(self._current, Session) else None
+            raise ScriptError(f"run.{log.__name__} was called while nothing is being trained, validated or evaluated")
+        media = self._current.media if isinstance(self._current, Session) else None
+        if media is not None:
+            log(media, *arguments)
 
     @contextlib.contextmanager
     def _in_progress(self, current: Current) -> Iterator[Current]:
@@ -334,6 +329,6 @@ class Run(Decorators):
 
 
 def is_loader_worker() -> bool:
-    """Whether this process is a data loader's worker, or one that is only now importing the script for it."""
+    """Return whether this process is a data loader's worker, or one that is only now importing the script for it."""
     is_importing = getattr(multiprocessing.current_process(), "_inheriting", False)  # as multiprocessing itself asks
     return is_importing or get_worker_info() is not None
