@@ -100,12 +100,12 @@ class SchedulerSpec:
     ) -> Any:
         """Build the scheduler of one optimizer. Required.
 
-        Called once for each optimizer, and for each place in a sequence, before the first step, also when a run is
+        Called once for each optimizer, and for each phase of a sequence, before the first step, also when a run is
         resumed: the state is put back afterwards.
 
         Args:
             optimizer: already holding its parameters.
-            total_steps: optimizer steps of the whole run, or of its part of a sequence; None when unknown.
+            total_steps: optimizer steps of the whole run, or of its phase of a sequence; None when unknown.
             steps_per_epoch: optimizer steps of one epoch; None when unknown.
 
         Returns:
@@ -235,7 +235,7 @@ class CheckpointBackendSpec:
     @required
     @hookspec(firstresult=True)
     def checkpoint_list(self) -> Sequence[str]:  # type: ignore[empty-body]
-        """The names of all complete checkpoints, in ascending order. Required."""
+        """Return the names of all complete checkpoints, in ascending order. Required."""
 
     @required
     @hookspec(firstresult=True)
@@ -284,8 +284,8 @@ class CallbackSpec:
     def checkpoint_saved(self, state: RunState, checkpoint: Checkpoint, is_best: bool) -> None:
         """A checkpoint is published, after the step of `checkpoint` or some steps later, in the middle of an epoch too.
 
-        Random numbers drawn here do not move the streams of training. What is logged here stands at the present step,
-        which is not the same each time; use `checkpoint.step` where that matters.
+        Random numbers drawn here do not move the streams of training. What is logged here is recorded at the
+        present step, which differs from run to run; use `checkpoint.step` where that matters.
 
         Args:
             checkpoint: its name, step, metric and path.

@@ -1,1 +1,1 @@
-"""What is saved, when, what is kept, and how to come back."""
+"""What is saved, what is kept, and how to come back."""

@@ -29,7 +29,7 @@ class WarmCopies:
         self._buffers: dict[Place, Tensor] = {}
 
     def take(self, state: Any) -> Any:
-        """The state as it is now, on the CPU; what two names share, their copies share too."""
+        """Copy the state as it is now to the CPU; what two names share, their copies share too."""
         taken: dict[Place, Tensor] = {}
         shared: dict[tuple[Any, ...], Tensor] = {}
         with torch.no_grad():
@@ -59,7 +59,7 @@ class WarmCopies:
 
 
 def write_tensors(value: Any, path: Path) -> dict[str, Any]:
-    """Write tensors and plain values to a new file, durably; returns its entry in the manifest."""
+    """Write tensors and plain values to a new file, durably, and return its entry in the manifest."""
     with HashedFile(path) as file:
         torch.save(value, cast(IO[bytes], file))
         return file.entry()
@@ -74,9 +74,9 @@ def read_tensors(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler does
-        found = re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.[\w.]+) was not", str(error))
+        named = re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.[\w.]+) was not", str(error))
         # What torch says at length ends with how to load such a file all the same.
-        cause = f"it names {found[1]}, and could run code" if found else str(error).partition("\n")[0]
+        cause = f"it names {named[1]}, and could run code" if named else str(error).partition("\n")[0]
         raise CheckpointError(f"{path} cannot be read as tensors and plain values: {cause}") from error
 
 
@@ -86,7 +86,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], origin: str) -> N
     Raises:
         CheckpointError: naming the first tensor that differs.
     """
-    model = getattr(model, "_orig_mod", model)  # what torch.compile has made bears other names
+    model = getattr(model, "_orig_mod", model)  # what torch.compile has made has other names
     mine = model.state_dict()
     advice = "is it a checkpoint of another model or configuration?"
     for name, value in mine.items():
@@ -133,7 +133,7 @@ def swapped_in(model: nn.Module, weights: Mapping[str, Tensor] | None) -> Iterat
 
 
 def find_not_finite(model: nn.Module) -> str | None:
-    """The name of the first tensor of a model that holds NaN or infinities in parameters, or None."""
+    """Return the name of the first parameter of a model that holds NaN or infinities, or None."""
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter.detach()).all():
             return name
@@ -141,7 +141,7 @@ def find_not_finite(model: nn.Module) -> str | None:
 
 
 def find_unplain(value: Any, place: str) -> str | None:
-    """A sentence on the first thing in a state that is neither a tensor nor a plain value, or None.
+    """Return a sentence on the first thing in a state that is neither a tensor nor a plain value, or None.
 
     >>> find_unplain({"rates": [0.1, object]}, "schedulers/main")
     "schedulers/main['rates'][1] is a type"

@@ -154,7 +154,7 @@ class Decorators:
 
 def _register(functions: list[Function], function: Function) -> None:
     """Add a function; in a notebook, whose cells are run again, it replaces the one of its name."""
-    names = [_name_in_notebook(each) for each in functions]
+    names = [_name_in_notebook(registered) for registered in functions]
     name = _name_in_notebook(function)
     if name is not None and name in names:
         functions[names.index(name)] = function
@@ -163,12 +163,12 @@ def _register(functions: list[Function], function: Function) -> None:
 
 
 def _name_in_notebook(function: Function) -> str | None:
-    """The name of a function that a cell has defined; None for lambdas, those made by others, and those of scripts."""
+    """Return the name of a function that a cell has defined; None for lambdas and those of libraries and scripts."""
     name = getattr(function.function, "__qualname__", "<")
     is_script = hasattr(sys.modules["__main__"], "__file__")
     return None if "<" in name or is_script or function.function.__module__ != "__main__" else name
 
 
 def is_function(argument: Any) -> bool:
-    """Whether a decorator's argument is the function itself and not a loader."""
+    """Return whether a decorator's argument is the function itself and not a loader."""
     return callable(argument) and not hasattr(argument, "__iter__")

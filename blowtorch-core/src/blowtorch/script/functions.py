@@ -1,4 +1,4 @@
-"""The user's functions: which arguments they are given, what they return, and the optimizer step.
+"""The user's functions, and the arguments that each is given.
 
 A function is given what its parameters are called. That is worked out once, when it is registered and when a run
 begins; on a step only the batch is put into place, and the function is called directly.
@@ -59,7 +59,7 @@ class Function:
     def bind(
         self, state: RunState, is_validate: bool = False, backward: Callable[..., None] = Tensor.backward
     ) -> "Function":
-        """Fill in everything that stays the same while a run lasts; returns a copy for that run."""
+        """Return a copy for one run, with the arguments that stay the same while it lasts."""
         bound = copy.copy(self)
         bound._state = state
         available = {
@@ -97,7 +97,7 @@ class Function:
 
 
 def _without_batch(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The loop gives every step its batch; this drops it for a step that does not ask for it."""
+    """Drop the batch, which the loop gives to every step, for a step that does not ask for it."""
     return lambda batch, **arguments: function(**arguments)
 
 

@@ -34,7 +34,7 @@ class ValidationRequest:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or self.name in ("", "train", "train_epoch", "lr"):
-            raise ScriptError(f"a validation cannot be named {self.name!r}; choose a name that no other metrics bear")
+            raise ScriptError(f"a validation cannot be named {self.name!r}; choose a name that no other metrics have")
         if self.every is not None:
             Interval.parse(self.every)
 
@@ -69,7 +69,7 @@ class Script:
         return ""
 
     def check(self, model: Any, optimize_metric: str | None) -> None:
-        """Raise a `ScriptError` if something is missing without which nothing can be trained, or cannot be heeded."""
+        """Raise a `ScriptError` if nothing can be trained: something is missing, or two things do not go together."""
         world_size = os.environ.get("WORLD_SIZE", "1")
         if world_size not in ("", "1"):
             raise ScriptError(f"WORLD_SIZE is {world_size!r}, and this version trains in one process only; unset it")
@@ -84,9 +84,9 @@ class Script:
         if self.configure_optimizers is None:
             raise ScriptError("there is no optimizer; decorate a function that makes it with @run.configure_optimizers")
 
-    def choose_train_loader(self, given: Any) -> Any:
-        """The data to train on: that of the call, else that of the decorator."""
-        loader = self.train_loader if given is None else given
+    def choose_train_loader(self, of_call: Any) -> Any:
+        """Return the data to train on: that of the call, else that of the decorator."""
+        loader = self.train_loader if of_call is None else of_call
         if loader is None:
             raise ScriptError(
                 "there is nothing to train on; give a loader to the call, run(model, train_loader), or to the "
@@ -94,17 +94,17 @@ class Script:
             )
         return check_not_empty(loader, "train loader")
 
-    def choose_validations(self, given: Any) -> list[ValidationRequest]:
-        """The validations that have data; those without a loader of their own take that of the call."""
+    def choose_validations(self, of_call: Any) -> list[ValidationRequest]:
+        """Return the validations that have data; those without a loader of their own take that of the call."""
         chosen, without = [], []
         for request in self.validations.values():
-            loader = given if request.loader is None else request.loader
+            loader = of_call if request.loader is None else request.loader
             if loader is None:
                 without.append(request.name)
                 continue
             check_not_empty(loader, f"loader of validation {request.name!r}")
             chosen.append(ValidationRequest(request.name, request.every, request.at_start, request.function, loader))
-        if given is not None and all(request.loader is not None for request in self.validations.values()):
+        if of_call is not None and all(request.loader is not None for request in self.validations.values()):
             raise ScriptError(
                 "a validation loader was given, but no validation step uses it; decorate a function with "
                 "@run.validate_step, or leave the loader out"

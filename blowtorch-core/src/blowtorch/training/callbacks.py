@@ -64,7 +64,7 @@ class Callbacks:
         """Return the callbacks that have a state to be saved, by name.
 
         Raises:
-            ExtensionError: two of them bear one name, or one has only half of the two methods.
+            ExtensionError: two of them have one name, or one has only half of the two methods.
         """
         stateful: dict[str, Any] = {}
         for plugin in self._plugins:
@@ -80,7 +80,7 @@ class Callbacks:
 
 
 def _in_order(plugins: Sequence[tuple[Plugin, RunState]], moment: str) -> list[tuple[Plugin, RunState]]:
-    """Return those that implement a hook, as named; `tryfirst` and `trylast` of their marks are honoured."""
+    """Return those that implement a hook, as named; `tryfirst` and `trylast` of their marks are followed."""
     ranked = []
     for plugin, shown in plugins:
         implementation = plugin.implementation(moment)

@@ -35,7 +35,7 @@ class Trace:
         self._write({"start": state.step})
 
     def __call__(self, batch: Any, metrics: Mapping[str, Any]) -> None:
-        """Take note of a step that has just been done."""
+        """Write the line of a step that has just been done."""
         state = self._state
         self._write(
             {
@@ -50,11 +50,11 @@ class Trace:
         )
 
     def _indices(self, position: int) -> Any:
-        """Those of the batch of a step, or of each batch of its group."""
+        """Return the indices of the batch of a step, or those of each batch of its group."""
         first = self._position if self._position < position else 0  # an epoch has begun
         self._position = position
-        found = [self._batches.indices_at(each) for each in range(first, position)]
-        return found[0] if len(found) == 1 else found
+        indices = [self._batches.indices_at(batch) for batch in range(first, position)]
+        return indices[0] if len(indices) == 1 else indices
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self._append(json.dumps(line, default=repr).encode() + b"\n")
@@ -65,36 +65,36 @@ class Trace:
 
 
 def digest(value: Any) -> str:
-    """Sixteen digits that differ wherever a bit of a tensor, an array or a plain value inside of `value` does.
+    """Return sixteen digits that differ wherever a bit of a tensor, an array or a plain value inside of `value` does.
 
     >>> digest([torch.tensor([0.0]), "x"]) == digest([torch.tensor([-0.0]), "x"])
     False
     """
-    found = xxhash.xxh3_64()
-    _feed(found, value)
-    return str(found.hexdigest())
+    hasher = xxhash.xxh3_64()
+    _feed(hasher, value)
+    return str(hasher.hexdigest())
 
 
-def _feed(found: Any, value: Any) -> None:
-    found.update(type(value).__name__.encode())
+def _feed(hasher: Any, value: Any) -> None:
+    hasher.update(type(value).__name__.encode())
     if isinstance(value, Tensor):
         dense = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
-        found.update(f"{tuple(value.shape)}{value.dtype}".encode())
-        found.update(dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        hasher.update(f"{tuple(value.shape)}{value.dtype}".encode())
+        hasher.update(dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     elif isinstance(value, np.ndarray):
-        found.update(f"{value.shape}{value.dtype}".encode())
-        found.update(value.tobytes() if value.dtype != object else repr(value.tolist()).encode())
+        hasher.update(f"{value.shape}{value.dtype}".encode())
+        hasher.update(value.tobytes() if value.dtype != object else repr(value.tolist()).encode())
     elif (children := children_of(value)) is not None:
         for key, child in children:
             if isinstance(value, Mapping):
-                found.update(repr(key).encode())
-            _feed(found, child)
+                hasher.update(repr(key).encode())
+            _feed(hasher, child)
     elif isinstance(value, str | bytes | int | float | complex | None):
-        found.update(repr(value).encode())
+        hasher.update(repr(value).encode())
 
 
 def _number(value: Any) -> str:
-    """A metric with all its digits; what is no single number, as a digest."""
+    """Return a metric with all its digits, or the digest of what is no single number."""
     if isinstance(value, Tensor) and value.numel() == 1:
         return repr(value.detach().item())
     return repr(value) if isinstance(value, int | float) else digest(value)

@@ -41,7 +41,7 @@ class Pace:
         return self._watched(batches)
 
     def end(self) -> None:
-        """Take the time: the validation is done."""
+        """Note when the validation ended."""
         self.ended = time.perf_counter()
         self.seconds = self.ended - self._since
 
@@ -133,19 +133,19 @@ class EpochLoader:
         self._batches = batches
         self._num_batches = num_batches
         self._done = done
-        self._given: list[Any] = []  # the batch that the function works on
+        self._in_work: list[Any] = []  # the batch that the function works on
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._batches:
             self.finish_batch()  # a function may begin to iterate again where it broke off
-            self._given.append(batch)
+            self._in_work.append(batch)
             yield batch
             self.finish_batch()
 
     def finish_batch(self) -> None:
-        """The function is done with the batch that it was given last."""
-        if self._given:
-            self._done(self._given.pop())
+        """Report the batch that the function was given last as done."""
+        if self._in_work:
+            self._done(self._in_work.pop())
 
     def __len__(self) -> int:
         if self._num_batches is None:

@@ -47,7 +47,7 @@ def make_workspace(
     seed: int,
     device: torch.device,
     info: RunInfo = NO_RUN,
-    say: Callable[[Progress], Lines] = lambda progress: Lines(),
+    make_lines: Callable[[Progress], Lines] = lambda progress: Lines(),
 ) -> Workspace:
     """Make a workspace in which nothing has happened yet.
 
@@ -58,10 +58,10 @@ def make_workspace(
         seed: from which every random stream is derived.
         device: where the model is.
         info: the run, or `NO_RUN`.
-        say: makes what says lines, from where the run stands.
+        make_lines: makes what says lines, from where the run stands.
     """
     progress, logged, judged = Progress(), Logged(), JudgedWeights()
-    lines = say(progress)
+    lines = make_lines(progress)
     optimizers: dict[str, torch.optim.Optimizer] = {}
     state = RunState(
         info=info,

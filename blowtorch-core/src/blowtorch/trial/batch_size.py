@@ -1,4 +1,4 @@
-"""How large a batch fits into the memory of a device."""
+"""The search for the largest batch that fits into the memory of a device."""
 
 import gc
 from typing import Any
@@ -42,7 +42,7 @@ def find_batch_size(script: Script, workspace: Workspace, loader: Any, largest: 
             size = min(size, most)
             fits[size] = _fits(script, workspace, loader, size)
             size = (2 * size if size < most else size) if fits[size] else size // 2
-    best = max((size for size, does in fits.items() if does), default=None)
+    best = max((size for size, does_fit in fits.items() if does_fit), default=None)
     if best is None:
         raise ScriptError(f"a step with a single sample does not fit into the memory of {state.device}")
     return best
@@ -81,7 +81,7 @@ def _try_steps(script: Script, workspace: Workspace, loader: DataLoader[Any], si
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was missing, on whatever device."""
+    """Return whether an error says that memory was missing, on whatever device."""
     texts = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(text in str(error).lower() for text in texts)
 
