@@ -20,7 +20,6 @@ stands in `between_steps`.
 """
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -43,6 +42,8 @@ from blowtorch.training.between_steps import (
 from blowtorch.training.gradients import computing
 from blowtorch.training.training import Steps, Training
 from blowtorch.training.validation import EpochLoader, ValidationCutError, validate
+
+_NO_BATCH = object()
 
 
 def train(training: Training, most_epochs: int | None = None) -> None:
@@ -126,12 +127,12 @@ def train_epoch(steps: Steps, batches: Iterator[Any], look_around: Callable[[], 
     named_optimizers = {} if function.drives_itself else steps.workspace.optimizers
     optimizers, read = list(named_optimizers.values()), steps.returns.reader(steps.loss if named_optimizers else None)
     backward, prepare = steps.gradients.accumulate if optimizers else None, steps.gradients.prepare
-    is_watched, logged = steps.is_watched, steps.workspace.logged.values
-    for group in in_groups(batches, steps.state.options.accumulate):
-        samples_before = progress.samples
+    is_watched, logged, accumulate = steps.is_watched, steps.workspace.logged.values, steps.state.options.accumulate
+    for batch in batches:
+        samples_before, batches_left = progress.samples, accumulate
         for optimizer in optimizers:
             optimizer.zero_grad()
-        for batch in group:
+        while True:  # each batch of an accumulation group, mostly one
             arguments["batch"] = batch
             if wants_counts:
                 function.count()
@@ -145,24 +146,20 @@ def train_epoch(steps: Steps, batches: Iterator[Any], look_around: Callable[[], 
             progress.samples += samples
             if backward is not None:  # else the step has driven itself
                 backward(loss)
+            batches_left -= 1
+            if not batches_left or (following := next(batches, _NO_BATCH)) is _NO_BATCH:
+                break
+            batch = following
         if prepare is not None:
             prepare(named_optimizers)  # gradients: unscale, weigh, skip, clip
         for optimizer in optimizers:
             optimizer.step()
         progress.step += 1
         if is_watched or logged:
-            metrics = {"loss": loss} if metrics is None else metrics
-            finish_step(steps, batch, metrics, progress.samples - samples_before)
+            finish_step(steps, batch, metrics or {"loss": loss}, progress.samples - samples_before)
         if progress.step >= progress.next_event and not look_around():
             return False
     return True
-
-
-def in_groups(batches: Iterator[Any], size: int) -> Iterator[Any]:
-    """Return the batches of each step, which are fetched one by one; the last group may be smaller."""
-    if size == 1:
-        return zip(batches)
-    return (itertools.chain((first,), itertools.islice(batches, size - 1)) for first in batches)
 
 
 def finish_step(steps: Steps, batch: Any, metrics: Mapping[str, Any], samples: int) -> None:
