@@ -1,6 +1,6 @@
-"""Where a run stands: the loop's own account, which the loop alone moves on.
+"""Where a run stands: the account of the core, which no extension can change.
 
-Extensions and scripts see it through `RunState`, which cannot change it.
+Extensions and scripts see it through `RunState`.
 """
 
 import time
@@ -112,5 +112,6 @@ class Progress:
 
     def note_measured(self, metrics: Mapping[str, float]) -> None:
         """Take note of metrics that are recorded at this very step."""
-        self.metrics.update(metrics)
-        self.measured_at.update(dict.fromkeys(metrics, self.step))
+        self.metrics |= metrics
+        for name in metrics:
+            self.measured_at[name] = self.step

@@ -58,7 +58,7 @@ class JudgedWeights:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class RunState:
-    """Where a run stands and what it works with, to read; all that changes anything is `stop`, `log`, `say` and `warn`.
+    """Where a run stands and what it works with, to read; only `stop`, `log`, `say`, `warn` and `judge_with` change it.
 
     Attributes:
         info: the run as extensions are told of it.

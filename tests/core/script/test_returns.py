@@ -17,7 +17,7 @@ def returns(warnings=None):
 def test_a_lone_tensor_is_the_loss_and_logged_values_join_it():
     loss, logged = torch.tensor(1.0), Logged()
     logged.add({"accuracy": 0.5})
-    assert Returns("step", logged, print).read(loss) == {"loss": loss, "accuracy": 0.5}
+    assert Returns("step", logged, print).as_scalars(loss) == {"loss": loss, "accuracy": 0.5}
     assert logged.values == {}
 
 
@@ -25,7 +25,7 @@ def test_a_tensor_that_is_no_scalar_is_averaged_with_one_warning():
     warnings = []
     reader = returns(warnings)
     for _ in range(3):
-        read = reader.read({"loss": torch.tensor([1.0, 3.0]), "right": torch.tensor([True, False])})
+        read = reader.as_scalars({"loss": torch.tensor([1.0, 3.0]), "right": torch.tensor([True, False])})
         assert read["loss"] == 2.0 and read["right"] == 0.5
     assert len(warnings) == 1
     assert "step returned 'loss' with shape (2,)" in warnings[0]
@@ -33,7 +33,7 @@ def test_a_tensor_that_is_no_scalar_is_averaged_with_one_warning():
 
 def test_what_a_step_returns_is_left_unchanged():
     returned: dict[str, Any] = {"loss": torch.tensor([1.0, 3.0]), "batch_size": 7}
-    read = returns().read(returned)
+    read = returns().as_scalars(returned)
     read.pop("batch_size")
     assert returned["loss"].shape == (2,) and returned["batch_size"] == 7
 
@@ -71,6 +71,22 @@ def test_metrics_may_change_their_kind_from_step_to_step():
     assert reader.window.close() == {"loss": Total(12.0, 12), "right": Total(1 + 2 + 1 + 2, 10)}
 
 
+def test_a_lone_loss_and_a_dict_may_take_turns():
+    """The sum of a lone loss stands in the reader, and nothing that comes between is lost or counted twice."""
+    reader, batch = returns(), [torch.ones(2, 3)]
+    read = reader.reader()
+    for step in (torch.tensor(1.0), torch.tensor(1.0), {"loss": torch.tensor(97.0)}, torch.tensor(1.0)):
+        read(step, batch)
+    assert reader.window.means() == {"loss": 25.0}
+    read(torch.tensor(25.0), batch)
+    assert reader.window.state_dict() == {"loss": [250.0, 10, "mean"]}
+    assert reader.window.close() == {"loss": Total(250.0, 10)}
+    read(torch.tensor(3.0), batch)
+    reader.window.add({"loss": 5.0}, 2)
+    assert reader.reader()(torch.tensor(4.0), batch)[1] == 2
+    assert reader.window.means() == {"loss": 4.0}
+
+
 def test_a_metric_that_stops_to_be_a_number_is_an_error_at_any_step():
     reader = returns()
     reader.reader()({"loss": torch.tensor(1.0), "right": 0.5}, torch.ones(2))
@@ -102,23 +118,23 @@ def test_a_lone_tensor_may_be_logged_beside_at_any_step():
 @pytest.mark.parametrize("value", [None, "0.5", [torch.tensor(1.0)], (1, 2)])
 def test_a_step_that_returns_nothing_usable_says_what_it_returned(value):
     with pytest.raises(ScriptError, match="step returned .*; expected a scalar tensor or a dict"):
-        returns().read(value)
+        returns().as_scalars(value)
 
 
 @pytest.mark.parametrize("value", [None, "0.5", [1.0]])
 def test_a_metric_that_is_not_a_number_is_named(value):
     with pytest.raises(ScriptError, match="step returned 'accuracy' as .*; a metric is a tensor or a number"):
-        returns().read({"loss": torch.tensor(1.0), "accuracy": value})
+        returns().as_scalars({"loss": torch.tensor(1.0), "accuracy": value})
 
 
 def test_numpy_numbers_and_booleans_are_numbers():
     numpy = pytest.importorskip("numpy")
-    assert returns().read({"a": numpy.float32(0.5), "b": True}) == {"a": 0.5, "b": True}
+    assert returns().as_scalars({"a": numpy.float32(0.5), "b": True}) == {"a": 0.5, "b": True}
 
 
 def test_a_metric_must_have_a_string_for_a_name():
     with pytest.raises(ScriptError, match="a metric named 1; names are strings"):
-        returns().read({1: torch.tensor(1.0)})
+        returns().as_scalars({1: torch.tensor(1.0)})
 
 
 def choose(metrics, optimize_metric=None):
@@ -164,9 +180,9 @@ def test_a_loss_without_gradient_is_an_error_before_backward(value):
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_returned_batch_size_is_above_zero(size):
     with pytest.raises(ScriptError, match="'batch_size' as .*; it is a number above 0"):
-        returns().read({"loss": 1.0, "batch_size": size})
+        returns().as_scalars({"loss": 1.0, "batch_size": size})
 
 
 def test_a_complex_metric_is_refused():
     with pytest.raises(ScriptError, match="'wave' as a complex number"):
-        returns().read({"wave": torch.tensor(1j)})
+        returns().as_scalars({"wave": torch.tensor(1j)})

@@ -211,7 +211,7 @@ class Checkpoints:
         return progress.step, progress.is_epoch_done, self._contents.triggers.state_dict()
 
     def _refuse_not_finite(self, name: str) -> None:
-        """Let no spoiled state take the place of a good one."""
+        """Raise a `NotFiniteError` if the model holds NaN or infinities."""
         open_sums = [total for total, *_ in self._contents.window.state_dict().values()]
         if all(map(math.isfinite, [*self._progress.metrics.values(), *open_sums])):
             return

@@ -21,7 +21,7 @@ class Lines:
         self._record_warning = record_warning
         self._show: Callable[[str], Any] | None = None
         self._is_showing = False
-        self._said: set[str] = set()
+        self._topics: set[str] = set()
 
     def show_by(self, show: Callable[[str], Any]) -> None:
         """Have every line shown from now on."""
@@ -48,11 +48,17 @@ class Lines:
         self._keep(f"warning: {text}")
         warn(text)
 
-    def is_first(self, topic: str) -> bool:
-        """Return whether this is the first time that somebody asks about a topic, of which one speaks only once."""
-        is_first = topic not in self._said
-        self._said.add(topic)
-        return is_first
+    def say_once(self, topic: str, text: str) -> None:
+        """Say a line, unless something was said of its topic before."""
+        if topic not in self._topics:
+            self._topics.add(topic)
+            self.say(text)
+
+    def warn_once(self, topic: str, text: str) -> None:
+        """Warn, unless something was said of the topic before."""
+        if topic not in self._topics:
+            self._topics.add(topic)
+            self.warn(text)
 
     def _keep(self, text: str) -> None:
         if self._path is None:

@@ -48,14 +48,14 @@ class Window:
         self.totals: Totals = {}  # of the values that have been read
         self.only_finite = only_finite
         self.reductions: dict[str, str] = {} if reductions is None else reductions
-        self._lent: tuple[str, Callable[[], Total]] | None = None
+        self._lent: tuple[Total, Callable[[], tuple[float, float]]] | None = None
         self._waiting: list[tuple[str, float, Tensor]] = []
         self._packed: list[tuple[list[tuple[str, float]], Tensor]] = []
 
-    def lend(self, name: str, give_back: Callable[[], Total]) -> tuple[float, float]:
+    def lend(self, name: str, give_back: Callable[[], tuple[float, float]]) -> tuple[float, float]:
         """Lend the value and the weight of a total to somebody who adds to it, until anybody else needs it."""
-        self._lent = name, give_back
-        total = self.totals[name]
+        total = self.totals.setdefault(name, Total())
+        self._lent = total, give_back
         return total.value, total.weight
 
     def add(self, metrics: Mapping[str, Any], weight: float) -> None:
@@ -68,6 +68,27 @@ class Window:
                     continue
                 value = value.item()
             self._add(name, value, weight)
+
+    def add_scalars(self, metrics: Mapping[str, Any], weight: float) -> bool:
+        """Add the metrics of one batch that are floats or scalar tensors on the CPU.
+
+        Returns:
+            Whether they are that; if not, none is added.
+        """
+        try:
+            scalars = [value if type(value) is float else value.item() for value in metrics.values()]
+        except (AttributeError, RuntimeError, ValueError):
+            return False
+        self._take_back()
+        totals = self.totals
+        for name, scalar in zip(metrics, scalars, strict=True):
+            if name in totals:
+                total = totals[name]
+                total.value += scalar * weight
+                total.weight += weight
+            else:
+                totals[name] = Total(scalar * weight, weight)
+        return True
 
     def close(self) -> Totals:
         """Return the totals and empty the window; this waits for an accelerator that has values."""
@@ -83,12 +104,15 @@ class Window:
         """Add the totals of another window."""
         self._take_back()
         for name, other in totals.items():
-            if name not in self.reductions:
-                total = self.totals.setdefault(name, Total())
+            if name in self.reductions:
+                if other.weight:
+                    self._add(name, other.value, other.weight)
+            elif name in self.totals:
+                total = self.totals[name]
                 total.value += other.value
                 total.weight += other.weight
-            elif other.weight:
-                self._add(name, other.value, other.weight)
+            else:
+                self.totals[name] = Total(other.value, other.weight)
 
     def state_dict(self) -> dict[str, list[Any]]:
         """Return total, weight and reduction of each name, as plain values."""
@@ -127,9 +151,8 @@ class Window:
 
     def _take_back(self) -> None:
         if self._lent is not None:
-            name, give_back = self._lent
-            self.totals[name] = give_back()
-            self._lent = None
+            (total, give_back), self._lent = self._lent, None
+            total.value, total.weight = give_back()
 
     def _read(self) -> Totals:
         self._take_back()

@@ -9,7 +9,7 @@ from torch import Tensor
 from blowtorch.errors import ScriptError, nearest
 from blowtorch.record.logged import Logged
 from blowtorch.record.metric_objects import MetricObjects, is_metric_object
-from blowtorch.record.metrics import Total, Window, count_samples
+from blowtorch.record.metrics import Window, count_samples
 from blowtorch.script.functions import Function
 
 _PAIRS = (tuple, list)  # batches whose first element counts
@@ -64,21 +64,24 @@ class Returns:
 
         Returns:
             A function of what was returned and the batch. It gives the tensor to minimise, or None without `loss`; the
-            number of samples in the batch; and the metrics as `read` gives them, without `batch_size`, or None for a
-            lone tensor. It raises a `ScriptError` for what is nothing of that kind.
+            number of samples in the batch; and the metrics, without `batch_size`, or None for a lone tensor. It raises
+            a `ScriptError` for what is nothing of that kind.
         """
         logged, window, scalars = self._logged, self.window, self._scalars
-        value, weight = 0.0, 0.0  # the total of a lone loss, if the window has lent it
+        is_lone = is_lent = False  # whether the step returned a lone loss on the CPU; whether these hold its total:
+        value, weight = 0.0, 0.0
 
-        def give_back() -> Total:
-            nonlocal value, weight
-            total = Total(value, weight)
-            value = weight = 0.0
-            return total
+        def give_back() -> tuple[float, float]:
+            nonlocal is_lent
+            is_lent = False
+            return value, weight
 
         def read(returned: Any, batch: Any) -> tuple[Any, int, dict[str, Any] | None]:
-            nonlocal value, weight
-            if weight and type(returned) is Tensor and not logged:
+            nonlocal is_lone, is_lent, value, weight
+            if is_lone and type(returned) is Tensor and not logged:
+                if not is_lent:
+                    value, weight = window.lend("loss", give_back)
+                    is_lent = True
                 try:
                     samples = batch[0].shape[0] if type(batch) in _PAIRS else count_samples(batch)
                     value += returned.item() * samples
@@ -86,37 +89,19 @@ class Returns:
                     return self._take_anything(returned, batch, loss)
                 weight += samples
                 return returned, samples, None
-            if logged or type(returned) is not dict or not returned.keys() <= scalars:
-                found = self._take_anything(returned, batch, loss)
-                if type(returned) is Tensor and scalars == {"loss"}:
-                    value, weight = window.lend("loss", give_back)
-                return found
-            samples = count_samples(batch)
-            if not self._add_scalars(returned, samples):
-                return self._take_anything(returned, batch, loss)
-            return (None if loss is None else loss.of(returned)), samples, returned
+            if type(returned) is dict and not logged and returned.keys() <= scalars:
+                samples = count_samples(batch)
+                if window.add_scalars(returned, samples):
+                    return (None if loss is None else loss.of(returned)), samples, returned
+            reading = self._take_anything(returned, batch, loss)
+            is_lone = type(returned) is Tensor and scalars == {"loss"}
+            return reading
 
         return read
 
-    def _add_scalars(self, metrics: dict[str, Any], samples: int) -> bool:
-        """Add metrics that were scalars on the CPU, and return whether they still are; else add none."""
-        try:
-            numbers = [value if type(value) is float else value.item() for value in metrics.values()]
-        except (AttributeError, RuntimeError, ValueError):
-            return False
-        totals = self.window.totals
-        for name, number in zip(metrics, numbers, strict=True):
-            if name in totals:
-                total = totals[name]
-                total.value += number * samples
-                total.weight += samples
-            else:
-                totals[name] = Total(number * samples, samples)
-        return True
-
     def _take_anything(self, returned: Any, batch: Any, loss: "Loss | None") -> tuple[Any, int, dict[str, Any]]:
         """Take what a step returned, whatever it is."""
-        metrics = self.read(returned)
+        metrics = self.as_scalars(returned)
         samples = metrics.pop("batch_size") if "batch_size" in metrics else count_samples(batch)
         self._scalars.clear()
         if not self._has_warned and not self.window.only_finite:  # else each value needs a closer look
@@ -130,14 +115,14 @@ class Returns:
         Raises:
             ScriptError: it is nothing of that kind, or what is returned is among the `earlier` metrics.
         """
-        metrics = self.read(returned)
+        metrics = self.as_scalars(returned)
         for name in metrics if returned else ():
             if name in earlier or name in self.window.totals:
                 raise ScriptError(f"{self._function} returns {name!r} and logs it too; give one of them another name")
         self.window.add(metrics, metrics.pop("batch_size", weight))
 
-    def read(self, returned: Any) -> dict[str, Any]:
-        """Name → scalar tensor or number, of what a step returned and logged; a lone tensor is called `loss`.
+    def as_scalars(self, returned: Any) -> dict[str, Any]:
+        """Return name → scalar tensor or number, of what a step returned and logged; a lone tensor is called `loss`.
 
         Raises:
             ScriptError: it is nothing of that kind.

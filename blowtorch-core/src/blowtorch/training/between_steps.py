@@ -20,13 +20,19 @@ def after_step(training: Training) -> bool:
 
     What falls on the last step of an epoch waits for the end of that epoch.
     """
-    is_last = training.progress.batch == training.batches.num_batches
-    record_and_report(training)
+    progress = training.progress
+    if 0 < progress.next_event <= progress.step < training.next_decision:  # there is nothing to do but to record
+        record_due(training)
+        await_next_event(training)
+        return True
+    is_last = progress.batch == training.batches.num_batches
+    record_due(training)
+    report_published(training)
     if not is_last:
         validate_due(training)
         decide_and_save(training)
     plan_next_event(training)
-    return not training.progress.is_ending and (is_last or not is_limit_reached(training))
+    return not progress.is_ending and (is_last or not is_limit_reached(training))
 
 
 def finish_epoch(training: Training) -> None:
@@ -49,21 +55,28 @@ def finish_epoch(training: Training) -> None:
 
 
 def plan_next_event(training: Training) -> None:
-    """Work out the next step after which anything can be due, so that the loop need not ask after the others."""
-    progress, options = training.progress, training.state.options
-    upcoming = [trigger.next_step(progress.step) for trigger in training.step_triggers]
-    if options.max_steps is not None and options.max_steps > progress.step:
+    """Work out the next steps after which anything can be due, so that the loop need not ask after the others."""
+    step, options = training.progress.step, training.state.options
+    upcoming = [trigger.next_step(step) for trigger in training.step_triggers]
+    if options.max_steps is not None and options.max_steps > step:
         upcoming.append(options.max_steps)
     if options.max_samples is not None:
-        upcoming.append(progress.step + 1)
-    progress.next_event = min(upcoming, default=NEVER)
+        upcoming.append(step + 1)
+    training.next_decision = min(upcoming, default=NEVER)
+    await_next_event(training)
+
+
+def await_next_event(training: Training) -> None:
+    """Have the loop look around when a recording or anything else can be due, or at once if somebody asks for it."""
+    progress = training.progress
+    progress.next_event = min(training.next_decision, training.record_trigger.next_step(progress.step))
     # A signal or a writer that came in between has asked for a look, which the line above has overwritten.
-    if progress.is_ending or training.checkpoints.has_news:
+    if progress.interruption is not None or progress.stop_reason is not None or training.checkpoints.has_news:
         progress.next_event = 0
 
 
 def is_limit_reached(training: Training) -> bool:
-    """Whether one of the limits of the options ends the training here."""
+    """Return whether a limit of the options ends the training here."""
     state, options = training.state, training.state.options
     if options.max_steps is not None and state.step >= options.max_steps:
         return True
@@ -80,7 +93,7 @@ def notify(training: Training, moment: str, **at_hand: Any) -> None:
     training.callbacks.call(moment, **at_hand)
     if workspace.logged.values:
         returns = Returns(f"what takes part in {moment}", workspace.logged, workspace.lines.warn)
-        record_metrics(training, {name: float(value) for name, value in returns.read(None).items()})
+        record_metrics(training, {name: float(value) for name, value in returns.as_scalars(None).items()})
 
 
 def record_metrics(training: Training, metrics: Mapping[str, float], is_urgent: bool = True) -> None:
@@ -90,10 +103,16 @@ def record_metrics(training: Training, metrics: Mapping[str, float], is_urgent: 
         training.record.append("metrics", is_urgent, **training.progress.stamp(), metrics=dict(metrics))
 
 
-def record_and_report(training: Training) -> None:
-    """Record the metrics if that is due, and tell of a checkpoint that has been published meanwhile."""
-    if training.record_trigger.fire(training.progress.time()):
+def record_due(training: Training) -> None:
+    """Record the metrics if that is due."""
+    trigger, progress = training.record_trigger, training.progress
+    is_in_steps = trigger.interval.unit == "steps"
+    if trigger.fire_at(progress.step) if is_in_steps else trigger.fire(progress.time()):
         record_training(training)
+
+
+def report_published(training: Training) -> None:
+    """Tell of a checkpoint that has been published meanwhile."""
     if training.checkpoints.has_news:
         report_saved(training)
 
@@ -127,8 +146,7 @@ def check_finite(training: Training, loss: float) -> None:
             f"{text}; checkpoints from before are untouched. Lower the learning rate, clip the gradients, or look for "
             f"bad data; the option on_nan='warn' goes on"
         )
-    if lines.is_first("a loss is not finite"):
-        lines.warn(f"{text}; on_nan='warn' goes on, and says so once")
+    lines.warn_once("a loss is not finite", f"{text}; on_nan='warn' goes on, and says so once")
 
 
 def validate_due(training: Training) -> None:
@@ -161,10 +179,10 @@ def decide_and_save(training: Training) -> None:
 
 
 def is_new_best(training: Training) -> bool:
-    """Whether `checkpoint_metric` was measured now and is better than ever."""
+    """Return whether `checkpoint_metric` was measured now and is better than ever."""
     progress, options = training.progress, training.state.options
     metric = options.checkpoint_metric
-    if progress.measured_at.get(metric) != progress.step or metric.startswith("train/"):  # which is of a few steps only
+    if progress.measured_at.get(metric) != progress.step or not can_decide(metric):
         return False
     value = progress.metrics[metric]
     if math.isnan(value) or not options.keep_best:
@@ -173,6 +191,11 @@ def is_new_best(training: Training) -> bool:
     if best is None:
         return True
     return value < best if options.smaller_is_better else value > best
+
+
+def can_decide(metric: str) -> bool:
+    """Return whether a metric can decide on the best checkpoint; `train/...` is a mean of a few steps only."""
+    return not metric.startswith("train/")
 
 
 def save(training: Training, is_best: bool) -> None:
@@ -228,17 +251,18 @@ def report_missing_metric(training: Training) -> None:
     progress, options, lines = training.progress, training.state.options, training.workspace.lines
     metric, names = options.checkpoint_metric, tuple(f"{validation.name}/" for validation in training.validations)
     measured = [name for name in progress.measured_now() if name.startswith(names)]
-    is_measured = metric in progress.metrics and not metric.startswith("train/")  # which is of a few steps only
-    if measured and not is_measured and options.keep_best and lines.is_first("no best checkpoint"):
-        lines.say(
+    is_measured = metric in progress.metrics and can_decide(metric)
+    if measured and not is_measured and options.keep_best:
+        lines.say_once(
+            "no best checkpoint",
             f"no checkpoint is the best one: checkpoint_metric is {metric!r}, and validations measure "
-            f"{', '.join(measured)}.{nearest(metric, measured)}"
+            f"{', '.join(measured)}.{nearest(metric, measured)}",
         )
 
 
 def report_unread_overrides(training: Training) -> None:
     """Say, after the first epoch of a process, which overrides of the command line nothing has read."""
-    lines = training.workspace.lines
-    if lines.is_first("unread overrides"):
-        for key in training.state.config.unread_overrides():
-            lines.warn(f"nothing has read {key!r}, which the command line sets; does the script use another name?")
+    for key in training.state.config.unread_overrides():
+        training.workspace.lines.warn_once(
+            f"unread {key}", f"nothing has read {key!r}, which the command line sets; does the script use another name?"
+        )

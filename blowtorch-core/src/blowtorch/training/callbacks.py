@@ -9,7 +9,7 @@ from blowtorch.plugins import Plugin
 from blowtorch.script.functions import Function
 from blowtorch.state import RunState
 
-AfterStep = Callable[[Any, Mapping[str, Any]], Any]  # is given the batch and the metrics
+StepCall = Callable[[Any, Mapping[str, Any]], Any]  # is given the batch and the metrics
 
 
 class Callbacks:
@@ -21,7 +21,7 @@ class Callbacks:
         functions: the user's functions by moment, bound to the run.
 
     Attributes:
-        after_step: who takes part in `train_step_end`, to be called directly: it happens on every step.
+        step_calls: who takes part in `train_step_end`, to be called directly: it happens on every step.
         order: the names of all that take part in each moment, as they are called; functions with their decorator.
     """
 
@@ -35,7 +35,7 @@ class Callbacks:
         self._plugins = [plugin for plugin, _ in plugins]
         self._calls: dict[str, list[Callable[[Mapping[str, Any]], Any]]] = {}
         self.order: dict[str, list[str]] = {}
-        self.after_step: list[AfterStep] = []
+        self.step_calls: list[StepCall] = []
         for moment in MOMENTS:
             callbacks, asking = _in_order(plugins, moment), (functions or {}).get(moment, ())
             self.order[moment] = [plugin.name for plugin, _ in callbacks]
@@ -43,8 +43,8 @@ class Callbacks:
             self._calls[moment] = [_plugin_call(plugin, shown, moment) for plugin, shown in callbacks]
             self._calls[moment] += [_function_call(function) for function in asking]
             if moment == "train_step_end":
-                self.after_step += [_plugin_after_step(plugin, shown) for plugin, shown in callbacks]
-                self.after_step += [_function_after_step(function, state) for function in asking]
+                self.step_calls += [_plugin_step_call(plugin, shown) for plugin, shown in callbacks]
+                self.step_calls += [_function_step_call(function, state) for function in asking]
 
     def call(self, moment: str, **at_hand: Any) -> None:
         """Call everybody who takes part in a moment.
@@ -56,9 +56,9 @@ class Callbacks:
         for call in self._calls[moment]:
             call(at_hand)
 
-    def watch_steps(self, watcher: AfterStep) -> None:
+    def watch_steps(self, watcher: StepCall) -> None:
         """Call somebody else after every step, last."""
-        self.after_step.append(watcher)
+        self.step_calls.append(watcher)
 
     def stateful(self) -> dict[str, Any]:
         """Return the callbacks that have a state to be saved, by name.
@@ -98,7 +98,7 @@ def _function_call(function: Function) -> Callable[[Mapping[str, Any]], Any]:
     return lambda at_hand: function.function(**function.given(**at_hand))
 
 
-def _plugin_after_step(plugin: Plugin, shown: RunState) -> AfterStep:
+def _plugin_step_call(plugin: Plugin, shown: RunState) -> StepCall:
     implementation = plugin.implementation("train_step_end")
     assert implementation is not None
     function, names = implementation.function, (*implementation.argnames, *implementation.kwargnames)
@@ -116,5 +116,5 @@ def _plugin_after_step(plugin: Plugin, shown: RunState) -> AfterStep:
     return call
 
 
-def _function_after_step(function: Function, state: RunState) -> AfterStep:
+def _function_step_call(function: Function, state: RunState) -> StepCall:
     return lambda batch, metrics: function.function(**function.given(state=state, batch=batch, metrics=metrics))

@@ -63,13 +63,6 @@ class Gradients:
     def close(self) -> None:
         """Leave the optimizers as they were found."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing, which is all that has to be remembered."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take nothing back."""
-
 
 class ChangedGradients(Gradients):
     """Gradients of which some option asks more.
@@ -138,7 +131,7 @@ class ChangedGradients(Gradients):
         """Go backward from the loss of one batch.
 
         A mean over samples is weighted by their number. The divisor is the size of the group, as it will be if all its
-        batches are as large as the first; mostly that is the number of batches. `_weigh` mends it otherwise.
+        batches are as large as the first; usually this is the number of batches, and `_weigh` corrects it otherwise.
         """
         if self._state.options.accumulate > 1:
             samples = self._progress.samples - self._samples_before - self._samples
@@ -151,7 +144,7 @@ class ChangedGradients(Gradients):
     def _prepare_all(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         if self._changes:  # else there is only another precision
             for name, optimizer in optimizers.items():
-                self._prepare(name, optimizer)
+                self.prepare_one(name, optimizer)
 
     def remember(self) -> None:
         """Remember what the forward of the next step changes, in case that it is left out."""
@@ -181,23 +174,24 @@ class ChangedGradients(Gradients):
             handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scale of losses, and what decides on the next one."""
-        return {} if self._scaler is None else self._scaler.state_dict()
+        """Return the scale of losses, and what decides on the next one; only fp16 has any."""
+        assert self._scaler is not None
+        return self._scaler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Scale losses as in the checkpoint."""
-        if self._scaler is not None:
-            self._scaler.load_state_dict(dict(state))
+        assert self._scaler is not None
+        self._scaler.load_state_dict(dict(state))
 
     def _report_skipped(self) -> None:
         self._progress.num_skipped += 1
         step, on_nan = self._progress.step, self._state.options.on_nan
         if on_nan == "skip":  # else it is the scaler's, which looks for its scale by such steps
             self._logged.add({"skipped_steps": 1}, reduce="sum")
-            if self._lines.is_first("a step is left out"):
-                self._lines.warn(
-                    f"step {step} is left out, since its gradient is not finite; train/skipped_steps counts these"
-                )
+            self._lines.warn_once(
+                "a step is left out",
+                f"step {step} is left out, since its gradient is not finite; train/skipped_steps counts these",
+            )
         num_skipped = self._progress.num_skipped
         if num_skipped >= _MOST_SKIPPED and on_nan != "ignore":
             raise NotFiniteError(
@@ -220,11 +214,12 @@ class ChangedGradients(Gradients):
                     f"optimizer {name!r} is stepped with a closure, which computes gradients when it is too late for "
                     f"{self._changes}; leave that out, or take another optimizer"
                 )
-            self._prepare(name, optimizer)
+            self.prepare_one(name, optimizer)
 
         return prepare
 
-    def _prepare(self, name: str, optimizer: torch.optim.Optimizer) -> None:
+    def prepare_one(self, name: str, optimizer: torch.optim.Optimizer) -> None:
+        """Unscale, weigh, skip or clip the gradients of one optimizer, which is about to step."""
         every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         parameters = [parameter for parameter in every if parameter.grad is not None]
         if not parameters:
@@ -299,7 +294,7 @@ def _are_finite(parameters: Sequence[nn.Parameter]) -> bool:
 
 
 def _forget_casts(*_: Any) -> None:
-    """Weights have changed, and a train step that steps itself goes on computing: its casts of them are of before."""
+    """Forget the casts of weights, which have changed: a train step that drives itself goes on computing."""
     torch.clear_autocast_cache()
 
 
@@ -319,5 +314,5 @@ def check_self_driven(function: str, asks_for: Sequence[str], options: RunOption
 
 def detecting_anomalies(options: RunOptions) -> contextlib.AbstractContextManager[Any]:
     """Return the context in which torch names the operation whose gradient is NaN, if the option asks for it."""
-    # Unlike `detect_anomaly`, this says nothing of being slow, which whoever sets the option has read there.
+    # Unlike `detect_anomaly`, this does not warn that it is slow: the option's description says so.
     return torch.autograd.set_detect_anomaly(True) if options.detect_anomalies else contextlib.nullcontext()

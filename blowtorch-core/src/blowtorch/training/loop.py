@@ -33,8 +33,9 @@ from blowtorch.training.between_steps import (
     is_limit_reached,
     notify,
     plan_next_event,
-    record_and_report,
+    record_due,
     record_validation,
+    report_published,
     report_saved,
     report_unread_overrides,
     save,
@@ -62,7 +63,8 @@ def train(training: Training, most_epochs: int | None = None) -> None:
         notify(training, "epoch_start")
         with contextlib.suppress(ValidationCutError):  # the validation is still due when the run goes on
             batches = start_batches(training)
-            goes_on = progress.batch == 0 or after_step(training)  # after a restart, a validation may still be due
+            is_whole = progress.batch == 0
+            goes_on = is_whole or after_step(training)  # a validation may be due since before a restart
             plan_next_event(training)
             if training.function.kind == "train_epoch":
                 drive_epoch(training, batches)
@@ -84,16 +86,19 @@ def begin_run(training: Training) -> None:
     if options.sanity_batches:
         with training.media.muted():
             try_validations(training, options.sanity_batches)
-    if progress.step == 0 and training.random_state is None:  # else a run stopped at step 0 goes on
+    is_new = training.random_state is None  # no checkpoint was restored
+    if is_new:
         for validation in training.validations:
             if validation.is_at_start:
                 record_validation(training, validation.name, validate(validation, training.state))
         decide_and_save(training)
-    is_amid_epoch = progress.batch > 0 and not progress.is_epoch_done
-    if is_amid_epoch and not progress.is_ending and is_limit_reached(training):
+    is_inside_epoch = progress.batch > 0 and not progress.is_epoch_done
+    if is_inside_epoch and not progress.is_ending and is_limit_reached(training):
         with contextlib.suppress(ValidationCutError):  # what was due when the process before was stopped at the end
-            is_at_end = progress.batch == training.batches.num_batches
-            finish_epoch(training) if is_at_end else after_step(training)
+            if progress.batch == training.batches.num_batches:
+                finish_epoch(training)
+            else:
+                after_step(training)
 
 
 def try_validations(training: Training, most_batches: int) -> None:
@@ -111,22 +116,24 @@ def start_batches(steps: Steps) -> Iterator[Any]:
     return batches
 
 
-def train_epoch(steps: Steps, batches: Iterator[Any], look_around: Callable[[], bool]) -> bool:
-    """Train on batches, step by step, until there are none or `look_around` says that it is time to leave.
+def train_epoch(steps: Steps, batches: Iterator[Any], do_what_is_due: Callable[[], bool]) -> bool:
+    """Train on batches, step by step, until there are none or `do_what_is_due` says that it is time to leave.
 
     Args:
         steps: what the loop works with in each step.
         batches: of the epoch, from where it stands.
-        look_around: is called after the steps at which something may be due; does it, and says whether to go on.
+        do_what_is_due: is called after the steps at which something may be due; does it, and says whether to go on.
 
     Returns:
         Whether the end of the epoch was reached.
     """
-    progress, function, autocast = steps.progress, steps.function, steps.gradients.autocast
-    step, arguments, wants_counts = function.function, function.arguments, function.wants_counts
+    # Local names, since each look at an attribute costs time on every step.
+    progress, function, gradients = steps.progress, steps.function, steps.gradients
+    train_step, arguments, wants_counts = function.function, function.arguments, function.wants_counts
     named_optimizers = {} if function.drives_itself else steps.workspace.optimizers
-    optimizers, read = list(named_optimizers.values()), steps.returns.reader(steps.loss if named_optimizers else None)
-    backward, prepare = steps.gradients.accumulate if optimizers else None, steps.gradients.prepare
+    optimizers = list(named_optimizers.values())
+    read = steps.returns.reader(steps.loss if optimizers else None)
+    autocast, backward, prepare = gradients.autocast, gradients.accumulate if optimizers else None, gradients.prepare
     is_watched, logged, accumulate = steps.is_watched, steps.workspace.logged.values, steps.state.options.accumulate
     for batch in batches:
         samples_before, batches_left = progress.samples, accumulate
@@ -137,10 +144,10 @@ def train_epoch(steps: Steps, batches: Iterator[Any], look_around: Callable[[], 
             if wants_counts:
                 function.count()
             if autocast is None:
-                returned = step(**arguments)  # forward: the user's function
+                returned = train_step(**arguments)  # forward: the user's function
             else:
                 with autocast:
-                    returned = step(**arguments)
+                    returned = train_step(**arguments)
             loss, samples, metrics = read(returned, batch)
             progress.batch += 1
             progress.samples += samples
@@ -156,8 +163,9 @@ def train_epoch(steps: Steps, batches: Iterator[Any], look_around: Callable[[], 
             optimizer.step()
         progress.step += 1
         if is_watched or logged:
-            finish_step(steps, batch, metrics or {"loss": loss}, progress.samples - samples_before)
-        if progress.step >= progress.next_event and not look_around():
+            metrics = {"loss": loss} if metrics is None else metrics
+            finish_step(steps, batch, metrics, progress.samples - samples_before)  # schedules, train_step_end
+        if progress.step >= progress.next_event and not do_what_is_due():  # record, validate, decide, save
             return False
     return True
 
@@ -167,7 +175,7 @@ def finish_step(steps: Steps, batch: Any, metrics: Mapping[str, Any], samples: i
     steps.gradients.finish_step()
     if steps.schedules.wants_steps:
         steps.schedules.after_step(steps.state)
-    for call in steps.callbacks.after_step:
+    for call in steps.callbacks.step_calls:
         call(batch, metrics)
     if steps.workspace.logged.values:
         steps.returns.add(None, samples)
@@ -196,7 +204,8 @@ def count_batch(training: Training, batch: Any) -> None:
     progress.samples += samples
     finish_step(training, batch, {}, samples)
     if progress.step >= progress.next_event:
-        record_and_report(training)
+        record_due(training)
+        report_published(training)
         plan_next_event(training)
 
 

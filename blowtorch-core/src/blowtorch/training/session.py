@@ -304,7 +304,7 @@ class Session:
         return infos
 
     def _end(self, error: BaseException | None) -> None:
-        """Say how the run ended, and conclude; whatever ended it is what the user must see."""
+        """Say how the run ended, and conclude; an error of that never hides the error that ended the run."""
         if error is None:
             self.status = "finished" if self.workspace.progress.interruption is None else "stopped"
         else:

@@ -24,7 +24,7 @@ from blowtorch.training.workspace import Workspace
 
 @dataclass
 class Steps:
-    """What the loop works with in each step; it stays the same while the run lasts.
+    """What the loop works with in each step.
 
     Attributes:
         function: the train step, or a function that drives a whole epoch.
@@ -49,7 +49,7 @@ class Steps:
     @property
     def is_watched(self) -> bool:
         """Whether the gradients, a schedule or a callback want to know of every step."""
-        return self.gradients.wants_steps or self.schedules.wants_steps or bool(self.callbacks.after_step)
+        return self.gradients.wants_steps or self.schedules.wants_steps or bool(self.callbacks.step_calls)
 
     def restore_streams(self) -> None:
         """Put the random streams of the checkpoint back, if the run goes on from one and has not done so yet."""
@@ -65,6 +65,7 @@ class Training(Steps):
     Attributes:
         epoch_window: the means of the epoch under way.
         checkpoint_trigger: None where the clock asks for no checkpoints.
+        next_decision: the next step after which more than a recording can be due.
         news: what has changed since the process that is continued, to be said once the run begins.
     """
 
@@ -77,12 +78,12 @@ class Training(Steps):
     checkpoint_trigger: Trigger | None
     news: list[str] = field(init=False, default_factory=list)
     step_triggers: list[Trigger] = field(init=False)
+    next_decision: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        triggers = [self.record_trigger, self.checkpoint_trigger]
-        triggers += [validation.trigger for validation in self.validations]
-        # What may be due after a step; at the end of an epoch everything is asked anyway.
+        triggers = [self.checkpoint_trigger, *(validation.trigger for validation in self.validations)]
+        # What may be due after a step besides a recording; at the end of an epoch everything is asked anyway.
         self.step_triggers = [
             trigger for trigger in triggers if trigger is not None and trigger.interval.unit != "epochs"
         ]
