@@ -31,21 +31,21 @@ def test_an_argument_with_a_default_that_bears_a_known_name_is_filled():
 
     state = make_state(step=4, epoch=2)
     bound = Function(step, "train_step").bind(state)
-    assert bound.given(batch="batch") == {"batch": "batch", "epoch": 2}
+    assert bound.fill(batch="batch") == {"batch": "batch", "epoch": 2}
 
 
 def test_the_step_that_a_train_step_is_given_is_the_one_under_way():
     state = make_state(step=4, epoch=1)
     train = Function(lambda batch, step: step, "train_step").bind(state)
     validate = Function(lambda batch, step: step, "validate_step").bind(state, is_validate=True)
-    assert train.given(batch=None)["step"] == 5
-    assert validate.given(batch=None)["step"] == 4
+    assert train.fill(batch=None)["step"] == 5
+    assert validate.fill(batch=None)["step"] == 4
 
 
 def test_binding_leaves_the_registered_function_free_for_the_next_run():
     function = Function(lambda batch, model: None, "train_step")
     states = [make_state(model=name) for name in "ab"]
     first, second = (function.bind(state) for state in states)
-    assert first.given(batch=1)["model"] == "a"
-    assert second.given(batch=2) == {"batch": 2, "model": "b"}
-    assert first.given(batch=3) == {"batch": 3, "model": "a"}
+    assert first.fill(batch=1)["model"] == "a"
+    assert second.fill(batch=2) == {"batch": 2, "model": "b"}
+    assert first.fill(batch=3) == {"batch": 3, "model": "a"}

@@ -77,8 +77,15 @@ class Function:
         bound.arguments = {name: available[name] for name in self.asks_for if name in available}
         return bound
 
-    def given(self, **at_hand: Any) -> dict[str, Any]:
-        """The keywords for a call now; `step` is the number of the step under way."""
+    def call(self, **at_hand: Any) -> Any:
+        """Call the function with what it asks for, and return what it returns."""
+        return self.function(**self.fill(**at_hand))
+
+    def fill(self, **at_hand: Any) -> dict[str, Any]:
+        """Bring the arguments up to date for a call now, and return them.
+
+        `step` is the number of the step under way.
+        """
         arguments = self.arguments
         for name, value in at_hand.items():
             if name in self.asks_for or (name == "batch" and self.kind.endswith("_step")):

@@ -12,6 +12,7 @@ from torch import nn
 from blowtorch.clock import Interval
 from blowtorch.errors import ScriptError, warn
 from blowtorch.script.functions import Function
+from blowtorch.state import RunState
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class Script:
             )
         if self.configure_optimizers is None:
             raise ScriptError("there is no optimizer; decorate a function that makes it with @run.configure_optimizers")
+
+    def prepare(self, state: RunState) -> None:
+        """Call the functions that are decorated with `@run.init`."""
+        for function in self.init:
+            function.bind(state).call()
 
     def choose_train_loader(self, of_call: Any) -> Any:
         """Return the data to train on: that of the call, else that of the decorator."""

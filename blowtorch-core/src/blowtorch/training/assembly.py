@@ -191,7 +191,7 @@ def build_optimizers(script: Script, workspace: Workspace, scheduler: SchedulerO
     assert script.configure_optimizers is not None
     state, progress = workspace.state, workspace.progress
     configure = script.configure_optimizers.bind(state)
-    optimizers, schedulers = read_configured(configure.function(**configure.given()))
+    optimizers, schedulers = read_configured(configure.call())
     workspace.optimizers.update(optimizers)
     if script.train is not None and not script.train.drives_itself:
         _refuse_closures(optimizers)

@@ -13,7 +13,7 @@ StepCall = Callable[[Any, Mapping[str, Any]], Any]  # is given the batch and the
 
 
 class Callbacks:
-    """Calls the callbacks of one run, in the order in which they were named, then the decorated functions.
+    """The callbacks of one run, called in the order in which they were named, and then the decorated functions.
 
     Args:
         state: of the run, as functions are shown it.
@@ -95,7 +95,7 @@ def _plugin_call(plugin: Plugin, shown: RunState, moment: str) -> Callable[[Mapp
 
 
 def _function_call(function: Function) -> Callable[[Mapping[str, Any]], Any]:
-    return lambda at_hand: function.function(**function.given(**at_hand))
+    return lambda at_hand: function.call(**at_hand)
 
 
 def _plugin_step_call(plugin: Plugin, shown: RunState) -> StepCall:
@@ -117,4 +117,4 @@ def _plugin_step_call(plugin: Plugin, shown: RunState) -> StepCall:
 
 
 def _function_step_call(function: Function, state: RunState) -> StepCall:
-    return lambda batch, metrics: function.function(**function.given(state=state, batch=batch, metrics=metrics))
+    return lambda batch, metrics: function.call(state=state, batch=batch, metrics=metrics)

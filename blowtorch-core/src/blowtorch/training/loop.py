@@ -186,7 +186,7 @@ def drive_epoch(training: Training, batches: Iterator[Any]) -> None:
     function, returns = training.function, training.returns
     loader = EpochLoader(batches, training.batches.num_batches, partial(count_batch, training))
     with computing(training.state):
-        returned = function.function(**function.given(data_loader=loader))
+        returned = function.function(**function.fill(data_loader=loader))
     loader.finish_batch()
     if training.progress.batch == 0 and training.state.max_epochs is None:
         raise ScriptError(

@@ -215,8 +215,7 @@ class Session:
         state.model.train()
         if options.initialize_from is not None and not state.is_resumed:
             load_initial_weights(state.model, options.initialize_from)
-        for function in self._script.init:
-            function.function(**function.bind(state).given())
+        self._script.prepare(state)
         self.training = assemble(self._script, self.workspace, self._data, self._chosen, self.folder, self._record)
         callbacks = self.training.callbacks
         self.workspace.lines.show_by(lambda text: callbacks.call("line_said", text=text))

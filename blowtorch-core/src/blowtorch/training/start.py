@@ -52,12 +52,12 @@ def find_start(options: RunOptions, script: Script) -> Start:
 
 
 def follow_pointer(path: Path) -> Path:
-    """Return the checkpoint that a pointer, `checkpoints/best` or `checkpoints/latest`, names, or else the path."""
+    """Return the checkpoint that a pointer names; any other path as it is."""
     return path.parent / path.read_text().strip() if is_pointer(path) else path
 
 
 def is_pointer(path: Path) -> bool:
-    """Return whether a path is that of a pointer which exists."""
+    """Return whether a path is that of a pointer which exists, `checkpoints/best` or `checkpoints/latest`."""
     return path.name in POINTERS and path.is_file()
 
 

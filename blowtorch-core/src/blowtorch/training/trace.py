@@ -18,7 +18,7 @@ FILE_NAME = "trace.jsonl"
 
 
 class Trace:
-    """Writes a line for each step into `trace.jsonl` of the run folder: called after each step.
+    """The file `trace.jsonl` of a run folder, with a line for each step; it is called after each step.
 
     A process begins with a line `{"start": step}`. The line of a step has the `indices` of its batch where the loader
     has any, digests of the `batch`, of the `random` streams and of the `weights` after the step, and the `metrics`.

@@ -86,14 +86,15 @@ def validate(
             batches = validation.pace.watch(itertools.islice(batches, most_batches))
             if function.kind == "validate_epoch":
                 loader = EpochLoader(batches, validation.batches.num_batches)
-                returned = function.function(**function.given(data_loader=loader))
+                returned = function.call(data_loader=loader)
                 returns.add({} if returned is None else returned, 1)
             else:
                 read = returns.reader()
                 for batch in batches:
                     if may_be_cut and state.interruption is not None:
                         raise ValidationCutError
-                    read(function.function(**function.given(batch=batch)), batch)
+                    # Not by `call`, so that the user's step is no deeper in the stack than it must be.
+                    read(function.function(**function.fill(batch=batch)), batch)
             measured = means(returns.window.close()) | returns.objects.compute()
             validation.pace.end()
     finally:

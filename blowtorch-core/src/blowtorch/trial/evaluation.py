@@ -69,7 +69,7 @@ def _predictions(function: Function, state: RunState, batches: Batches) -> Itera
                 batch = next(iterator, _NOTHING)
                 if batch is _NOTHING:
                     return
-                output = move(function.function(**function.given(batch=batch)), _CPU)
+                output = move(function.call(batch=batch), _CPU)
             yield output
 
 
