@@ -54,7 +54,7 @@ class Window:
 
     def lend(self, name: str, give_back: Callable[[], tuple[float, float]]) -> tuple[float, float]:
         """Lend the value and the weight of a total to somebody who adds to it, until anybody else needs it."""
-        total = self.totals.setdefault(name, Total())
+        total = self.totals.setdefault(name, Total(0.0, 0))
         self._lent = total, give_back
         return total.value, total.weight
 
