@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from blowtorch.errors import ScriptError
 from blowtorch.progress import Checkpoint, Progress
 
 if TYPE_CHECKING:
@@ -106,6 +107,9 @@ class RunState:
                 f"after the current step, call state.stop(reason)"
             )
         object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"RunState shows where a run stands and cannot be changed, so {name!r} cannot be deleted")
 
     def shown_with(self, own_folder: Path | None) -> RunState:
         """Return the same state as one extension is shown it: with a folder of its own."""
@@ -204,7 +208,12 @@ class RunState:
 
         Args:
             reason: a sentence, which the console and the record tell.
+
+        Raises:
+            ScriptError: there is none.
         """
+        if not isinstance(reason, str) or not reason:
+            raise ScriptError(f"state.stop(reason) expects a sentence that says why the run ends, got {reason!r}")
         self._progress.stop(reason)
 
     def log(self, metrics: Mapping[str, Any], reduce: str = "mean") -> None:

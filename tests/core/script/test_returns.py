@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +86,20 @@ def test_a_lone_loss_and_a_dict_may_take_turns():
     reader.window.add({"loss": 5.0}, 2)
     assert reader.reader()(torch.tensor(4.0), batch)[1] == 2
     assert reader.window.means() == {"loss": 4.0}
+
+
+@pytest.mark.parametrize("batch", [[], [SimpleNamespace(shape=None)], [torch.tensor(5.0)], torch.tensor(5.0), {}, None])
+def test_a_batch_without_a_size_counts_as_one_sample_at_every_step(batch):
+    read = returns().reader()
+    assert [read(torch.tensor(1.0), batch)[1] for _ in range(3)] == [1, 1, 1]
+
+
+def test_the_loss_is_chosen_anew_in_each_epoch():
+    reader, loss = returns(), Loss(Function(lambda batch: None, "train_step"), None)
+    first, batch = {"recon": gradient()}, torch.ones(2)
+    assert reader.reader(loss)(first, batch)[0] is first["recon"]
+    later = {"recon": gradient(), "loss": gradient()}
+    assert reader.reader(loss)(later, batch)[0] is later["loss"]
 
 
 def test_a_metric_that_stops_to_be_a_number_is_an_error_at_any_step():

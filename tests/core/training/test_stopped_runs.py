@@ -10,8 +10,11 @@ from torch.utils.data import DataLoader
 from tests.core.small_runs import QUIET, assert_same, weights
 
 
-def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(make_run, data, events):
-    """Dropout, shuffling and a schedule: everything that could differ after a restart."""
+@pytest.mark.parametrize(
+    "more", [{}, {"accumulate": 3}, {"clip_grad_norm": 0.1}, {"on_nan": "skip", "accumulate": 2}], ids=str
+)
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(make_run, data, events, more):
+    """Dropout, shuffling, a schedule, groups of batches: everything that could differ after a restart."""
 
     def train(stop_at=None, **options):
         run = make_run(random_seed=5)
@@ -23,13 +26,13 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(make_run, data, event
             if state.step == stop_at:
                 signal.raise_signal(signal.SIGTERM)
 
-        options = {"max_epochs": 3, "scheduler": "cosine", "log_every": "3 steps", **options, **QUIET}
+        options = {"max_epochs": 3, "scheduler": "cosine", "log_every": "3 steps", **more, **options, **QUIET}
         result = run(net, loader, loader, **options)
         return result, weights(net)
 
     straight, expected = train(save_path="straight")
     lines = [{**event, "time": 0} for event in events(straight, "metrics")]
-    for stop_at in (8, 11):
+    for stop_at in (3, 8, 11) if straight.step > 11 else (2, 3, 5):
         options = {"save_path": f"stop-{stop_at}", "resume": "auto"}
         stopped, _ = train(stop_at, **options)
         assert stopped.status == "stopped"

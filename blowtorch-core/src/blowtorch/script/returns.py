@@ -67,6 +67,8 @@ class Returns:
             number of samples in the batch; and the metrics, without `batch_size`, or None for a lone tensor. It raises
             a `ScriptError` for what is nothing of that kind.
         """
+        if loss is not None:
+            loss.choose_anew()
         logged, window, scalars = self._logged, self.window, self._scalars
         is_lone = is_lent = False  # whether the step returned a lone loss on the CPU; whether these hold its total:
         value, weight = 0.0, 0.0
@@ -83,9 +85,10 @@ class Returns:
                     value, weight = window.lend("loss", give_back)
                     is_lent = True
                 try:
-                    samples = batch[0].shape[0] if type(batch) in _PAIRS else count_samples(batch)
+                    first = batch[0] if type(batch) in _PAIRS else batch
+                    samples = first.shape[0] if type(first) is Tensor else count_samples(batch)
                     value += returned.item() * samples
-                except (AttributeError, IndexError, RuntimeError):  # something is not what it was
+                except (IndexError, RuntimeError):  # the batch is empty or has no dimension, or the loss has several
                     return self._take_anything(returned, batch, loss)
                 weight += samples
                 return returned, samples, None
@@ -219,8 +222,12 @@ class Loss:
         self.name = metric or "loss"
         self._is_chosen = False
 
+    def choose_anew(self) -> None:
+        """Choose by what the next step returns, as at the beginning of each epoch."""
+        self._is_chosen = False
+
     def of(self, metrics: Mapping[str, Any]) -> Any:
-        """Return the metric that is minimised, which is chosen by what the first step returned.
+        """Return the metric that is minimised, which is chosen by what the first step of an epoch returned.
 
         Raises:
             ScriptError: there is no such metric, it is not clear which, or it carries no gradient.

@@ -55,7 +55,7 @@ class Gradients:
         loss.backward(**options)
 
     def remember(self) -> None:
-        """Remember what the forward of the next step changes, in case that it is left out."""
+        """Take note that the batches of an epoch are about to be fetched from where the run stands."""
 
     def finish_step(self) -> None:
         """Take note that all optimizers have stepped, and that the step is counted."""
@@ -105,7 +105,7 @@ class ChangedGradients(Gradients):
         self._has_lost_overflow = False  # the scaler was brought up to date before it could heed one
         self._planned = 0.0  # samples of an accumulation group, if all its batches have the size of the first
         self._samples = 0  # of the group so far
-        self._samples_before = progress.samples  # before the group
+        self._samples_before = progress.samples  # before the group; a run that goes on says so by `remember`
         self._is_skipping = False
         self._buffers: dict[str, Tensor] = {}  # as they were before the step, where steps may be left out
         self._handles = []
@@ -147,7 +147,8 @@ class ChangedGradients(Gradients):
                 self.prepare_one(name, optimizer)
 
     def remember(self) -> None:
-        """Remember what the forward of the next step changes, in case that it is left out."""
+        """Remember how far the run is, and what the forward of the next step changes, in case that it is left out."""
+        self._samples_before = self._progress.samples
         if self._state.options.on_nan == "skip":
             self._buffers = {name: buffer.clone() for name, buffer in self._state.model.named_buffers()}
 
@@ -158,7 +159,7 @@ class ChangedGradients(Gradients):
             self._scaler.update(self._scaler.get_scale() * factor if self._has_lost_overflow else None)
         self._unscaled.clear()
         self._has_lost_overflow = False
-        self._samples, self._samples_before = 0, self._progress.samples
+        self._samples = 0
         if not self._is_skipping:
             self._progress.num_skipped = 0
             self.remember()
@@ -166,6 +167,7 @@ class ChangedGradients(Gradients):
         self._is_skipping = False
         for name, buffer in self._state.model.named_buffers() if self._buffers else ():
             buffer.copy_(self._buffers[name])
+        self._samples_before = self._progress.samples
         self._report_skipped()
 
     def close(self) -> None:
