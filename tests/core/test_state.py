@@ -3,6 +3,7 @@
 import pytest
 
 from blowtorch import Checkpoint, RunInfo, ScriptError, hookimpl
+from blowtorch.builtin.local import LocalBackend
 
 
 @pytest.fixture
@@ -62,6 +63,20 @@ def test_a_callback_has_a_folder_of_its_own_over_restarts(make_run, net, loader)
     again = make_run(validates=False)(net, loader, callbacks=[Keeper()], **options)
     assert again.folder == first.folder
     assert (again.folder / "callbacks" / "Keeper" / "starts").read_text() == "start\nstart\n"
+
+
+class KeepingBackend(LocalBackend):
+    """A checkpoint backend that keeps something of its own."""
+
+    @hookimpl
+    def checkpoint_open(self, run):
+        super().checkpoint_open(run)
+        (run.own_folder / "opened").touch()
+
+
+def test_a_checkpoint_backend_has_a_folder_of_its_own(make_run, net, loader):
+    result = make_run(validates=False)(net, loader, checkpoint_backend=KeepingBackend(), progress=False)
+    assert (result.folder / "checkpoint-backends" / "KeepingBackend" / "opened").is_file()
 
 
 def test_lines_are_said_to_who_shows_them_and_what_is_said_meanwhile_is_only_kept(make_run, net, loader):
