@@ -53,7 +53,7 @@ ROOMS = {
     "runs": ["view"],
     "script": ["decorators", "script", "returns", "functions"],
     "checkpoint": ["checkpoints", "retention", "store", "contents", "tensors"],
-    "record": ["feed", "media", "record", "lines", "metric_objects", "metrics", "logged"],
+    "record": ["feed", "media", "arrays", "record", "lines", "metric_objects", "metrics", "logged"],
     "schedule": ["schedules", "option", "sequence"],
     "data": ["batches", "sources", "loaders", "transfer", "workers", "order"],
     "folder": ["folder", "provenance", "secrets", "lock", "manifest", "files"],

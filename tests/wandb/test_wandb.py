@@ -219,6 +219,16 @@ def test_images_histograms_texts_and_files_are_kept(info, tmp_path):
     assert list(info().own_folder.rglob("files/notes/step-00000003.png"))
 
 
+def test_a_histogram_with_more_bins_than_wandb_takes_is_shown_with_fewer(info):
+    logger = WandbLogger(mode="offline")
+    logger.log_start(info())
+    logger.log_histogram("weights", [1] * 1025, [float(edge) for edge in range(1026)], 3)
+    logger.log_finish("finished", {})
+    [row] = rows(read(info().own_folder))
+    assert row["weights/values"] == [3] * 341 + [2]
+    assert row["weights/bins"] == [float(edge) for edge in range(0, 1024, 3)] + [1025.0]
+
+
 class TestContract(LoggerContract):
     def make_logger(self, tmp_path):
         return WandbLogger(mode="offline")

@@ -162,8 +162,11 @@ class Run(Decorators):
 
         Args:
             name: what it is called.
-            values: a tensor, an array or numbers, of any shape.
-            bins: so many of equal width, from the smallest number to the largest.
+            values: a tensor, an array or numbers, of any shape, or lists and dicts of them.
+            bins: so many of equal width, from the smallest number to the largest; up to 65,536.
+
+        Raises:
+            ScriptError: these are no numbers, there cannot be so many bins, or no run is under way.
         """
         self._log_media(Media.log_histogram, name, values, bins)
 

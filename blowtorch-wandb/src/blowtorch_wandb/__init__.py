@@ -99,7 +99,8 @@ class WandbLogger:
         import numpy as np
         import wandb
 
-        self._log({name: wandb.Histogram(np_histogram=(np.array(counts), np.array(edges)))}, step)
+        bins = rebinned(counts, edges, wandb.Histogram.MAX_LENGTH)
+        self._log({name: wandb.Histogram(np_histogram=(np.array(bins[0]), np.array(bins[1])))}, step)
 
     @hookimpl
     def log_text(self, name: str, text: str, step: int) -> None:
@@ -131,6 +132,17 @@ class WandbLogger:
         if self._run is None:
             raise RuntimeError("the wandb logger was given an event before log_start")
         self._run.log({**row, "step": step})
+
+
+def rebinned(counts: Sequence[int], edges: Sequence[float], most: int) -> tuple[list[int], list[float]]:
+    """Return a histogram with at most so many bins; where there are more, neighbours are put together.
+
+    >>> rebinned([1, 2, 3], [0.0, 0.5, 1.0, 1.5], most=2)
+    ([3, 3], [0.0, 1.0, 1.5])
+    """
+    width = -(-len(counts) // most)
+    starts = range(0, len(counts), width)
+    return [sum(counts[start : start + width]) for start in starts], [*edges[:-1:width], edges[-1]]
 
 
 def has_account() -> bool:

@@ -64,7 +64,7 @@ class Lines:
         if self._path is None:
             return
         try:
-            with self._path.open("a", encoding="utf-8") as file:
+            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
         except OSError:  # a full disk is the record's to report
             pass

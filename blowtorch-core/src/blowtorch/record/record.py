@@ -7,6 +7,7 @@ logger that is slow, down or broken falls behind and catches up; it cannot slow,
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from blowtorch.tree import map_leaves
 _ENCODER = json.JSONEncoder(allow_nan=False, default=str)  # one odd value must not cost what comes after it
 _BUFFERED_EVENTS = 64  # a write in the loop costs ten times what it costs alone, so training metrics wait a little
 _BUFFERED_SECONDS = 0.2
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # which no UTF-8 can hold, so that loggers choke on it
 _HELD_EVENTS = 100_000  # so many are kept in memory while the disk is full
 
 
@@ -138,6 +140,9 @@ def encode(event: Mapping[str, Any]) -> bytes:
         text = _ENCODER.encode(event)
     except ValueError:
         text = _ENCODER.encode(map_leaves(_finite, event))
+    if "\\ud" in text:  # a surrogate, one of a pair unless the text is damaged
+        plain = json.dumps(json.loads(text), ensure_ascii=False)
+        text = _ENCODER.encode(json.loads(_LONE_SURROGATE.sub("\ufffd", plain)))
     return text.encode() + b"\n"
 
 

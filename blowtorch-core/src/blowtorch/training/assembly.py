@@ -168,7 +168,7 @@ def assemble(
         callbacks=steps.callbacks,
         validations=validations,
         record=record,
-        media=Media(folder.path, record, progress, workspace.lines.warn),
+        media=Media(folder.path, record, progress, workspace.lines),
         checkpoints=Checkpoints(state, progress, folder.checkpoints, contents, store, record),
         epoch_window=epoch_window,
         record_trigger=record_trigger,
