@@ -37,7 +37,7 @@ def test_a_run_is_stopped_with_a_reason(state, reason):
 
 
 def test_the_loop_keeps_its_own_account_to_itself(state):
-    for name in "next_event is_trying reported logged listeners earlier_average measured_at begin_epoch".split():
+    for name in "next_event is_trying reported logged listeners earlier_average measured_at start_epoch".split():
         assert not hasattr(state, name)
 
 

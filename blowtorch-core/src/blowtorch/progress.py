@@ -90,7 +90,7 @@ class Progress:
         """Return what every event of the record says of its moment."""
         return {"step": self.step, "epoch": self.epoch, "time": time.time()}
 
-    def begin_epoch(self) -> None:
+    def start_epoch(self) -> None:
         """Go on to the next epoch."""
         self.epoch += 1
         self.batch = 0

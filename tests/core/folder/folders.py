@@ -8,9 +8,9 @@ def make_config(values):
 
 
 def begin(folder, *command_line, **values):
-    folder.begin_session(make_config({}), {}, ["train.py", *command_line], seed=1, **values)
+    folder.start_session(make_config({}), {}, ["train.py", *command_line], seed=1, **values)
 
 
 def configure(folder, values, **options):
     """Begin a session with a configuration, and return what differs from the one before."""
-    return folder.begin_session(make_config(values), options, ["train.py"])
+    return folder.start_session(make_config(values), options, ["train.py"])

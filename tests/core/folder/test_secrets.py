@@ -45,7 +45,7 @@ def test_no_file_of_a_run_holds_a_secret(folder, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", "--password", "hidden"])
     config = make_config({"tracker": {"api_key": "hidden"}, "list": [{"token": "hidden"}]})
     options = {"loggers": [{"acme": {"password": "hidden"}}]}
-    folder.begin_session(config, options, ["train.py", "with", "tracker.api_key=hidden"])
+    folder.start_session(config, options, ["train.py", "with", "tracker.api_key=hidden"])
     files = [path for path in folder.path.rglob("*") if path.is_file()]
     assert len(files) == 4 and not any("hidden" in path.read_text() for path in files)
     assert folder.read_info()["command"] == ["python", "train.py", "--password", "***"]

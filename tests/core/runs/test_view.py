@@ -189,7 +189,7 @@ def test_a_running_run_has_an_owner_and_a_lost_one_none(folder):
 @pytest.mark.parametrize("status", ["finished", "stopped", "failed"])
 def test_a_run_that_has_ended_is_what_it_is_also_for_who_opened_it_before(folder, status):
     run = open_run(folder.path)
-    folder.begin_session(load_config({}, [], [], dict), {}, [])
+    folder.start_session(load_config({}, [], [], dict), {}, [])
     folder.end_session(status)
     assert run.status == open_run(folder.path).status == status
 
@@ -255,7 +255,7 @@ def test_the_configuration_has_the_types_that_it_had(folder):
 
 
 def test_checkpoints_are_in_the_order_of_their_steps_however_many_digits_they_have(folder):
-    folder.begin_session(load_config({}, [], [], dict), {}, [], checkpoint_metric="val/loss")
+    folder.start_session(load_config({}, [], [], dict), {}, [], checkpoint_metric="val/loss")
     for step, loss in ((100_000_000, 0.1), (2, 0.3), (99_999_999, 0.2)):
         save(folder, step, **{"val/loss": loss})
     (folder.checkpoints / "step-00000005").mkdir()

@@ -27,7 +27,7 @@ class Console:
 
     def __init__(self, progress: bool = True) -> None:
         self.progress = progress
-        self._epoch_began = 0.0
+        self._epoch_started = 0.0
         self._held: list[str] = []  # validations that wait for the line of their epoch
 
     @hookimpl
@@ -40,7 +40,7 @@ class Console:
     @hookimpl
     def epoch_start(self, state: RunState) -> None:
         """Note when the epoch began."""
-        self._epoch_began = state.seconds
+        self._epoch_started = state.seconds
 
     @hookimpl
     def validation_end(self, state: RunState, metrics: Mapping[str, float]) -> None:
@@ -57,7 +57,7 @@ class Console:
     def epoch_end(self, state: RunState, metrics: Mapping[str, float]) -> None:
         """Say what the epoch was like."""
         rates = {name: rate for name, rate in state.metrics.items() if name == "lr" or name.startswith("lr/")}
-        seconds = _duration(state.seconds - self._epoch_began)
+        seconds = _duration(state.seconds - self._epoch_started)
         state.say(_line(*_place(state), *_describe(metrics), *_describe(rates)[:_RATES], seconds))
         self._say_held(state)
 

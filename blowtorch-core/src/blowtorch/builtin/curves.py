@@ -180,8 +180,8 @@ class WarmupStableDecay:
                 f"{self._owner}: a warm-up of {warmup} steps and a decay of {decay} do not fit into its {total} "
                 f"steps, so the decay is shortened"
             )
-        begin = max(warmup, total - decay)
-        return _build_lambda(optimizer, _rise_and_fall(_SHAPES[self.shape], warmup, total, self.floor, begin))
+        fall_start = max(warmup, total - decay)
+        return _build_lambda(optimizer, _rise_and_fall(_SHAPES[self.shape], warmup, total, self.floor, fall_start))
 
     def _read_decay(self, decay: float | str) -> Interval | float:
         """Return the length of the decay: an interval, or a fraction of the run."""
@@ -277,13 +277,13 @@ def _rise(step: int, warmup: int, start: float) -> float:
 
 
 def _rise_and_fall(
-    curve: Callable[[float], float], warmup: int, total_steps: int, floor: float, begin: int | None = None
+    curve: Callable[[float], float], warmup: int, total_steps: int, floor: float, fall_start: int | None = None
 ) -> Callable[[int], float]:
-    """Return a function that gives the factor of a step: a warm-up, 1 until `begin`, then `curve` from 1 to 0.
+    """Return a function that gives the factor of a step: a warm-up, 1 until `fall_start`, then `curve` from 1 to 0.
 
-    The curve begins right after the warm-up if there is no `begin`.
+    The curve begins right after the warm-up if there is no `fall_start`.
     """
-    start = warmup if begin is None else begin
+    start = warmup if fall_start is None else fall_start
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -85,7 +85,7 @@ class Checkpoints:
 
     @property
     def has_news(self) -> bool:
-        """Whether `finish` need not wait."""
+        """Whether `wait` returns at once."""
         return self._writing is not None and self._writing.outcome.done()
 
     def check(self) -> None:
@@ -96,8 +96,8 @@ class Checkpoints:
         """
         self._contents.check()
 
-    def begin(self, is_best: bool) -> None:
-        """Copy the state of this moment, and begin to write it; `finish` says what became of that.
+    def save(self, is_best: bool) -> None:
+        """Copy the state of this moment, and begin to write it; `wait` says what became of that.
 
         With the option `checkpoint_async` off nothing is copied, and it is written before this returns.
 
@@ -127,7 +127,7 @@ class Checkpoints:
             try:
                 self._publish(writing)
                 writing.outcome.set_result(delete_superseded(self._store, options, best))
-            except BaseException as error:  # `finish` raises it in the loop
+            except BaseException as error:  # `wait` raises it in the loop
                 writing.outcome.set_exception(error)
             progress.next_event = 0  # so the loop looks after its next step, and need not ask after each
 
@@ -136,7 +136,7 @@ class Checkpoints:
         else:
             write()
 
-    def finish(self) -> Writing | None:
+    def wait(self) -> Writing | None:
         """Wait for the checkpoint on its way, which is then published; return None where there is none.
 
         Raises:
@@ -184,7 +184,7 @@ class Checkpoints:
             warn(f"checkpoint {name} is damaged ({'; '.join(problems)}); an earlier one is taken")
         return None
 
-    def begin_anew(self) -> None:
+    def start_anew(self) -> None:
         """Put aside whatever there is: the run begins again from its beginning."""
         self._put_aside_after(-1)
 

@@ -108,7 +108,7 @@ class RunFolder:
         """
         return read_yaml(self.path / "run.yaml")
 
-    def begin_session(
+    def start_session(
         self, config: Config, options: Mapping[str, Any], command_line: list[str], **info: Any
     ) -> dict[str, tuple[Any, Any]]:
         """Write that a process begins to train the run, and with what; secrets are masked.

@@ -35,7 +35,7 @@ def after_step(training: Training) -> bool:
     return not progress.is_ending and (is_last or not is_limit_reached(training))
 
 
-def finish_epoch(training: Training) -> None:
+def end_epoch(training: Training) -> None:
     """Do what is due at the end of an epoch."""
     state, progress, schedules = training.state, training.progress, training.schedules
     record_training(training, closes_epoch=True)
@@ -114,7 +114,7 @@ def record_due(training: Training) -> None:
 def report_published(training: Training) -> None:
     """Tell of a checkpoint that has been published meanwhile."""
     if training.checkpoints.has_news:
-        report_saved(training)
+        wait_for_checkpoint(training)
 
 
 def record_training(training: Training, closes_epoch: bool = False) -> None:
@@ -174,7 +174,7 @@ def decide_and_save(training: Training) -> None:
     trigger = training.checkpoint_trigger
     is_due = trigger is not None and trigger.fire(training.progress.time())
     if is_new_best(training) or is_due:
-        report_saved(training)  # a new one waits for the last, which may turn out not to be the best
+        wait_for_checkpoint(training)  # a new one waits for the last, which may turn out not to be the best
         save(training, is_new_best(training))
 
 
@@ -199,10 +199,10 @@ def can_decide(metric: str) -> bool:
 
 
 def save(training: Training, is_best: bool) -> None:
-    """Begin to save a checkpoint; one that cannot be written is tried again at the next occasion."""
+    """Save a checkpoint; one that cannot be written is tried again at the next occasion."""
     options = training.state.options
     try:
-        training.checkpoints.begin(is_best)
+        training.checkpoints.save(is_best)
     except NotFiniteError as error:
         if options.on_nan == "stop":
             raise
@@ -210,13 +210,13 @@ def save(training: Training, is_best: bool) -> None:
     except CheckpointError as error:
         warn_unsaved(training, error)
     if not options.checkpoint_async:
-        report_saved(training)
+        wait_for_checkpoint(training)
 
 
-def report_saved(training: Training) -> None:
+def wait_for_checkpoint(training: Training) -> None:
     """Wait for the checkpoint on its way, if there is one, and let everybody know what became of it."""
     try:
-        saved = training.checkpoints.finish()
+        saved = training.checkpoints.wait()
     except CheckpointError as error:
         warn_unsaved(training, error)
         return

@@ -29,16 +29,16 @@ from blowtorch.record.metrics import count_samples
 from blowtorch.training.between_steps import (
     after_step,
     decide_and_save,
-    finish_epoch,
+    end_epoch,
     is_limit_reached,
     notify,
     plan_next_event,
     record_due,
     record_validation,
     report_published,
-    report_saved,
     report_unread_overrides,
     save,
+    wait_for_checkpoint,
 )
 from blowtorch.training.gradients import computing
 from blowtorch.training.training import Steps, Training
@@ -55,11 +55,11 @@ def train(training: Training, most_epochs: int | None = None) -> None:
         most_epochs: go through so many epochs only, because it is a trial.
     """
     progress = training.progress
-    begin_run(training)
+    start_run(training)
     while not progress.is_ending and not is_limit_reached(training) and most_epochs != 0:
         if progress.is_epoch_done:
             training.restore_streams()  # what takes part in the beginning of an epoch may draw from them
-            progress.begin_epoch()
+            progress.start_epoch()
         notify(training, "epoch_start")
         with contextlib.suppress(ValidationCutError):  # the validation is still due when the run goes on
             batches = start_batches(training)
@@ -68,16 +68,16 @@ def train(training: Training, most_epochs: int | None = None) -> None:
             plan_next_event(training)
             if training.function.kind == "train_epoch":
                 drive_epoch(training, batches)
-                finish_epoch(training)
+                end_epoch(training)
             elif goes_on and train_epoch(training, batches, partial(after_step, training)):
-                finish_epoch(training)
+                end_epoch(training)
         if progress.interruption is None:
             report_unread_overrides(training)
         most_epochs = None if most_epochs is None else most_epochs - 1
-    finish_run(training)
+    end_run(training)
 
 
-def begin_run(training: Training) -> None:
+def start_run(training: Training) -> None:
     """Do what comes before the first step of a process, and of a run."""
     progress, options = training.progress, training.state.options
     notify(training, "run_start")
@@ -96,7 +96,7 @@ def begin_run(training: Training) -> None:
     if is_inside_epoch and not progress.is_ending and is_limit_reached(training):
         with contextlib.suppress(ValidationCutError):  # what was due when the process before was stopped at the end
             if progress.batch == training.batches.num_batches:
-                finish_epoch(training)
+                end_epoch(training)
             else:
                 after_step(training)
 
@@ -187,7 +187,7 @@ def drive_epoch(training: Training, batches: Iterator[Any]) -> None:
     loader = EpochLoader(batches, training.batches.num_batches, partial(count_batch, training))
     with computing(training.state):
         returned = function.function(**function.fill(data_loader=loader))
-    loader.finish_batch()
+    loader.end_batch()
     if training.progress.batch == 0 and training.state.max_epochs is None:
         raise ScriptError(
             f"{function.name} took no batch of its data_loader, so max_steps is never reached; iterate it, or "
@@ -209,15 +209,15 @@ def count_batch(training: Training, batch: Any) -> None:
         plan_next_event(training)
 
 
-def finish_run(training: Training) -> None:
+def end_run(training: Training) -> None:
     """See to it that a checkpoint stands at the end; the model is left with the weights that were judged."""
     state, checkpoints = training.state, training.checkpoints
     if state.interruption is not None:
         state.say(f"{state.interruption}: stopping after step {state.step}")
-    report_saved(training)
+    wait_for_checkpoint(training)
     if not checkpoints.is_current():
         save(training, is_best=False)
-        report_saved(training)
+        wait_for_checkpoint(training)
     if not checkpoints.is_current():
         raise CheckpointError("the last checkpoint of the run could not be written; see the warnings above")
     if state.interruption is None and state.averaged:

@@ -27,7 +27,7 @@ from blowtorch.schedule.option import describe_scheduler_option
 from blowtorch.script.script import Script
 from blowtorch.state import RunInfo, RunState
 from blowtorch.training.assembly import Chosen, Data, assemble
-from blowtorch.training.between_steps import notify, report_saved
+from blowtorch.training.between_steps import notify, wait_for_checkpoint
 from blowtorch.training.gradients import detecting_anomalies
 from blowtorch.training.interruption import interruptible
 from blowtorch.training.model import choose_device, compile_model, load_initial_weights
@@ -231,7 +231,7 @@ class Session:
             return None
         restored = training.checkpoints.restore_newest(state.warn, self._start.at_most)
         if restored is None:
-            training.checkpoints.begin_anew()
+            training.checkpoints.start_anew()
             self._record.cut(0)
             name = None
         else:
@@ -272,7 +272,7 @@ class Session:
     def _begin_session(self) -> dict[str, tuple[Any, Any]]:
         """Write down with what the run is trained; return what differs from the process before: (old, new)."""
         script = self._script
-        return self.folder.begin_session(
+        return self.folder.start_session(
             self._config,
             vars(self._options),
             script.command_line,
@@ -331,7 +331,7 @@ class Session:
             if isinstance(error, KeyboardInterrupt):  # which waits for nothing
                 self.training.checkpoints.abandon()
             else:
-                report_saved(self.training)
+                wait_for_checkpoint(self.training)
             if error is not None:
                 self.workspace.logged.values.clear()  # by the step that failed
             notify(self.training, "run_end", status=self.status)

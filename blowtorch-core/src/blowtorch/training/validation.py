@@ -125,7 +125,7 @@ def judging(state: RunState) -> Iterator[None]:
 class EpochLoader:
     """The `data_loader` of a function that drives an epoch: iterable once, with a length where that is known.
 
-    `done` is called with each batch once the next is asked for, and with the last one by `finish_batch`.
+    `done` is called with each batch once the next is asked for, and with the last one by `end_batch`.
     """
 
     def __init__(
@@ -138,12 +138,12 @@ class EpochLoader:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._batches:
-            self.finish_batch()  # a function may begin to iterate again where it broke off
+            self.end_batch()  # a function may begin to iterate again where it broke off
             self._in_work.append(batch)
             yield batch
-            self.finish_batch()
+            self.end_batch()
 
-    def finish_batch(self) -> None:
+    def end_batch(self) -> None:
         """Report the batch that the function was given last as done."""
         if self._in_work:
             self._done(self._in_work.pop())
