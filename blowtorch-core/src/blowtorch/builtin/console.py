@@ -118,8 +118,8 @@ def format_number(value: float) -> str:
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
-def _line(*parts: str) -> str:
-    return " · ".join(parts)
+def _line(*phrases: str) -> str:
+    return " · ".join(phrases)
 
 
 def _encodable(text: str, encoding: str) -> str:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, piece by piece: nothing is missing, nothing left over, all of it plain."""
+"""What a checkpoint holds, part by part: nothing is missing, nothing left over, all of it plain."""
 
 import copy
 import time
@@ -18,8 +18,8 @@ from blowtorch.state import JudgedWeights
 from blowtorch.streams import random_state
 
 
-class Stateful(Protocol):
-    """Anything whose state belongs into a checkpoint."""
+class Part(Protocol):
+    """A part of a checkpoint: anything whose state belongs into it."""
 
     def state_dict(self) -> Any:
         """Return its state, in tensors and plain values."""
@@ -96,22 +96,22 @@ class Contents:
         progress: SavedProgress,
         triggers: Triggers,
         window: Window,
-        others: Mapping[str, Stateful],
+        others: Mapping[str, Part],
     ) -> None:
         self._model = model
         self._judged = judged
         self.triggers = triggers
         self.window = window
-        self._pieces: dict[str, Stateful] = {"state": progress, "triggers": triggers, "window": window, **others}
+        self._parts: dict[str, Part] = {"state": progress, "triggers": triggers, "window": window, **others}
 
     def check(self) -> None:
-        """Make sure that every piece can be stored, before hours are spent on it.
+        """Make sure that every part can be stored, before hours are spent on it.
 
         Raises:
             CheckpointError: one whose state holds something else than tensors and plain values.
         """
-        for name, piece in self._pieces.items():
-            check_plain(piece.state_dict(), name)
+        for name, part in self._parts.items():
+            check_plain(part.state_dict(), name)
 
     def gather(self, record_length: int) -> dict[str, Any]:
         """Return the content of each file as of now.
@@ -120,7 +120,7 @@ class Contents:
         """
         training = {
             "record_length": record_length,
-            "parts": {name: piece.state_dict() for name, piece in self._pieces.items()},
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
             "random": random_state(),
         }
         weights = self._model.state_dict()
@@ -131,12 +131,12 @@ class Contents:
         return {"training.pt": training, "model.pt": weights}
 
     def put_back(self, directory: Path, checkpoint: str, without: set[str]) -> tuple[int, dict[str, Any]]:
-        """Give the model and every piece what a checkpoint holds, in the order in which they stand.
+        """Give the model and every part what a checkpoint holds, in the order in which they stand.
 
         Args:
             directory: of the checkpoint, verified.
             checkpoint: its name.
-            without: the pieces that begin anew.
+            without: the parts that begin anew.
 
         Returns:
             The length of the record, and the state of the random streams that are to be put back.
@@ -147,13 +147,13 @@ class Contents:
         training, weights = read_tensors(directory / "training.pt"), read_tensors(directory / "model.pt")
         streams = [f"random/{stream}" for stream in training["random"]]
         own_streams = [f"random/{stream}" for stream in random_state()]
-        check_names(checkpoint, [*training["parts"], *streams], [*self._pieces, *own_streams], without)
+        check_names(checkpoint, [*training["parts"], *streams], [*self._parts, *own_streams], without)
         if "weights" in training:
             weights, self._judged.earlier = training["weights"], weights
         load_weights(self._model, weights, checkpoint)
-        for name, piece in self._pieces.items():
+        for name, part in self._parts.items():
             if name not in without:
-                _load(piece, training["parts"][name], name, checkpoint)
+                _load(part, training["parts"][name], name, checkpoint)
         random = {stream: state for stream, state in training["random"].items() if f"random/{stream}" not in without}
         return training["record_length"], random
 
@@ -186,9 +186,9 @@ def check_names(checkpoint: str, saved: Sequence[str], needed: Sequence[str], wi
         )
 
 
-def _load(piece: Stateful, state: Any, name: str, checkpoint: str) -> None:
+def _load(part: Part, state: Any, name: str, checkpoint: str) -> None:
     try:
-        piece.load_state_dict(state)
+        part.load_state_dict(state)
     except Exception as error:
         raise CheckpointError(
             f"{name} does not take its state from checkpoint {checkpoint}: {error}; to begin it anew, set "

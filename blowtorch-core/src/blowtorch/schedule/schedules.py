@@ -73,8 +73,8 @@ class Schedules:
             if is_by_epoch and self.triggers[name].fire(state.time()):
                 schedule.scheduler.step()
 
-    def parts(self) -> dict[str, Any]:
-        """Return what has to be saved, by name."""
+    def checkpoint_parts(self) -> dict[str, Any]:
+        """Return what belongs into a checkpoint, by name."""
         schedulers = {f"schedulers/{name}": schedule.scheduler for name, schedule in self._schedules.items()}
         return {"rates": self, **schedulers}
 

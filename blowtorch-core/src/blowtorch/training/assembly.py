@@ -153,7 +153,7 @@ def assemble(
         progress=SavedProgress(progress, state.options, folder.checkpoints),
         triggers=Triggers({name: trigger for name, trigger in named.items() if trigger is not None}, progress.time),
         window=steps.returns.window,
-        others={"epoch_window": epoch_window, **_name_stateful(steps, script.kept)},
+        others={"epoch_window": epoch_window, **_checkpoint_parts(steps, script.kept)},
     )
     info = state.shown_with(own_folder(folder, chosen.backend)).info
     store = Store(folder, chosen.backend, info)
@@ -223,14 +223,14 @@ def _refuse_closures(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
             )
 
 
-def _name_stateful(steps: Steps, kept: Mapping[str, Any]) -> dict[str, Any]:
+def _checkpoint_parts(steps: Steps, kept: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything else that has a state to be saved, by the name that it has in checkpoints."""
     return {
         "metric_objects": steps.returns.objects,
         **({"gradients": steps.gradients} if steps.gradients.has_state else {}),
         **{f"optimizers/{name}": optimizer for name, optimizer in steps.workspace.optimizers.items()},
-        **steps.schedules.parts(),
-        **steps.callbacks.stateful(),
+        **steps.schedules.checkpoint_parts(),
+        **steps.callbacks.checkpoint_parts(),
         **({"data": steps.batches} if steps.batches.has_state else {}),
         **{f"kept/{name}": instance for name, instance in kept.items()},
     }

@@ -60,23 +60,23 @@ class Callbacks:
         """Call somebody else after every step, last."""
         self.step_calls.append(watcher)
 
-    def stateful(self) -> dict[str, Any]:
-        """Return the callbacks that have a state to be saved, by name.
+    def checkpoint_parts(self) -> dict[str, Any]:
+        """Return the callbacks whose state belongs into a checkpoint, by name.
 
         Raises:
             ExtensionError: two of them have one name, or one has only half of the two methods.
         """
-        stateful: dict[str, Any] = {}
+        parts: dict[str, Any] = {}
         for plugin in self._plugins:
             methods = [hasattr(plugin.instance, name) for name in ("state_dict", "load_state_dict")]
             if any(methods) and not all(methods):
                 raise ExtensionError(f"{plugin.label} has only one of state_dict and load_state_dict; it needs both")
             name = f"callbacks/{plugin.name}"
-            if name in stateful:
+            if name in parts:
                 raise ExtensionError(f"{plugin.label} is named twice, so its state cannot be told apart")
             if all(methods):
-                stateful[name] = plugin.instance
-        return stateful
+                parts[name] = plugin.instance
+        return parts
 
 
 def _in_order(plugins: Sequence[tuple[Plugin, RunState]], moment: str) -> list[tuple[Plugin, RunState]]:
