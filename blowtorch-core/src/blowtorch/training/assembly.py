@@ -35,7 +35,7 @@ from blowtorch.training.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Chosen:
+class RunExtensions:
     """The extensions that a run names, and those that it always has."""
 
     loggers: list[Plugin]
@@ -44,7 +44,7 @@ class Chosen:
     scheduler: SchedulerOption | None
 
     @classmethod
-    def create(cls, options: RunOptions, plugins: Plugins) -> "Chosen":
+    def create(cls, options: RunOptions, plugins: Plugins) -> "RunExtensions":
         """Make them; an `ExtensionError` where one cannot be had."""
         return cls(
             loggers=[plugins.create("logger", logger) for logger in options.loggers],
@@ -55,7 +55,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Data:
+class RunBatches:
     """The batches to train on, and each validation with its own."""
 
     train: Batches
@@ -64,7 +64,7 @@ class Data:
     @classmethod
     def choose(
         cls, script: Script, options: RunOptions, loaders: tuple[Any, Any], seed: int, device: torch.device
-    ) -> "Data":
+    ) -> "RunBatches":
         """Take those of the call, the train and the validation loader, or else those of the decorators.
 
         Raises:
@@ -129,17 +129,17 @@ def assemble_steps(
 
 
 def assemble(
-    script: Script, workspace: Workspace, data: Data, chosen: Chosen, folder: RunFolder, record: Record
+    script: Script, workspace: Workspace, data: RunBatches, extensions: RunExtensions, folder: RunFolder, record: Record
 ) -> Training:
     """Put together what the loop works with; what has a state to be saved is made known to the checkpoints."""
     state, progress = workspace.state, workspace.progress
 
     def call_callbacks(state: RunState) -> Callbacks:
         functions = {moment: [function.bind(state) for function in asked] for moment, asked in script.moments.items()}
-        shown = [(plugin, state.shown_with(own_folder(folder, plugin))) for plugin in chosen.callbacks]
+        shown = [(plugin, state.shown_with(own_folder(folder, plugin))) for plugin in extensions.callbacks]
         return Callbacks(state, shown, functions)
 
-    steps = assemble_steps(script, workspace, data.train, chosen.scheduler, call_callbacks)
+    steps = assemble_steps(script, workspace, data.train, extensions.scheduler, call_callbacks)
     epoch_window = Window(steps.returns.window.reductions)
     validations = _build_validations(workspace, data)
     record_trigger = Trigger(Interval.parse(state.options.log_every))
@@ -155,8 +155,8 @@ def assemble(
         window=steps.returns.window,
         others={"epoch_window": epoch_window, **_checkpoint_parts(steps, script.kept)},
     )
-    info = state.shown_with(own_folder(folder, chosen.backend)).info
-    store = Store(folder, chosen.backend, info)
+    info = state.shown_with(own_folder(folder, extensions.backend)).info
+    store = Store(folder, extensions.backend, info)
     return Training(
         workspace=workspace,
         function=steps.function,
@@ -248,7 +248,7 @@ def _build_gradients(script: Script, workspace: Workspace, num_batches: int | No
     )
 
 
-def _build_validations(workspace: Workspace, data: Data) -> list[Validation]:
+def _build_validations(workspace: Workspace, data: RunBatches) -> list[Validation]:
     options, validations = workspace.state.options, []
     for request, batches in data.validations:
         assert request.function is not None

@@ -26,12 +26,12 @@ from blowtorch.record.record import Record
 from blowtorch.schedule.option import describe_scheduler_option
 from blowtorch.script.script import Script
 from blowtorch.state import RunInfo, RunState
-from blowtorch.training.assembly import Chosen, Data, assemble
+from blowtorch.training.assembly import RunBatches, RunExtensions, assemble
 from blowtorch.training.between_steps import notify, wait_for_checkpoint
 from blowtorch.training.gradients import detecting_anomalies
 from blowtorch.training.interruption import interruptible
 from blowtorch.training.model import choose_device, compile_model, load_initial_weights
-from blowtorch.training.start import agree_on_seed, find_start
+from blowtorch.training.start import agree_on_seed, find_starting_point
 from blowtorch.training.trace import Trace
 from blowtorch.training.training import Training
 from blowtorch.training.workspace import Workspace, make_workspace
@@ -83,7 +83,7 @@ class Session:
         self._options = options
         self._model = model
         self._loaders = loaders
-        self._chosen = Chosen.create(options, plugins)
+        self._chosen = RunExtensions.create(options, plugins)
         self._stages = contextlib.ExitStack()
         self._has_begun = False
         self._rewound: tuple[int, int] | None = None
@@ -131,10 +131,10 @@ class Session:
         """
         options, script = self._options, self._script
         self._device = choose_device(options.device)
-        self._start = find_start(options, script)
+        self._start = find_starting_point(options, script)
         earlier = self._start.folder
         self._seed = script.seed if earlier is None else agree_on_seed(earlier, script.seed)
-        self._data = Data.choose(script, options, self._loaders, self._seed, self._device)
+        self._data = RunBatches.choose(script, options, self._loaders, self._seed, self._device)
 
     def _place_model(self) -> None:
         """Put the model on its device, and compile it if that is asked for; every process does."""

@@ -14,7 +14,7 @@ POINTERS = ("best", "latest")
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingPoint:
     """Where a run begins.
 
     Attributes:
@@ -26,29 +26,33 @@ class Start:
     at_most: str | None = None
 
 
-def find_start(options: RunOptions, script: Script) -> Start:
+def find_starting_point(options: RunOptions, script: Script) -> StartingPoint:
     """Find the run that the option `resume` means.
 
     Raises:
         RunFolderError: it names no run.
     """
     if options.resume == "never":
-        return Start()
+        return StartingPoint()
     if options.resume == "auto":
         if options.run_name is None and not script.path:
             raise OptionError(
                 "resume='auto' needs the option run_name here, since no script file tells which run is meant"
             )
         newest = find_newest(options.save_path, options.run_name, script.path)
-        return Start() if newest is None or newest.status == "finished" else Start(RunFolder.reopen(newest.path))
+        return (
+            StartingPoint()
+            if newest is None or newest.status == "finished"
+            else StartingPoint(RunFolder.reopen(newest.path))
+        )
     path = follow_pointer(Path(options.resume))
     if not path.exists() and (hint := nearest(options.resume, ["auto", "never"])):
         raise OptionError(
             f"option resume: expected 'auto', 'never' or a path that exists, got {options.resume!r}.{hint}"
         )
     if path.parent.name == "checkpoints" and path.is_dir():
-        return Start(RunFolder.reopen(path.parent.parent), at_most=path.name)
-    return Start(RunFolder.reopen(path))
+        return StartingPoint(RunFolder.reopen(path.parent.parent), at_most=path.name)
+    return StartingPoint(RunFolder.reopen(path))
 
 
 def follow_pointer(path: Path) -> Path:
@@ -63,7 +67,7 @@ def is_pointer(path: Path) -> bool:
 
 def recorded_seed(options: RunOptions, script: Script) -> int | None:
     """Return the seed of the run that would be continued, or None."""
-    folder = find_start(options, script).folder
+    folder = find_starting_point(options, script).folder
     return None if folder is None else folder.read_info().get("seed")
 
 
