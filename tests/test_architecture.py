@@ -52,7 +52,7 @@ ROOMS = {
         callbacks gradients""".split(),
     "runs": ["view"],
     "script": ["decorators", "script", "returns", "functions"],
-    "checkpoint": ["checkpoints", "retention", "store", "contents", "tensors"],
+    "checkpoint": ["checkpoints", "retention", "store", "contents", "finiteness", "tensors"],
     "record": ["feed", "media", "arrays", "record", "lines", "metric_objects", "metrics", "logged"],
     "schedule": ["schedules", "option", "sequence"],
     "data": ["batches", "sources", "loaders", "transfer", "workers", "order"],

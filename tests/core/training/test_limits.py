@@ -63,7 +63,7 @@ def test_a_loss_that_is_nan_fails_the_run_when_it_is_recorded(spoiled, fresh, lo
     def step(batch, model, step):
         return model(batch[0]).pow(2).mean() * (float("nan") if step > 5 else 1)
 
-    with pytest.raises(NotFiniteError, match=r"(?s)step-00000006 is not written: '0.weight' in the model"):
+    with pytest.raises(NotFiniteError, match=r"(?s)step-00000006 is not written: at step 6 '0.weight' in the model"):
         spoiled(fresh(), loader, **options, **QUIET)
     (view,) = find_runs()
     assert view.status == "failed" and [each.name for each in view.checkpoints][-1] == "step-00000004"

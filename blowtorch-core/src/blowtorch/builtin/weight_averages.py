@@ -55,7 +55,8 @@ class WeightAverage:
         if earlier is None or not self._num_averaged:
             self._num_averaged = 0
         else:
-            average |= {name: earlier[name].to(own.device) for name, own in _floating(state).items()}
+            weights = {name: own for name, own in _floating(state).items() if _is_finite(earlier[name])}
+            average |= {name: earlier[name].to(own.device) for name, own in weights.items()}
         self._average = average
 
     @hookimpl
@@ -65,9 +66,9 @@ class WeightAverage:
             return
         weights = _floating(state)
         if self._num_averaged:
-            self.average([self._average[name] for name in weights], list(weights.values()))
+            self.average(list(self._average.values()), [weights[name] for name in self._average])
         else:
-            self._average |= {name: own.clone() for name, own in weights.items()}
+            self._average |= {name: own.clone() for name, own in weights.items() if _is_finite(own)}
         self._num_averaged += 1
 
     def average(self, averages: "list[Tensor]", weights: "list[Tensor]") -> None:
@@ -149,6 +150,11 @@ def _floating(state: RunState) -> "dict[str, Tensor]":
 
     weights = state.model.state_dict()
     return {name: own for name, own in weights.items() if isinstance(own, torch.Tensor) and own.is_floating_point()}
+
+
+def _is_finite(weights: "Tensor") -> bool:
+    """Return whether weights can be averaged: the mean of -inf and -inf is NaN, so a mask stays that of the model."""
+    return bool(weights.isfinite().all())
 
 
 def _check_start(owner: str, start: str | float) -> str | float:

@@ -5,7 +5,6 @@ back. The loop waits while the state is copied; the copy is written, made durabl
 the manifest last, then the pointers, and only then is anything older deleted. Nothing incomplete is ever published.
 """
 
-import math
 import shutil
 import tempfile
 import threading
@@ -18,7 +17,7 @@ from typing import Any
 from blowtorch.checkpoint.contents import Contents, check_plain
 from blowtorch.checkpoint.retention import delete_superseded
 from blowtorch.checkpoint.store import Store
-from blowtorch.checkpoint.tensors import WarmCopies, find_not_finite, write_tensors
+from blowtorch.checkpoint.tensors import WarmCopies, write_tensors
 from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError
 from blowtorch.folder.files import replace_files
 from blowtorch.folder.manifest import checkpoint_name, checkpoint_step, write_manifest
@@ -76,6 +75,7 @@ class Checkpoints:
         self._saved_at: Any = None
         self._writing: Writing | None = None
         self._is_abandoned = False
+        self._last_good: str | None = None
         self._copies = WarmCopies()
 
     @property
@@ -96,19 +96,31 @@ class Checkpoints:
         """
         self._contents.check()
 
+    def remember_finiteness(self) -> None:
+        """Take note that training begins now: what is infinite or NaN already is so on purpose."""
+        self._contents.remember_finiteness()
+
+    def find_spoiled_weight(self) -> str | None:
+        """Return the name of the first tensor of the model that training has spoiled, or None."""
+        return self._contents.find_spoiled_weight()
+
+    def describe_last_good(self) -> str:
+        """Say which checkpoint there is to go on from."""
+        if self._last_good is None:
+            return "there is no checkpoint from before it"
+        return f"the last good checkpoint is {self._last_good}, from which run.resume={self._folder.parent} goes on"
+
     def save(self, is_best: bool) -> None:
         """Copy the state of this moment, and begin to write it; `wait` says what became of that.
 
         With the option `checkpoint_async` off nothing is copied, and it is written before this returns.
 
         Raises:
-            NotFiniteError: the model is spoiled, so that it is not worth keeping.
-            CheckpointError: it cannot be kept. What was published before is untouched either way.
+            CheckpointError: it cannot be taken; what was published before is untouched.
         """
         assert self._writing is None, "a new one waits for the last"
         progress, options = self._progress, self._state.options
         name, metrics = checkpoint_name(progress.step), progress.measured_now()
-        self._refuse_not_finite(name)
         value = metrics.get(options.checkpoint_metric)
         checkpoint = Checkpoint(name=name, step=progress.step, metric=value, path=self._folder / name)
         previous_best = progress.best
@@ -140,7 +152,8 @@ class Checkpoints:
         """Wait for the checkpoint on its way, which is then published; return None where there is none.
 
         Raises:
-            CheckpointError: it could not be written; what was published before is untouched.
+            NotFiniteError: training has spoiled it, so that it is not worth keeping.
+            CheckpointError: it could not be written. What was published before is untouched either way.
         """
         if self._writing is None:
             return None
@@ -149,10 +162,12 @@ class Checkpoints:
         self._writing = None
         if error is not None:
             self._progress.best = writing.previous_best
+            if isinstance(error, NotFiniteError):
+                raise error
             if not isinstance(error, OSError | RuntimeError | BlowtorchError):  # torch calls a full disk RuntimeError
                 raise error
             raise CheckpointError(f"checkpoint {writing.checkpoint.name} could not be written: {error}") from error
-        self._saved_at = writing.position
+        self._saved_at, self._last_good = writing.position, writing.checkpoint.name
         return writing
 
     def abandon(self) -> None:
@@ -210,16 +225,14 @@ class Checkpoints:
         progress = self._progress
         return progress.step, progress.is_epoch_done, self._contents.triggers.state_dict()
 
-    def _refuse_not_finite(self, name: str) -> None:
-        """Raise a `NotFiniteError` if the model holds NaN or infinities."""
-        open_sums = [total for total, *_ in self._contents.window.state_dict().values()]
-        if all(map(math.isfinite, [*self._progress.metrics.values(), *open_sums])):
-            return
-        spoiled = find_not_finite(self._state.model)
+    def _refuse_spoiled(self, writing: Writing) -> None:
+        """Raise a `NotFiniteError` if training has spoiled what is about to be written."""
+        spoiled = self._contents.find_spoiled(writing.files)
         if spoiled is not None:
             raise NotFiniteError(
-                f"checkpoint {name} is not written: {spoiled!r} in the model is not finite, and a good checkpoint must "
-                f"not be replaced by it; the loss has overflowed, so lower the learning rate or clip the gradients"
+                f"checkpoint {writing.checkpoint.name} is not written: at step {writing.checkpoint.step} {spoiled} is "
+                f"not finite; {self.describe_last_good()}. A loss or a gradient was NaN or infinite before: lower the "
+                f"learning rate, clip the gradients, look for bad data, or find the operation by detect_anomalies=True"
             )
 
     def _gather(self, name: str) -> dict[str, Any]:
@@ -232,6 +245,7 @@ class Checkpoints:
     def _publish(self, writing: Writing) -> None:
         """Write and publish, and move the pointers."""
         name = writing.checkpoint.name
+        self._refuse_spoiled(writing)
         temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=self._folder))
         try:
             self._record.make_durable()
@@ -254,7 +268,7 @@ class Checkpoints:
         if best is not None and best.name in self._store.names():
             self._point("best", best.name)
         self._record.cut(length)  # last: a checkpoint taken later would not fit to it
-        self._saved_at = self._position()
+        self._saved_at, self._last_good = self._position(), name
         return random
 
     def _put_aside_after(self, step: int) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
+from blowtorch.checkpoint.finiteness import Finiteness
 from blowtorch.checkpoint.tensors import find_unplain, load_weights, read_tensors
 from blowtorch.clock import Triggers
 from blowtorch.errors import CheckpointError, nearest
@@ -103,6 +105,11 @@ class Contents:
         self.triggers = triggers
         self.window = window
         self._parts: dict[str, Part] = {"state": progress, "triggers": triggers, "window": window, **others}
+        trained = {name: part for name, part in others.items() if isinstance(part, nn.Module | torch.optim.Optimizer)}
+        self._finiteness = {
+            name: Finiteness(is_made_by_training=isinstance(part, torch.optim.Optimizer))
+            for name, part in {"model": model, **trained}.items()
+        }
 
     def check(self) -> None:
         """Make sure that every part can be stored, before hours are spent on it.
@@ -112,6 +119,32 @@ class Contents:
         """
         for name, part in self._parts.items():
             check_plain(part.state_dict(), name)
+        self.remember_finiteness()
+
+    def remember_finiteness(self) -> None:
+        """Take what is trained for good as it is, infinities and NaN included: what becomes so later is spoiled."""
+        for name, finiteness in self._finiteness.items():
+            finiteness.remember((self._model if name == "model" else self._parts[name]).state_dict())
+
+    def find_spoiled(self, files: Mapping[str, Any]) -> str | None:
+        """Say what in the gathered files training has spoiled, such as `'weight' in the model`, or None.
+
+        These are the model, its average, optimizers, and the modules that `keep_state` was given.
+        """
+        training, weights = files["training.pt"], files["model.pt"]
+        states = [("model", "the model", training.get("weights", weights))]
+        states += [("model", "its average", weights)] if "weights" in training else []
+        states += [(name, name, training["parts"][name]) for name in self._finiteness if name != "model"]
+        for name, words, state in states:
+            place = self._finiteness[name].find_spoiled(state)
+            if place is not None:
+                return f"{'.'.join(map(str, place))!r} in {words}"
+        return None
+
+    def find_spoiled_weight(self) -> str | None:
+        """Return the name of the first tensor of the model that training has spoiled, or None."""
+        place = self._finiteness["model"].find_spoiled(self._model.state_dict())
+        return None if place is None else str(place[0])
 
     def gather(self, record_length: int) -> dict[str, Any]:
         """Return the content of each file as of now.

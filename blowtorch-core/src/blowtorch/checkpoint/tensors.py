@@ -132,14 +132,6 @@ def swapped_in(model: nn.Module, weights: Mapping[str, Tensor] | None) -> Iterat
             own[name].copy_(value)
 
 
-def find_not_finite(model: nn.Module) -> str | None:
-    """Return the name of the first parameter of a model that holds NaN or infinities, or None."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter.detach()).all():
-            return name
-    return None
-
-
 def find_unplain(value: Any, place: str) -> str | None:
     """Return a sentence on the first thing in a state that is neither a tensor nor a plain value, or None.
 

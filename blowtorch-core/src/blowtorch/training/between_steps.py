@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from blowtorch.checkpoint.tensors import find_not_finite
 from blowtorch.clock import NEVER
 from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError, nearest
 from blowtorch.record.metrics import means
@@ -138,13 +137,14 @@ def check_finite(training: Training, loss: float) -> None:
     state, lines = training.state, training.workspace.lines
     if math.isfinite(loss) or state.options.on_nan == "ignore":
         return
-    spoiled = find_not_finite(state.model)
+    spoiled = training.checkpoints.find_spoiled_weight()
     consequence = "the model is still finite" if spoiled is None else f"so is {spoiled!r} in the model"
     text = f"train/{training.loss.name} is {loss} at step {state.step}, and {consequence}"
     if state.options.on_nan == "stop":
+        wait_for_checkpoint(training)  # the last good checkpoint may be on its way
         raise NotFiniteError(
-            f"{text}; checkpoints from before are untouched. Lower the learning rate, clip the gradients, or look for "
-            f"bad data; the option on_nan='warn' goes on"
+            f"{text}; {training.checkpoints.describe_last_good()}. Lower the learning rate, clip the gradients, or "
+            f"look for bad data; the option on_nan='warn' goes on"
         )
     lines.warn_once("a loss is not finite", f"{text}; on_nan='warn' goes on, and says so once")
 
@@ -203,10 +203,6 @@ def save(training: Training, is_best: bool) -> None:
     options = training.state.options
     try:
         training.checkpoints.save(is_best)
-    except NotFiniteError as error:
-        if options.on_nan == "stop":
-            raise
-        warn_unsaved(training, error)
     except CheckpointError as error:
         warn_unsaved(training, error)
     if not options.checkpoint_async:
@@ -214,10 +210,16 @@ def save(training: Training, is_best: bool) -> None:
 
 
 def wait_for_checkpoint(training: Training) -> None:
-    """Wait for the checkpoint on its way, if there is one, and let everybody know what became of it."""
+    """Wait for the checkpoint on its way, if there is one, and let everybody know what became of it.
+
+    Raises:
+        NotFiniteError: training has spoiled it, and `on_nan` says to stop.
+    """
     try:
         saved = training.checkpoints.wait()
-    except CheckpointError as error:
+    except (CheckpointError, NotFiniteError) as error:
+        if isinstance(error, NotFiniteError) and training.state.options.on_nan == "stop":
+            raise
         warn_unsaved(training, error)
         return
     if saved is None:

@@ -81,6 +81,7 @@ def start_run(training: Training) -> None:
     """Do what comes before the first step of a process, and of a run."""
     progress, options = training.progress, training.state.options
     notify(training, "run_start")
+    training.checkpoints.remember_finiteness()
     for line in training.news:
         training.workspace.lines.say(line)
     if options.sanity_batches:
