@@ -51,7 +51,7 @@ ROOMS = {
     "training": """session loop between_steps assembly training workspace model start interruption trace validation
         callbacks gradients""".split(),
     "runs": ["view"],
-    "script": ["decorators", "script", "returns", "functions"],
+    "script": ["decorators", "script", "returns", "functions", "command_line"],
     "checkpoint": ["checkpoints", "retention", "store", "contents", "finiteness", "tensors"],
     "record": ["feed", "media", "arrays", "record", "lines", "metric_objects", "metrics", "logged"],
     "schedule": ["schedules", "option", "sequence"],

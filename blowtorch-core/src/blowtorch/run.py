@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from blowtorch.options import RunOptions, resolve_options
 from blowtorch.plugins import Plugins
 from blowtorch.progress import Checkpoint
 from blowtorch.record.media import Media
+from blowtorch.script.command_line import ScriptArguments, words_of_process
 from blowtorch.script.decorators import Decorators
 from blowtorch.script.script import Script
 from blowtorch.streams import draw_seed, make_deterministic, seed_everything
@@ -72,9 +72,15 @@ class Run(Decorators):
         deterministic: use deterministic kernels only; torch warns of operations that have none.
         command_line: `sys.argv` unless given; what follows the word `with` is configuration.
 
+    Attributes:
+        script_arguments: what stands before `with`, for the script's own parser; `Run.script_arguments` can be had
+            before a run is made.
+
     Raises:
         ConfigError: a source or override that cannot be read.
     """
+
+    script_arguments = ScriptArguments()
 
     def __init__(
         self,
@@ -92,7 +98,7 @@ class Run(Decorators):
             raise ConfigError(f"config_files is the path of a file, or a list of paths, got {config_files!r}")
         self._is_in_worker = is_loader_worker()
         self._plugins = Plugins()
-        super().__init__(Script(command_line=list(sys.argv if command_line is None else command_line)))
+        super().__init__(Script(command_line=words_of_process() if command_line is None else list(command_line)))
         self._current: Session | Workspace | None = None  # what `log` and its kind belong to
         self._last_folder: Path | None = None
         with warnings.catch_warnings():

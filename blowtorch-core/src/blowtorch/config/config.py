@@ -189,12 +189,27 @@ def load_config(
     _merge(config, {} if base is None else base, lambda _: "script", "Run(config=...)")
     for file in files:
         _merge_source(config, str(file), read_source)
-    for item in command_line[command_line.index("with") + 1 :] if "with" in command_line else []:
+    for item in split_command_line(command_line)[1]:
+        if item.startswith("-") and item.partition("=")[0] not in config:
+            raise ConfigError(
+                f"{_COMMAND_LINE}: expected key=value or a source behind `with`, got {item!r}; the script's own "
+                f"arguments stand before `with`"
+            )
         if "=" in item:
             _override(config, item)
         else:
             _merge_source(config, item, read_source)
     return config
+
+
+def split_command_line(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the words of a command line at the first bare `with`, into the script's own and those of the configuration.
+
+    >>> split_command_line(["train.py", "--lr", "0.1", "with", "a=1"])
+    (['train.py', '--lr', '0.1'], ['a=1'])
+    """
+    end = words.index("with") if "with" in words else len(words)
+    return list(words[:end]), list(words[end + 1 :])
 
 
 def split_source(source: str) -> tuple[str, str]:

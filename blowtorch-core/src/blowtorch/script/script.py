@@ -1,16 +1,15 @@
 """What a training script has said: its functions and loaders, and whether they make a run."""
 
 import os
-import sys
 from collections.abc import Sized
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from blowtorch.clock import Interval
 from blowtorch.errors import ScriptError, warn
+from blowtorch.script.command_line import find_script
 from blowtorch.script.functions import Function
 from blowtorch.state import RunState
 
@@ -46,10 +45,12 @@ class Script:
 
     Attributes:
         command_line: with which the script was started.
+        path: the absolute path of the script; empty where there is none, as in a notebook or for `python -c`.
         seed: from which every random stream is derived.
     """
 
     command_line: list[str]
+    path: str = field(init=False)
     seed: int = 0
     train: Function | None = None
     train_loader: Any = None
@@ -61,13 +62,8 @@ class Script:
     moments: dict[str, list[Function]] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def path(self) -> str:
-        """The absolute path of the script; empty where there is no file, as in a notebook or for `python -c`."""
-        for started in (*self.command_line[:1], getattr(sys.modules["__main__"], "__file__", None)):
-            if started and Path(started).is_file():
-                return str(Path(started).absolute())
-        return ""
+    def __post_init__(self) -> None:
+        self.path = find_script(self.command_line)
 
     def check(self, model: Any, optimize_metric: str | None) -> None:
         """Raise a `ScriptError` if nothing can be trained: something is missing, or two things do not go together."""
