@@ -99,6 +99,22 @@ class Interval:
             )
         return int(self.amount) * steps_per_epoch
 
+    def in_words(self) -> str:
+        """Write an interval of seconds for people, in the two largest units that tell something.
+
+        >>> [Interval(seconds, "seconds").in_words() for seconds in (0.0021, 0.42, 59.96, 61, 3599.7, 7322, 90000)]
+        ['2.1 ms', '0.4 s', '1 min 0 s', '1 min 1 s', '1 h 0 min', '2 h 2 min', '25 h 0 min']
+        """
+        assert self.unit == "seconds"
+        if self.amount < 0.0995:
+            return f"{1000 * self.amount:.2g} ms"
+        if self.amount < 59.95:
+            return f"{self.amount:.1f} s"
+        whole = round(self.amount)
+        if whole < 3600:
+            return f"{whole // 60} min {whole % 60} s"
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+
     def __str__(self) -> str:
         unit = self.unit.removesuffix("s") if self.amount == 1 else self.unit
         return f"{self.amount} {unit}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blowtorch import Checkpoint, RunState, hookimpl, open_run
+from blowtorch import Checkpoint, Interval, RunState, hookimpl, open_run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +57,7 @@ class Console:
     def epoch_end(self, state: RunState, metrics: Mapping[str, float]) -> None:
         """Say what the epoch was like."""
         rates = {name: rate for name, rate in state.metrics.items() if name == "lr" or name.startswith("lr/")}
-        seconds = _duration(state.seconds - self._epoch_started)
+        seconds = Interval(state.seconds - self._epoch_started, "seconds").in_words()
         state.say(_line(*_place(state), *_describe(metrics), *_describe(rates)[:_RATES], seconds))
         self._say_held(state)
 
@@ -73,7 +73,7 @@ class Console:
         self._say_held(state)  # something failed before the epoch was over
         reason = state.interruption or state.stop_reason if status != "failed" else None
         ended = [f"{state.info.name} {status}", *([reason] if reason else [])]
-        state.say(_line(*ended, *_place(state), _duration(state.seconds)))
+        state.say(_line(*ended, *_place(state), Interval(state.seconds, "seconds").in_words()))
         if not state.options.dry_run:  # of which nothing is left
             self._say_where(state, status)
 
@@ -146,20 +146,6 @@ def _place(state: RunState) -> list[str]:
 
 def _describe(metrics: Mapping[str, float]) -> list[str]:
     return [f"{name} {format_number(value)}" for name, value in metrics.items()]
-
-
-def _duration(seconds: float) -> str:
-    """Return a time in the two largest units that tell something.
-
-    >>> [_duration(seconds) for seconds in (0.42, 59.96, 61, 3599.7, 7322, 90000)]
-    ['0.4 s', '1 min 0 s', '1 min 1 s', '1 h 0 min', '2 h 2 min', '25 h 0 min']
-    """
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _count_parameters(model: "nn.Module") -> str:

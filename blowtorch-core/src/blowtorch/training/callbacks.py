@@ -40,14 +40,15 @@ class Callbacks:
             callbacks, asking = _in_order(plugins, moment), (functions or {}).get(moment, ())
             self.order[moment] = [plugin.name for plugin, _ in callbacks]
             self.order[moment] += [f"@run.on {function.name}" for function in asking]
-            self._calls[moment] = [_plugin_call(plugin, shown, moment) for plugin, shown in callbacks]
-            self._calls[moment] += [_function_call(function) for function in asking]
             if moment == "train_step_end":
                 self.step_calls += [_plugin_step_call(plugin, shown) for plugin, shown in callbacks]
                 self.step_calls += [_function_step_call(function, state) for function in asking]
+            else:
+                self._calls[moment] = [_plugin_call(plugin, shown, moment) for plugin, shown in callbacks]
+                self._calls[moment] += [_function_call(function) for function in asking]
 
     def call(self, moment: str, **at_hand: Any) -> None:
-        """Call everybody who takes part in a moment.
+        """Call everybody who takes part in a moment; for the end of a step, there are `step_calls`.
 
         Raises:
             ExtensionError: a callback raised; its name stands in front.

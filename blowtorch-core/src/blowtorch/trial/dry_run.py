@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 from torch import nn
@@ -53,9 +52,9 @@ class Forecast:
 
     def __str__(self) -> str:
         if self.num_done == 0:
-            return f"done once in {_duration(self.seconds)}; {_or_unknown(self.num_times)} times"
+            return f"done once in {_in_words(self.seconds)}; {_or_unknown(self.num_times)} times"
         done = f"{self.num_done} batches done of {_or_unknown(self.num_batches)}"
-        return f"{done}, {_duration(self.seconds)} each; {_or_unknown(self.num_times)} times"
+        return f"{done}, {_in_words(self.seconds)} each; {_or_unknown(self.num_times)} times"
 
 
 @dataclass
@@ -177,11 +176,11 @@ def report(session: Session, findings: Findings) -> Iterator[str]:
     steps, seconds = state.total_steps, findings.seconds_per_step
     yield "dry run: everything works, and this is what the run will be like"
     if seconds is not None:
-        yield f"  steps        {state.step} done of {_or_unknown(steps)}, {_duration(seconds)} each"
+        yield f"  steps        {state.step} done of {_or_unknown(steps)}, {_in_words(seconds)} each"
     for name, forecast in findings.validations.items():
         yield f"  {name:<12} {forecast}"
     size, kept = findings.checkpoint_bytes, _most_checkpoints(options)
-    yield f"  checkpoint   {_size(size)} written, verified and loaded in {_duration(findings.checkpoint_seconds)}"
+    yield f"  checkpoint   {_size(size)} written, verified and loaded in {_in_words(findings.checkpoint_seconds)}"
     if session.training.checkpoints.are_local:
         free = shutil.disk_usage(_existing(Path(options.save_path))).free
         yield f"  disk         {_size(kept * size)} for up to {kept} checkpoints; {_size(free)} are free"
@@ -197,8 +196,8 @@ def _foresee(findings: Findings, steps: int | None) -> str:
     total = steps * findings.seconds_per_step
     validations = [forecast.total for forecast in findings.validations.values()]
     if None in validations:
-        return f"about {_duration(total)}, and its validations"
-    return f"about {_duration(total + sum(seconds for seconds in validations if seconds is not None))}"
+        return f"about {_in_words(total)}, and its validations"
+    return f"about {_in_words(total + sum(seconds for seconds in validations if seconds is not None))}"
 
 
 def _foresee_end(state: RunState, seconds_per_step: float | None) -> Time | None:
@@ -244,5 +243,5 @@ def _size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds))) if seconds >= 60 else f"{seconds:.2g} s"
+def _in_words(seconds: float) -> str:
+    return Interval(seconds, "seconds").in_words()
