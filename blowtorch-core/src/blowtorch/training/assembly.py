@@ -158,14 +158,7 @@ def assemble(
     info = state.shown_with(own_folder(folder, extensions.backend)).info
     store = Store(folder, extensions.backend, info)
     return Training(
-        workspace=workspace,
-        function=steps.function,
-        batches=steps.batches,
-        returns=steps.returns,
-        loss=steps.loss,
-        gradients=steps.gradients,
-        schedules=steps.schedules,
-        callbacks=steps.callbacks,
+        steps=steps,
         validations=validations,
         record=record,
         media=Media(folder.path, record, progress, workspace.lines),

@@ -24,7 +24,7 @@ def after_step(training: Training) -> bool:
         record_due(training)
         await_next_event(training)
         return True
-    is_last = progress.batch == training.batches.num_batches
+    is_last = progress.batch == training.steps.batches.num_batches
     record_due(training)
     report_published(training)
     if not is_last:
@@ -36,7 +36,7 @@ def after_step(training: Training) -> bool:
 
 def end_epoch(training: Training) -> None:
     """Do what is due at the end of an epoch."""
-    state, progress, schedules = training.state, training.progress, training.schedules
+    state, progress, schedules = training.state, training.progress, training.steps.schedules
     record_training(training, closes_epoch=True)
     progress.is_epoch_done = True
     try:
@@ -89,7 +89,7 @@ def is_limit_reached(training: Training) -> bool:
 def notify(training: Training, moment: str, **at_hand: Any) -> None:
     """Call everybody who takes part in a moment outside of the steps; what they log is recorded at once."""
     workspace = training.workspace
-    training.callbacks.call(moment, **at_hand)
+    training.steps.callbacks.call(moment, **at_hand)
     if workspace.logged.values:
         returns = Returns(f"what takes part in {moment}", workspace.logged, workspace.lines.warn)
         record_metrics(training, {name: float(value) for name, value in returns.as_scalars(None).items()})
@@ -118,18 +118,18 @@ def report_published(training: Training) -> None:
 
 def record_training(training: Training, closes_epoch: bool = False) -> None:
     """Record the means since the last recording as `train/...`, and at the end of an epoch its own."""
-    totals = training.returns.window.close()
+    totals = training.steps.returns.window.close()
     training.epoch_window.merge(totals)
     metrics = {f"train/{name}": value for name, value in means(totals).items()}
     if metrics:
-        schedules = training.schedules
+        schedules = training.steps.schedules
         metrics |= schedules.rates if schedules.wants_steps else schedules.read_rates()
     if closes_epoch:
-        epoch = means(training.epoch_window.close()) | training.returns.objects.compute()
-        training.returns.objects.reset()
+        epoch = means(training.epoch_window.close()) | training.steps.returns.objects.compute()
+        training.steps.returns.objects.reset()
         metrics |= {f"train_epoch/{name}": value for name, value in epoch.items()}
     record_metrics(training, metrics, is_urgent=closes_epoch)
-    check_finite(training, metrics.get(f"train/{training.loss.name}", 0.0))
+    check_finite(training, metrics.get(f"train/{training.steps.loss.name}", 0.0))
 
 
 def check_finite(training: Training, loss: float) -> None:
@@ -139,7 +139,7 @@ def check_finite(training: Training, loss: float) -> None:
         return
     spoiled = training.checkpoints.find_spoiled_weight()
     consequence = "the model is still finite" if spoiled is None else f"so is {spoiled!r} in the model"
-    text = f"train/{training.loss.name} is {loss} at step {state.step}, and {consequence}"
+    text = f"train/{training.steps.loss.name} is {loss} at step {state.step}, and {consequence}"
     if state.options.on_nan == "stop":
         wait_for_checkpoint(training)  # the last good checkpoint may be on its way
         raise NotFiniteError(
@@ -154,8 +154,8 @@ def validate_due(training: Training) -> None:
     for validation in training.validations:
         trigger, time = validation.trigger, training.progress.time()
         if trigger is not None and trigger.is_due(time):
-            with training.returns.objects.put_aside():
-                metrics = validate(validation, training.state, may_be_cut=training.function.kind == "train_step")
+            with training.steps.returns.objects.put_aside():
+                metrics = validate(validation, training.state, may_be_cut=training.steps.function.kind == "train_step")
             trigger.mark_done(time)
             record_validation(training, validation.name, metrics)
 
@@ -166,7 +166,7 @@ def record_validation(training: Training, name: str, metrics: Mapping[str, float
     record_metrics(training, metrics)
     with isolated_random(derive_seed(state.seed, state.step, name, "end")):  # how often one validates changes nothing
         notify(training, "validation_end", name=name, metrics=metrics)
-    training.schedules.after_metrics(state, metrics)
+    training.steps.schedules.after_metrics(state, metrics)
 
 
 def decide_and_save(training: Training) -> None:

@@ -58,18 +58,18 @@ def train(training: Training, most_epochs: int | None = None) -> None:
     start_run(training)
     while not progress.is_ending and not is_limit_reached(training) and most_epochs != 0:
         if progress.is_epoch_done:
-            training.restore_streams()  # what takes part in the beginning of an epoch may draw from them
+            training.steps.restore_streams()  # what takes part in the beginning of an epoch may draw from them
             progress.start_epoch()
         notify(training, "epoch_start")
         with contextlib.suppress(ValidationCutError):  # the validation is still due when the run goes on
-            batches = start_batches(training)
+            batches = start_batches(training.steps)
             is_whole = progress.batch == 0
             goes_on = is_whole or after_step(training)  # a validation may be due since before a restart
             plan_next_event(training)
-            if training.function.kind == "train_epoch":
+            if training.steps.function.kind == "train_epoch":
                 drive_epoch(training, batches)
                 end_epoch(training)
-            elif goes_on and train_epoch(training, batches, partial(after_step, training)):
+            elif goes_on and train_epoch(training.steps, batches, partial(after_step, training)):
                 end_epoch(training)
         if progress.interruption is None:
             report_unread_overrides(training)
@@ -87,7 +87,7 @@ def start_run(training: Training) -> None:
     if options.sanity_batches:
         with training.media.muted():
             try_validations(training, options.sanity_batches)
-    is_new = training.random_state is None  # no checkpoint was restored
+    is_new = training.steps.random_state is None  # no checkpoint was restored
     if is_new:
         for validation in training.validations:
             if validation.is_at_start:
@@ -96,7 +96,7 @@ def start_run(training: Training) -> None:
     is_inside_epoch = progress.batch > 0 and not progress.is_epoch_done
     if is_inside_epoch and not progress.is_ending and is_limit_reached(training):
         with contextlib.suppress(ValidationCutError):  # what was due when the process before was stopped at the end
-            if progress.batch == training.batches.num_batches:
+            if progress.batch == training.steps.batches.num_batches:
                 end_epoch(training)
             else:
                 after_step(training)
@@ -105,7 +105,7 @@ def start_run(training: Training) -> None:
 def try_validations(training: Training, most_batches: int) -> None:
     """Do a little of each validation, so that a mistake in it shows now and not after an epoch of training."""
     for validation in training.validations:
-        with training.returns.objects.put_aside():
+        with training.steps.returns.objects.put_aside():
             validate(validation, training.state, most_batches=most_batches)
 
 
@@ -184,8 +184,8 @@ def finish_step(steps: Steps, batch: Any, metrics: Mapping[str, Any], samples: i
 
 def drive_epoch(training: Training, batches: Iterator[Any]) -> None:
     """Let the user's function train the whole epoch; it is never cut short."""
-    function, returns = training.function, training.returns
-    loader = EpochLoader(batches, training.batches.num_batches, partial(count_batch, training))
+    function, returns = training.steps.function, training.steps.returns
+    loader = EpochLoader(batches, training.steps.batches.num_batches, partial(count_batch, training))
     with computing(training.state):
         returned = function.function(**function.fill(data_loader=loader))
     loader.end_batch()
@@ -203,7 +203,7 @@ def count_batch(training: Training, batch: Any) -> None:
     progress.step += 1
     progress.batch += 1
     progress.samples += samples
-    finish_step(training, batch, {}, samples)
+    finish_step(training.steps, batch, {}, samples)
     if progress.step >= progress.next_event:
         record_due(training)
         report_published(training)

@@ -121,7 +121,7 @@ class Session:
 
     def metrics(self) -> dict[str, float]:
         """Return the last value of every metric; of one never recorded, its mean in the window that is still open."""
-        window = {f"train/{name}": value for name, value in self.training.returns.window.means().items()}
+        window = {f"train/{name}": value for name, value in self.training.steps.returns.window.means().items()}
         return window | self.workspace.progress.metrics
 
     def _find_run(self) -> None:
@@ -217,7 +217,7 @@ class Session:
             load_initial_weights(state.model, options.initialize_from)
         self._script.prepare(state)
         self.training = assemble(self._script, self.workspace, self._data, self._chosen, self.folder, self._record)
-        callbacks = self.training.callbacks
+        callbacks = self.training.steps.callbacks
         self.workspace.lines.show_by(lambda text: callbacks.call("line_said", text=text))
         self.training.checkpoints.check()
 
@@ -235,7 +235,7 @@ class Session:
             self._record.cut(0)
             name = None
         else:
-            name, training.random_state = restored
+            name, training.steps.random_state = restored
             scheduler = self._chosen.scheduler
             if scheduler is not None and progress.total_steps != progress.earlier_total_steps:
                 training.news.append(
@@ -265,7 +265,7 @@ class Session:
         self._has_begun = True
         self._describe()
         if self._options.trace:
-            self.training.callbacks.watch_steps(Trace(self.state, self._data.train))
+            self.training.steps.callbacks.watch_steps(Trace(self.state, self._data.train))
         for plugin, logger_info in zip(self._chosen.loggers, logger_infos, strict=True):
             self.feeds.append(LoggerFeed(plugin, logger_info, self.folder.record, self._rewound))
 
@@ -281,7 +281,7 @@ class Session:
             versions=versions(),
             git_commit=git_commit(Path(script.path) if script.path else None),
             checkpoint_metric=self._options.checkpoint_metric,
-            callbacks={moment: names for moment, names in self.training.callbacks.order.items() if names},
+            callbacks={moment: names for moment, names in self.training.steps.callbacks.order.items() if names},
         )
 
     def _describe(self) -> None:
@@ -323,7 +323,7 @@ class Session:
         """
         self._data.close()
         if hasattr(self, "training"):
-            self.training.gradients.close()
+            self.training.steps.gradients.close()
         if not self._has_begun:
             self._record.close()
             return

@@ -59,16 +59,18 @@ class Steps:
 
 
 @dataclass
-class Training(Steps):
-    """What the loop works with in each step and between the steps.
+class Training:
+    """What the loop works with between the steps, and in them.
 
     Attributes:
+        steps: what it works with in each step.
         epoch_window: the means of the epoch under way.
         checkpoint_trigger: None where the clock asks for no checkpoints.
         next_decision: the next step after which more than a recording can be due.
-        news: what has changed since the process that is continued, to be said once the run begins.
+        news: what has changed since the process that is continued, to be said once the run starts.
     """
 
+    steps: Steps
     validations: list[Validation]
     record: Record
     media: Media
@@ -76,12 +78,15 @@ class Training(Steps):
     epoch_window: Window
     record_trigger: Trigger
     checkpoint_trigger: Trigger | None
+    workspace: Workspace = field(init=False)
+    state: RunState = field(init=False)
+    progress: Progress = field(init=False)
     news: list[str] = field(init=False, default_factory=list)
     step_triggers: list[Trigger] = field(init=False)
     next_decision: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        self.workspace, self.state, self.progress = self.steps.workspace, self.steps.state, self.steps.progress
         triggers = [self.checkpoint_trigger, *(validation.trigger for validation in self.validations)]
         # What may be due after a step besides a recording; at the end of an epoch everything is asked anyway.
         self.step_triggers = [

@@ -126,9 +126,9 @@ def try_everything(training: Training) -> Findings:
     for validation in training.validations:
         validation.trigger, validation.is_at_start = Trigger(Interval.parse("1 epoch")), False
         validation.batches.limit_to(_TIMES)
-    training.batches.limit_to(_TIMES * state.options.accumulate)
+    training.steps.batches.limit_to(_TIMES * state.options.accumulate)
     marks = [time.perf_counter()]
-    training.callbacks.watch_steps(lambda batch, metrics: marks.append(time.perf_counter()))
+    training.steps.callbacks.watch_steps(lambda batch, metrics: marks.append(time.perf_counter()))
     train(training, most_epochs=1)
     findings.seconds_per_step = marks[-1] - marks[-2] if len(marks) > 1 else None
     end = _foresee_end(state, findings.seconds_per_step)
