@@ -56,15 +56,16 @@ def train(training: Training, most_epochs: int | None = None) -> None:
     """
     progress = training.progress
     start_run(training)
-    while not progress.is_ending and not is_limit_reached(training) and most_epochs != 0:
+    is_within_epoch = progress.batch > 0 and not progress.is_epoch_done  # where the process before was stopped
+    while not progress.is_ending and (is_within_epoch or not is_limit_reached(training)) and most_epochs != 0:
         if progress.is_epoch_done:
             training.steps.restore_streams()  # what takes part in the beginning of an epoch may draw from them
             progress.start_epoch()
         notify(training, "epoch_start")
         with contextlib.suppress(ValidationCutError):  # the validation is still due when the run goes on
             batches = start_batches(training.steps)
-            is_whole = progress.batch == 0
-            goes_on = is_whole or after_step(training)  # a validation may be due since before a restart
+            goes_on = not is_within_epoch or after_step(training)  # a validation may be due since before a restart
+            is_within_epoch = False
             plan_next_event(training)
             if training.steps.function.kind == "train_epoch":
                 drive_epoch(training, batches)
@@ -93,13 +94,6 @@ def start_run(training: Training) -> None:
             if validation.is_at_start:
                 record_validation(training, validation.name, validate(validation, training.state))
         decide_and_save(training)
-    is_inside_epoch = progress.batch > 0 and not progress.is_epoch_done
-    if is_inside_epoch and not progress.is_ending and is_limit_reached(training):
-        with contextlib.suppress(ValidationCutError):  # what was due when the process before was stopped at the end
-            if progress.batch == training.steps.batches.num_batches:
-                end_epoch(training)
-            else:
-                after_step(training)
 
 
 def try_validations(training: Training, most_batches: int) -> None:
