@@ -76,14 +76,14 @@ def await_next_event(training: Training) -> None:
 
 def is_limit_reached(training: Training) -> bool:
     """Return whether a limit of the options ends the training here."""
-    state, options = training.state, training.state.options
-    if options.max_steps is not None and state.step >= options.max_steps:
+    progress, options, max_epochs = training.progress, training.state.options, training.state.max_epochs
+    if options.max_steps is not None and progress.step >= options.max_steps:
         return True
-    if options.max_samples is not None and state.samples >= options.max_samples:
+    if options.max_samples is not None and progress.samples >= options.max_samples:
         return True
-    if state.max_epochs is None:
+    if max_epochs is None:
         return False
-    return state.epoch > state.max_epochs or (state.epoch == state.max_epochs and state.is_epoch_done)
+    return progress.epoch > max_epochs or (progress.epoch == max_epochs and progress.is_epoch_done)
 
 
 def notify(training: Training, moment: str, **at_hand: Any) -> None:
@@ -139,7 +139,7 @@ def check_finite(training: Training, loss: float) -> None:
         return
     spoiled = training.checkpoints.find_spoiled_weight()
     consequence = "the model is still finite" if spoiled is None else f"so is {spoiled!r} in the model"
-    text = f"train/{training.steps.loss.name} is {loss} at step {state.step}, and {consequence}"
+    text = f"train/{training.steps.loss.name} is {loss} at step {training.progress.step}, and {consequence}"
     if state.options.on_nan == "stop":
         wait_for_checkpoint(training)  # the last good checkpoint may be on its way
         raise NotFiniteError(
@@ -162,9 +162,9 @@ def validate_due(training: Training) -> None:
 
 def record_validation(training: Training, name: str, metrics: Mapping[str, float]) -> None:
     """Record what a validation measured, and let callbacks and schedules know."""
-    state = training.state
+    state, step = training.state, training.progress.step
     record_metrics(training, metrics)
-    with isolated_random(derive_seed(state.seed, state.step, name, "end")):  # how often one validates changes nothing
+    with isolated_random(derive_seed(state.seed, step, name, "end")):  # how often one validates changes nothing
         notify(training, "validation_end", name=name, metrics=metrics)
     training.steps.schedules.after_metrics(state, metrics)
 

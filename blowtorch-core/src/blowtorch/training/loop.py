@@ -80,7 +80,7 @@ def train(training: Training, most_epochs: int | None = None) -> None:
 
 def start_run(training: Training) -> None:
     """Do what comes before the first step of a process, and of a run."""
-    progress, options = training.progress, training.state.options
+    options = training.state.options
     notify(training, "run_start")
     training.checkpoints.remember_finiteness()
     for line in training.news:
@@ -206,14 +206,14 @@ def count_batch(training: Training, batch: Any) -> None:
 
 def end_run(training: Training) -> None:
     """See to it that a checkpoint stands at the end; the model is left with the weights that were judged."""
-    state, checkpoints = training.state, training.checkpoints
-    if state.interruption is not None:
-        state.say(f"{state.interruption}: stopping after step {state.step}")
+    state, progress, checkpoints = training.state, training.progress, training.checkpoints
+    if progress.interruption is not None:
+        state.say(f"{progress.interruption}: stopping after step {progress.step}")
     wait_for_checkpoint(training)
     if not checkpoints.is_current():
         save(training, is_best=False)
         wait_for_checkpoint(training)
     if not checkpoints.is_current():
         raise CheckpointError("the last checkpoint of the run could not be written; see the warnings above")
-    if state.interruption is None and state.averaged:
+    if progress.interruption is None and state.averaged:
         state.model.load_state_dict({**state.model.state_dict(), **state.averaged})
