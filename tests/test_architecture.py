@@ -52,7 +52,7 @@ ROOMS = {
         callbacks gradients""".split(),
     "runs": ["view"],
     "script": ["decorators", "script", "returns", "functions", "command_line"],
-    "checkpoint": ["checkpoints", "retention", "store", "contents", "finiteness", "tensors"],
+    "checkpoint": ["checkpoints", "retention", "store", "contents", "frozen", "finiteness", "tensors"],
     "record": ["feed", "media", "arrays", "record", "lines", "metric_objects", "metrics", "logged"],
     "schedule": ["schedules", "option", "sequence"],
     "data": ["batches", "sources", "loaders", "transfer", "workers", "order"],

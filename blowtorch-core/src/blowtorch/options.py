@@ -54,6 +54,7 @@ class RunOptions:
     initialize_from: str | None = _option(None, "a checkpoint whose weights are the start of a new run")
     checkpoint_every: str | None = _option("1 epoch", "interval between checkpoints; null for best and last only")
     checkpoint_async: bool = _option(True, "write checkpoints in the background, from a copy of the state")
+    checkpoint_frozen: bool = _option(True, "save parameters that ask for no gradient too; else a digest of them")
     checkpoint_metric: str = _option("val/loss", "the metric that decides which checkpoint is best")
     smaller_is_better: bool = _option(True, "whether a smaller checkpoint_metric is better")
     keep_last: int = _option(2, "how many of the newest checkpoints to keep; at least 1")

@@ -35,6 +35,7 @@ class Writing:
         epoch: the epoch under way when it was taken.
         metrics: what was recorded at just that step.
         files: name → content, still in memory.
+        frozen: the digests of the parameters that are left out.
         position: tells its moment from others, also those of the same step.
         is_best: whether it is the best so far.
         previous_best: what was the best before it, and is again if it cannot be written.
@@ -45,6 +46,7 @@ class Writing:
     epoch: int
     metrics: Mapping[str, float]
     files: Mapping[str, Any]
+    frozen: Mapping[str, Mapping[str, str]]
     position: Any
     is_best: bool
     previous_best: Checkpoint | None
@@ -127,12 +129,12 @@ class Checkpoints:
         if is_best:
             progress.best = checkpoint
         try:
-            files = self._gather(name)
+            files, frozen = self._gather(name)
         except (OSError, RuntimeError, BlowtorchError) as error:  # the record has no disk, or torch no memory
             progress.best = previous_best
             raise CheckpointError(f"checkpoint {name} could not be taken: {error}") from error
         best, position = progress.best, self._position()
-        writing = Writing(checkpoint, progress.epoch, metrics, files, position, is_best, previous_best)
+        writing = Writing(checkpoint, progress.epoch, metrics, files, frozen, position, is_best, previous_best)
         self._writing = writing
 
         def write() -> None:
@@ -235,12 +237,11 @@ class Checkpoints:
                 f"learning rate, clip the gradients, look for bad data, or find the operation by detect_anomalies=True"
             )
 
-    def _gather(self, name: str) -> dict[str, Any]:
-        """Return the content of the files of a checkpoint, copied unless it is written at once."""
-        files = self._contents.gather(self._record.flush())
+    def _gather(self, name: str) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+        """Return the content of the files of a checkpoint, copied unless it is written at once, and digests."""
+        files, left_out = self._contents.gather(self._record.flush())
         check_plain(files, name)
-        copied: dict[str, Any] = self._copies.take(files) if self._state.options.checkpoint_async else files
-        return copied
+        return (self._copies.take(files) if self._state.options.checkpoint_async else files), left_out
 
     def _publish(self, writing: Writing) -> None:
         """Write and publish, and move the pointers."""
@@ -250,7 +251,8 @@ class Checkpoints:
         try:
             self._record.make_durable()
             entries = {file: write_tensors(content, temporary / file) for file, content in writing.files.items()}
-            write_manifest(temporary, writing.checkpoint.step, writing.epoch, writing.metrics, entries)
+            step, epoch, metrics = writing.checkpoint.step, writing.epoch, writing.metrics
+            write_manifest(temporary, step, epoch, metrics, entries, writing.frozen)
             if self._is_abandoned:
                 raise CheckpointError("the run was stopped at once")
             self._store.publish(name, temporary)

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from blowtorch.checkpoint.finiteness import Finiteness
+from blowtorch.checkpoint.frozen import FrozenWeights, fill_in
 from blowtorch.checkpoint.tensors import find_unplain, load_weights, read_tensors
 from blowtorch.clock import Triggers
 from blowtorch.errors import CheckpointError, nearest
+from blowtorch.folder.manifest import read_manifest
 from blowtorch.options import RunOptions
 from blowtorch.progress import Checkpoint, Progress
 from blowtorch.record.metrics import Window
@@ -89,6 +91,7 @@ class Contents:
         triggers: what was done and what is due.
         window: the open recording window.
         others: whatever else has a state, by name.
+        frozen: what is left out; None where the model is saved whole.
     """
 
     def __init__(
@@ -99,8 +102,10 @@ class Contents:
         triggers: Triggers,
         window: Window,
         others: Mapping[str, Part],
+        frozen: FrozenWeights | None = None,
     ) -> None:
         self._model = model
+        self._frozen = frozen
         self._judged = judged
         self.triggers = triggers
         self.window = window
@@ -120,6 +125,8 @@ class Contents:
         for name, part in self._parts.items():
             check_plain(part.state_dict(), name)
         self.remember_finiteness()
+        if self._frozen is not None:
+            self._frozen.remember()
 
     def remember_finiteness(self) -> None:
         """Take what is trained for good as it is, infinities and NaN included: what becomes so later is spoiled."""
@@ -146,8 +153,8 @@ class Contents:
         place = self._finiteness["model"].find_spoiled(self._model.state_dict())
         return None if place is None else str(place[0])
 
-    def gather(self, record_length: int) -> dict[str, Any]:
-        """Return the content of each file as of now.
+    def gather(self, record_length: int) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+        """Return the content of each file as of now, and the digests of the parameters that are left out.
 
         Whoever loads the model wants it as it was judged; only training goes on from the weights before averaging.
         """
@@ -157,11 +164,14 @@ class Contents:
             "random": random_state(),
         }
         weights = self._model.state_dict()
+        left_out = {} if self._frozen is None else self._frozen.find_unchanged()
+        for name in left_out:
+            del weights[name]
         if self._judged.now:
             training["weights"] = weights
             weights = copy.copy(weights)  # it carries the versions of the modules
-            weights.update(self._judged.now)
-        return {"training.pt": training, "model.pt": weights}
+            weights.update({name: value for name, value in self._judged.now.items() if name not in left_out})
+        return {"training.pt": training, "model.pt": weights}, left_out
 
     def put_back(self, directory: Path, checkpoint: str, without: set[str]) -> tuple[int, dict[str, Any]]:
         """Give the model and every part what a checkpoint holds, in the order in which they stand.
@@ -181,8 +191,12 @@ class Contents:
         streams = [f"random/{stream}" for stream in training["random"]]
         own_streams = [f"random/{stream}" for stream in random_state()]
         check_names(checkpoint, [*training["parts"], *streams], [*self._parts, *own_streams], without)
+        frozen = read_manifest(directory).frozen
         if "weights" in training:
-            weights, self._judged.earlier = training["weights"], weights
+            weights, average = training["weights"], weights
+        weights = fill_in(weights, self._model, frozen, f"checkpoint {checkpoint}")
+        if "weights" in training:
+            self._judged.earlier = {**average, **{name: weights[name].clone() for name in frozen if name in weights}}
         load_weights(self._model, weights, checkpoint)
         for name, part in self._parts.items():
             if name not in without:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from blowtorch.errors import CheckpointError
-from blowtorch.folder.manifest import HashedFile, verify
+from blowtorch.folder.manifest import HashedFile
 from blowtorch.tree import Place, map_leaves, walk
 
 _PLAIN = (type(None), bool, int, float, str, bytes, complex, torch.Size, torch.dtype, torch.device)
@@ -86,7 +86,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], origin: str) -> N
     Raises:
         CheckpointError: naming the first tensor that differs.
     """
-    model = getattr(model, "_orig_mod", model)  # what torch.compile has made has other names
     mine = model.state_dict()
     advice = "is it a checkpoint of another model or configuration?"
     for name, value in mine.items():
@@ -101,18 +100,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], origin: str) -> N
         if name not in mine:
             raise CheckpointError(f"{origin} has a tensor {name!r}, which the model has not; {advice}")
     model.load_state_dict(weights)
-
-
-def load_verified_weights(model: nn.Module, directory: Path) -> None:
-    """Load the weights of a checkpoint, which are those that were validated.
-
-    Raises:
-        CheckpointError: it is damaged, or of another model.
-    """
-    problems = verify(directory, ["model.pt"])
-    if problems:
-        raise CheckpointError(f"{directory} is damaged: {'; '.join(problems)}")
-    load_weights(model, read_tensors(directory / "model.pt"), str(directory))
 
 
 @contextlib.contextmanager

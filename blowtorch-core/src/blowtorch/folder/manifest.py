@@ -36,12 +36,14 @@ class Manifest:
         epoch: the epoch under way; the first is 1.
         metrics: what was recorded at just that step.
         files: name → `{"size": bytes, "xxh3_128": hex}`.
+        frozen: parameter → `{"xxh3_128": hex}` of what was left out, since it is not trained.
     """
 
     step: int
     epoch: int
     metrics: Mapping[str, float]
     files: Mapping[str, Mapping[str, Any]]
+    frozen: Mapping[str, Mapping[str, str]]
 
 
 class UnknownFormatError(CheckpointError):
@@ -116,6 +118,7 @@ def write_manifest(
     epoch: int,
     metrics: Mapping[str, float],
     files: Mapping[str, Mapping[str, Any]] | None = None,
+    frozen: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Write the manifest of a directory whose files are there and durable; then it is durable too.
 
@@ -125,6 +128,7 @@ def write_manifest(
         epoch: the epoch under way.
         metrics: what was recorded at just that step.
         files: the entry of each file, from `HashedFile`; without them the files are read.
+        frozen: the digests of parameters that were left out, by name.
     """
     if files is None:
         paths = [path for path in sorted(directory.iterdir()) if path.name != FILE_NAME]
@@ -135,6 +139,7 @@ def write_manifest(
         "epoch": epoch,
         "metrics": {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()},
         "files": dict(files),
+        **({"frozen": dict(frozen)} if frozen else {}),
     }
     replace_files(directory, {FILE_NAME: json.dumps(content, indent=2)})
 
@@ -153,7 +158,8 @@ def read_manifest(directory: Path) -> Manifest:
         if written != FORMAT:
             raise UnknownFormatError(f"{path} has format {written!r}, and this version reads format {FORMAT}")
         metrics = {name: float(value) for name, value in content["metrics"].items()}
-        return Manifest(int(content["step"]), int(content["epoch"]), metrics, dict(content["files"]))
+        files, frozen = dict(content["files"]), dict(content.get("frozen", {}))
+        return Manifest(int(content["step"]), int(content["epoch"]), metrics, files, frozen)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -206,6 +212,13 @@ def checksum(path: Path, algorithm: str) -> str:
         while count := file.readinto(block):
             digest.update(block[:count])
     return str(digest.hexdigest())
+
+
+def checksum_of(data: Any) -> dict[str, str]:
+    """Return the checksum of data in memory, by its algorithm, as manifests keep it."""
+    digest = _new_digest(ALGORITHM)
+    digest.update(data)
+    return {ALGORITHM: digest.hexdigest()}
 
 
 def _new_digest(algorithm: str) -> Any:

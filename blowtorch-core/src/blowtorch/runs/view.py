@@ -144,7 +144,7 @@ class RunView:
         Raises:
             CheckpointError: there is no such checkpoint, or it is damaged or of another model.
         """
-        from blowtorch.checkpoint.tensors import load_verified_weights
+        from blowtorch.checkpoint.frozen import load_verified_weights
 
         load_verified_weights(model, self.checkpoint(which).path)
         return model

@@ -10,6 +10,7 @@ import torch
 
 from blowtorch.checkpoint.checkpoints import Checkpoints
 from blowtorch.checkpoint.contents import Contents, SavedProgress
+from blowtorch.checkpoint.frozen import FrozenWeights
 from blowtorch.checkpoint.store import Store
 from blowtorch.clock import Interval, Trigger, Triggers
 from blowtorch.data.batches import Batches
@@ -154,6 +155,7 @@ def assemble(
         triggers=Triggers({name: trigger for name, trigger in named.items() if trigger is not None}, progress.time),
         window=steps.returns.window,
         others={"epoch_window": epoch_window, **_checkpoint_parts(steps, script.kept)},
+        frozen=None if state.options.checkpoint_frozen else FrozenWeights(state.model),
     )
     info = state.shown_with(own_folder(folder, extensions.backend)).info
     store = Store(folder, extensions.backend, info)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from blowtorch.checkpoint.tensors import load_verified_weights
+from blowtorch.checkpoint.frozen import load_verified_weights
 from blowtorch.errors import CheckpointError, OptionError
 from blowtorch.folder.manifest import FILE_NAME
 from blowtorch.options import RunOptions

@@ -12,7 +12,7 @@ from torch import nn
 
 from blowtorch.clock import Interval
 from blowtorch.config.config import Config
-from blowtorch.errors import BlowtorchError, RunFolderError, warn
+from blowtorch.errors import BlowtorchError, CheckpointError, RunFolderError, warn
 from blowtorch.folder.folder import RunFolder
 from blowtorch.folder.provenance import git_commit, snapshot, summarize_model, versions
 from blowtorch.folder.secrets import mask_secrets
@@ -86,6 +86,7 @@ class Session:
         self._chosen = RunExtensions.create(options, plugins)
         self._stages = contextlib.ExitStack()
         self._has_begun = False
+        self._missing: CheckpointError | None = None  # why the weights of `initialize_from` could not be had
         self._rewound: tuple[int, int] | None = None
 
     @property
@@ -213,13 +214,25 @@ class Session:
         """Load the first weights, let the script prepare, and put together what the loop works with; every process."""
         state, options = self.state, self._options
         state.model.train()
-        if options.initialize_from is not None and not state.is_resumed:
-            load_initial_weights(state.model, options.initialize_from)
+        if options.initialize_from is not None:
+            self._load_initial_weights(options.initialize_from)
         self._script.prepare(state)
         self.training = assemble(self._script, self.workspace, self._data, self._chosen, self.folder, self._record)
         callbacks = self.training.steps.callbacks
         self.workspace.lines.show_by(lambda text: callbacks.call("line_said", text=text))
         self.training.checkpoints.check()
+
+    def _load_initial_weights(self, origin: str) -> None:
+        """Load them also for a run that goes on: it may have no checkpoint yet, or one that has left out a frozen base.
+
+        If they are gone meanwhile, that is no fault as long as they are not needed.
+        """
+        try:
+            load_initial_weights(self.state.model, origin)
+        except CheckpointError as error:
+            if not self.state.is_resumed:
+                raise
+            self._missing = error
 
     def _restore(self) -> str | None:
         """Go to the newest good checkpoint of a run that goes on, and return its name; else to the beginning.
@@ -231,6 +244,8 @@ class Session:
             return None
         restored = training.checkpoints.restore_newest(state.warn, self._start.at_most)
         if restored is None:
+            if self._missing is not None:
+                raise self._missing
             training.checkpoints.start_anew()
             self._record.cut(0)
             name = None
