@@ -1,11 +1,13 @@
 """The batches of an epoch: in the order of (seed, epoch), from any position, on the device."""
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
+from blowtorch.data.loaders import has_firm_length, is_empty, length_of
 from blowtorch.data.sources import choose_source
 from blowtorch.data.transfer import SideStream, one_ahead
 from blowtorch.errors import ScriptError
@@ -28,7 +30,7 @@ class Batches:
         is_repeated: whether each epoch has the batches of the first.
 
     Attributes:
-        num_batches: the number of batches in an epoch, with `limit`; None when unknown.
+        num_batches: the number of batches in an epoch, with `limit`, as the loader says; None when unknown.
         has_state: whether the loader or its dataset holds its own position, so that a checkpoint needs `state_dict`.
 
     Raises:
@@ -53,13 +55,38 @@ class Batches:
         self._is_repeated = is_repeated
         self._name = name
         self._has_iterated = False
+        self._kept: Mapping[str, Any] | None = None
         self._side_stream: SideStream | None = None  # one for all epochs, since each keeps memory of its own
-        length = _length(loader)
-        if length == 0:
+        if is_empty(loader):
             raise self._empty()
-        self.num_batches = length if length is None or limit is None else min(length, limit)
+        self._has_told_length = False
+        self.num_batches = self._count()
         self._source = choose_source(loader, name, derive_seed(seed, name), device)
         self.has_state = self._source.has_state
+
+    @property
+    def has_firm_length(self) -> bool:
+        """Whether an epoch has no more batches than `num_batches`."""
+        return self.num_batches is not None and has_firm_length(self._loader) and self._count() == self.num_batches
+
+    def _count(self) -> int | None:
+        length = length_of(self._loader) or None  # one that says 0 and is not surely empty does not know
+        return length if length is None or self._limit is None else min(length, self._limit)
+
+    def describe_length(self, num_given: int) -> str | None:
+        """Return a sentence on an epoch whose number of batches was another than the loader says, once."""
+        if self.num_batches is None or num_given == self.num_batches or self._has_told_length:
+            return None
+        self._has_told_length = True
+        if self.has_firm_length:
+            return (
+                f"the loader for {self._name!r} has {self.num_batches} batches, and an epoch ended after {num_given}; "
+                f"a dataset that raises StopIteration ends it in silence, so let it raise another error"
+            )
+        return (
+            f"the loader for {self._name!r} says that it has {self.num_batches} batches, and has given {num_given}; "
+            f"what counts on its length is off, such as the time left and schedules by steps"
+        )
 
     def iterate(self, epoch: int, position: int = 0) -> Iterator[Any]:
         """Return the batches of an epoch from a position on; the ones before it are skipped in this call.
@@ -76,7 +103,7 @@ class Batches:
         batches = self._source.iterate(1 if self._is_repeated else epoch, position)
         if self._limit is not None:
             batches = itertools.islice(batches, max(0, self._limit - position))
-        if position == 0 and not isinstance(self._loader, Sequence):  # whose length is known to be above 0
+        if position == 0 and type(self._loader) not in (list, tuple):  # whose length is known to be above 0
             batches = self._refuse_empty(batches, is_again=self._has_iterated)
         self._has_iterated = True
         return self._on_device(batches)
@@ -95,9 +122,18 @@ class Batches:
         if self.num_batches is not None:
             self.num_batches = min(num_batches, self.num_batches)
 
-    def state_dict(self) -> dict[str, Any]:
+    @contextlib.contextmanager
+    def kept_as(self, state: Mapping[str, Any]) -> Iterator[None]:
+        """Have `state_dict` return an earlier position inside, since what was fetched after it is not trained on."""
+        self._kept = state
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def state_dict(self) -> Mapping[str, Any]:
         """Return the position of a loader that holds its own, in the middle of an epoch."""
-        return self._source.state_dict()
+        return self._source.state_dict() if self._kept is None else self._kept
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Keep a position for the next epoch that is iterated from another one than its beginning."""
@@ -146,10 +182,3 @@ _END = object()
 def _is_one_way(loader: Any) -> bool:
     """Return whether a loader is a generator, `zip`, `map`, `islice` or the like, which cannot begin again."""
     return isinstance(loader, Iterator) and type(loader).__module__ in ("builtins", "itertools")
-
-
-def _length(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return None

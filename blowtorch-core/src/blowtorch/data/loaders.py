@@ -1,21 +1,54 @@
-"""Copies of torch's `DataLoader`: the only room that uses what torch keeps private.
+"""Lengths of loaders, and copies of torch's `DataLoader`: the only room that uses what torch keeps private.
 
-These are the attribute `_iterator` of a loader, which holds the workers that outlive an epoch; the method
-`_shutdown_workers` of its iterators; and the settings of a loader, as they lie in its `__dict__`. torch refuses to have
-some of them set, but a copy with other settings keeps the meaning of all the rest, those of subclasses included.
+These are the attribute `_iterator` of a loader, which holds the workers that outlive an epoch; the attribute
+`_IterableDataset_len_called`, the length that it warns of if more comes; the method `_shutdown_workers` of its
+iterators; and the settings of a loader, as they lie in its `__dict__`. torch refuses to have some of them set, but a
+copy with other settings keeps the meaning of all the rest, those of subclasses included.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
+
+_LENGTH_ASKED = "_IterableDataset_len_called"
+
+
+def length_of(sized: Any) -> int | None:
+    """Return what a loader or a dataset says of its length; None where it says nothing, or nothing of use."""
+    settings = vars(sized) if isinstance(sized, DataLoader) else {}
+    asked = settings.get(_LENGTH_ASKED)
+    try:
+        return len(sized)
+    except Exception:  # there are as many ways to say that a length is not known as there are libraries
+        return None
+    finally:
+        if _LENGTH_ASKED in settings:  # or torch would warn a script that has never asked
+            settings[_LENGTH_ASKED] = asked
+
+
+def has_firm_length(loader: Any) -> bool:
+    """Return whether a loader cannot give more batches than it says: a list, or one with torch's own samplers."""
+    if type(loader) in (list, tuple):
+        return True
+    kind = type(loader)
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    is_plain = (kind.__iter__, kind.__len__) == (DataLoader.__iter__, DataLoader.__len__)
+    samplers = [sampler for sampler in (loader.batch_sampler, loader.sampler) if sampler is not None]
+    return is_plain and all(type(sampler).__module__ == "torch.utils.data.sampler" for sampler in samplers)
+
+
+def is_empty(loader: Any) -> bool:
+    """Return whether a loader has no batches for sure; one that may have more than it says is given a try."""
+    return length_of(loader) == 0 and (has_firm_length(loader) or isinstance(loader, Sequence))
 
 
 def copy_loader(loader: DataLoader[Any], **settings: Any) -> DataLoader[Any]:
     """Return a copy of a loader that has other settings and no workers yet."""
     twin = copy.copy(loader)
-    twin.__dict__.update(settings, _iterator=None)
+    twin.__dict__.update(settings, _iterator=None, **{_LENGTH_ASKED: None})
     return twin
 
 

@@ -85,7 +85,17 @@ class SequenceSource(Source):
     def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
         if position == 0:
             return iter(self._loader)
+        if type(self._loader).__iter__ is Sequence.__iter__:  # which ends where there is nothing at an index
+            return self._until_missing(position)
         return map(self._loader.__getitem__, range(position, len(self._loader)))
+
+    def _until_missing(self, position: int) -> Iterator[Any]:
+        for index in itertools.count(position):
+            try:
+                batch = self._loader[index]
+            except IndexError:
+                return
+            yield batch
 
 
 class StatefulSource(Source):

@@ -6,7 +6,7 @@ cosine                                              by name
 {generator: cosine, discriminator: linear}          one for each optimizer, by the names of these
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +102,7 @@ def build_schedules(
         OptionError: the option names an optimizer that there is not.
         BlowtorchError: a scheduler cannot be built.
     """
-    plans = dict.fromkeys(optimizers, option) if isinstance(option, SchedulerPlan) else option
+    plans = _by_optimizer(option, optimizers)
     for name in plans:
         if name not in optimizers:
             raise OptionError(
@@ -110,6 +110,21 @@ def build_schedules(
                 f"configure_optimizers returns {', '.join(map(repr, optimizers))}"
             )
     return {name: plan.build(optimizers[name], total_steps, steps_per_epoch) for name, plan in plans.items() if plan}
+
+
+def find_ended(option: SchedulerOption, optimizers: Iterable[str]) -> set[str]:
+    """Return the optimizers whose schedules come to their end with the run: they are told how many steps it has."""
+    plans = _by_optimizer(option, optimizers)
+    return {name for name, plan in plans.items() if plan is not None and _asks_for_end(plan.plugins[-1])}
+
+
+def _asks_for_end(plugin: Plugin) -> bool:
+    method = plugin.implementation("scheduler_build")
+    return method is not None and "total_steps" in (*method.argnames, *method.kwargnames)
+
+
+def _by_optimizer(option: SchedulerOption, optimizers: Iterable[str]) -> Mapping[str, SchedulerPlan | None]:
+    return dict.fromkeys(optimizers, option) if isinstance(option, SchedulerPlan) else option
 
 
 def describe_scheduler_option(option: SchedulerOption) -> str:

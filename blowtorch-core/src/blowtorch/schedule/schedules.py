@@ -17,10 +17,18 @@ class Schedules:
     Args:
         optimizers: by name.
         schedules: by name; several may change the same optimizer.
+        ends: the step with which a schedule comes to its end, by its name, where it has been told of one.
     """
 
-    def __init__(self, optimizers: Mapping[str, torch.optim.Optimizer], schedules: Mapping[str, Schedule]) -> None:
+    def __init__(
+        self,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        schedules: Mapping[str, Schedule],
+        ends: Mapping[str, int] | None = None,
+    ) -> None:
         self._schedules = schedules
+        self._ends = ends or {}
+        self._ended: set[str] = set()
         self.triggers = {name: Trigger(schedule.every) for name, schedule in schedules.items()}
         self._each_step = [
             name for name, schedule in schedules.items() if schedule.metric is None and schedule.every.unit != "epochs"
@@ -45,7 +53,7 @@ class Schedules:
         time = state.time()
         for name in self._each_step:
             if self.triggers[name].fire(time):
-                self._schedules[name].scheduler.step()
+                self._advance(name, state)
 
     def after_metrics(self, state: RunState, measured: Mapping[str, float]) -> None:
         """Step the schedules whose metric was measured."""
@@ -71,7 +79,22 @@ class Schedules:
         for name, schedule in self._schedules.items():
             is_by_epoch = schedule.metric is None and schedule.every.unit == "epochs"
             if is_by_epoch and self.triggers[name].fire(state.time()):
-                schedule.scheduler.step()
+                self._advance(name, state)
+
+    def _advance(self, name: str, state: RunState) -> None:
+        """Step a schedule; one that is over holds its last rates, and says so once."""
+        scheduler = self._schedules[name].scheduler
+        is_over = name in self._ends and state.step > self._ends[name]
+        if isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR):  # which raises if it is stepped further
+            is_over = is_over or scheduler.last_epoch >= scheduler.total_steps
+        if not is_over:
+            scheduler.step()
+        elif name not in self._ended:
+            self._ended.add(name)
+            state.warn(
+                f"the schedule of {name!r} has come to its end, and step {state.step} is past it: the learning rate "
+                f"stays as it is. Does the loader give more batches than its length says?"
+            )
 
     def checkpoint_parts(self) -> dict[str, Any]:
         """Return what belongs into a checkpoint, by name."""

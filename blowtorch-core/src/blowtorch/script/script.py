@@ -1,13 +1,13 @@
 """What a training script has said: its functions and loaders, and whether they make a run."""
 
 import os
-from collections.abc import Sized
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from blowtorch.clock import Interval
+from blowtorch.data.loaders import is_empty
 from blowtorch.errors import ScriptError, warn
 from blowtorch.script.command_line import find_script
 from blowtorch.script.functions import Function
@@ -118,11 +118,6 @@ class Script:
 
 def check_not_empty(loader: Any, name: str) -> Any:
     """Return the loader, or raise a `ScriptError` if it says that it is empty."""
-    if isinstance(loader, Sized):
-        try:
-            length = len(loader)
-        except TypeError:  # a DataLoader has a length only if its dataset has one
-            return loader
-        if length == 0:
-            raise ScriptError(f"the {name} is empty; is drop_last set and the dataset smaller than a batch?")
+    if is_empty(loader):
+        raise ScriptError(f"the {name} is empty; is drop_last set and the dataset smaller than a batch?")
     return loader

@@ -23,7 +23,7 @@ from blowtorch.record.media import Media
 from blowtorch.record.metric_objects import MetricObjects, find_metric_objects
 from blowtorch.record.metrics import Window
 from blowtorch.record.record import Record
-from blowtorch.schedule.option import SchedulerOption, build_schedules, read_scheduler_option
+from blowtorch.schedule.option import SchedulerOption, build_schedules, find_ended, read_scheduler_option
 from blowtorch.schedule.schedules import Schedules, as_schedule, read_configured
 from blowtorch.script.returns import Loss, Returns
 from blowtorch.script.script import Script, ValidationRequest
@@ -108,7 +108,7 @@ def assemble_steps(
     assert train is not None
     count_steps(workspace, batches.num_batches)
     schedules = build_optimizers(script, workspace, scheduler)
-    gradients = _build_gradients(script, workspace, batches.num_batches)
+    gradients = _build_gradients(script, workspace, batches)
     function = train.bind(state, backward=gradients.backward)
     roots = {"model": state.model, **script.kept}
     return Steps(
@@ -199,7 +199,8 @@ def build_optimizers(script: Script, workspace: Workspace, scheduler: SchedulerO
                 "configure_optimizers returns schedulers, and the option scheduler names another; keep one of them"
             )
         schedules = build_schedules(scheduler, optimizers, progress.total_steps, progress.steps_per_epoch)
-    return Schedules(workspace.optimizers, schedules)
+    ended = find_ended(scheduler, optimizers) if scheduler is not None and progress.total_steps is not None else ()
+    return Schedules(workspace.optimizers, schedules, dict.fromkeys(ended, progress.total_steps or 0))
 
 
 def own_folder(folder: RunFolder, plugin: Plugin) -> Any:
@@ -231,7 +232,7 @@ def _checkpoint_parts(steps: Steps, kept: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _build_gradients(script: Script, workspace: Workspace, num_batches: int | None) -> Gradients:
+def _build_gradients(script: Script, workspace: Workspace, batches: Batches) -> Gradients:
     assert script.train is not None
     options, is_self_driven = workspace.state.options, script.train.drives_itself
     if is_self_driven:
@@ -239,7 +240,7 @@ def _build_gradients(script: Script, workspace: Workspace, num_batches: int | No
     if not are_changed(options):
         return Gradients()
     return ChangedGradients(
-        workspace.state, workspace.progress, workspace.logged, workspace.lines, num_batches, is_self_driven
+        workspace.state, workspace.progress, workspace.logged, workspace.lines, batches, is_self_driven
     )
 
 

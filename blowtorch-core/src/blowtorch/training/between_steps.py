@@ -1,20 +1,57 @@
 """What happens between two steps and at the end of an epoch, in this order: record, validate, decide, save."""
 
+import copy
+import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from blowtorch.clock import NEVER
 from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError, nearest
 from blowtorch.record.metrics import means
 from blowtorch.script.returns import Returns
-from blowtorch.streams import derive_seed, isolated_random
+from blowtorch.streams import derive_seed, isolated_random, random_state, restore_random_state
 from blowtorch.training.training import Training
-from blowtorch.training.validation import ValidationCutError, validate
+from blowtorch.training.validation import ValidationCutError, report_length, validate
 
 
-def after_step(training: Training) -> bool:
+class EpochCutError(Exception):
+    """The run ends amid an epoch, after a step that was taken for the last of that epoch."""
+
+
+def until_end(training: Training, batches: Iterator[Any]) -> Iterator[Any]:
+    """Return the batches of an epoch, which may be more than their loader says.
+
+    Raises:
+        EpochCutError: after the step that was taken for the last, the run ends; more batches would have come.
+    """
+    said, done = training.steps.batches.num_batches, training.progress.batch
+    if said is None or training.steps.batches.has_firm_length:
+        return batches
+    return itertools.chain(itertools.islice(batches, max(0, said - done)), _beyond_length(training, batches))
+
+
+def _beyond_length(training: Training, batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield what comes after as many batches as the loader says; do before what has waited for the end of the epoch."""
+    is_end_awaited, training.is_end_awaited = training.is_end_awaited, False
+    if is_end_awaited:
+        streams, position = random_state(), copy.deepcopy(training.steps.batches.state_dict())
+    following = list(itertools.islice(batches, 1))
+    if following and is_end_awaited:
+        streams_after = random_state()
+        restore_random_state(streams)  # a checkpoint has the streams and the position from before this batch
+        with training.steps.batches.kept_as(position):
+            goes_on = after_step(training, may_be_last=False)
+        restore_random_state(streams_after)
+        if not goes_on:
+            raise EpochCutError
+    while following:
+        yield following.pop()
+        following += itertools.islice(batches, 1)
+
+
+def after_step(training: Training, may_be_last: bool = True) -> bool:
     """Do what is due after a step, and say whether the epoch goes on.
 
     What falls on the last step of an epoch waits for the end of that epoch.
@@ -24,7 +61,7 @@ def after_step(training: Training) -> bool:
         record_due(training)
         await_next_event(training)
         return True
-    is_last = progress.batch == training.steps.batches.num_batches
+    training.is_end_awaited = is_last = may_be_last and progress.batch == training.steps.batches.num_batches
     record_due(training)
     report_published(training)
     if not is_last:
@@ -36,7 +73,9 @@ def after_step(training: Training) -> bool:
 
 def end_epoch(training: Training) -> None:
     """Do what is due at the end of an epoch."""
-    state, progress, schedules = training.state, training.progress, training.steps.schedules
+    state, progress, steps = training.state, training.progress, training.steps
+    if steps.function.kind == "train_step":
+        report_length(steps.batches, progress.batch, state)
     record_training(training, closes_epoch=True)
     progress.is_epoch_done = True
     try:
@@ -46,9 +85,9 @@ def end_epoch(training: Training) -> None:
         raise
     epoch_means = {name: value for name, value in progress.measured_now().items() if name.startswith("train_epoch/")}
     notify(training, "epoch_end", metrics=epoch_means)
-    schedules.after_metrics(state, epoch_means)
-    schedules.check_metrics(state, [validation.name for validation in training.validations])
-    schedules.after_epoch(state)
+    steps.schedules.after_metrics(state, epoch_means)
+    steps.schedules.check_metrics(state, [validation.name for validation in training.validations])
+    steps.schedules.after_epoch(state)
     report_missing_metric(training)
     decide_and_save(training)
 

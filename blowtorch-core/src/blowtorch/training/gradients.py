@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blowtorch.data.batches import Batches
 from blowtorch.errors import NotFiniteError, OptionError, ScriptError
 from blowtorch.options import RunOptions
 from blowtorch.progress import Progress
@@ -76,7 +77,7 @@ class ChangedGradients(Gradients):
         progress: of the run.
         logged: takes the norms and the number of steps that are left out.
         lines: say that steps are left out.
-        num_batches: of an epoch; None when unknown.
+        batches: of which an epoch has as many as it says, or others.
         is_self_driven: whether a function of the user's steps the optimizers. All of this then hangs on the optimizers
             themselves, as hooks before their steps, since nobody else knows when they come.
     """
@@ -87,7 +88,7 @@ class ChangedGradients(Gradients):
         progress: Progress,
         logged: Logged,
         lines: Lines,
-        num_batches: int | None,
+        batches: Batches,
         is_self_driven: bool,
     ) -> None:
         options = state.options
@@ -98,7 +99,7 @@ class ChangedGradients(Gradients):
         self._progress = progress
         self._logged = logged
         self._lines = lines
-        self._num_batches = num_batches
+        self._batches = batches
         self._scaler = torch.amp.GradScaler(state.device.type) if options.precision == "fp16" else None
         self.has_state = self._scaler is not None  # other options may be set anew when a run is continued
         self._unscaled: set[str] = set()  # the optimizers that have stepped since the scaler was brought up to date
@@ -202,10 +203,9 @@ class ChangedGradients(Gradients):
             )
 
     def _planned_batches(self) -> int:
-        most = self._state.options.accumulate
-        if self._num_batches is None:
-            return most
-        return min(most, self._num_batches - self._progress.batch + 1)  # the first of the group is counted already
+        most, said = self._state.options.accumulate, self._batches.num_batches
+        left = most if said is None else said - self._progress.batch + 1  # the first of the group is counted already
+        return min(most, left) if left > 0 else most
 
     def _hook(self, name: str) -> Any:
         """Return the hook before the steps of one optimizer."""

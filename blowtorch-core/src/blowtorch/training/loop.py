@@ -27,6 +27,7 @@ from typing import Any
 from blowtorch.errors import CheckpointError, ScriptError
 from blowtorch.record.metrics import count_samples
 from blowtorch.training.between_steps import (
+    EpochCutError,
     after_step,
     decide_and_save,
     end_epoch,
@@ -38,6 +39,7 @@ from blowtorch.training.between_steps import (
     report_published,
     report_unread_overrides,
     save,
+    until_end,
     wait_for_checkpoint,
 )
 from blowtorch.training.gradients import computing
@@ -62,7 +64,7 @@ def train(training: Training, most_epochs: int | None = None) -> None:
             training.steps.restore_streams()  # what takes part in the beginning of an epoch may draw from them
             progress.start_epoch()
         notify(training, "epoch_start")
-        with contextlib.suppress(ValidationCutError):  # the validation is still due when the run goes on
+        with contextlib.suppress(ValidationCutError, EpochCutError):  # a validation is still due when the run goes on
             batches = start_batches(training.steps)
             goes_on = not is_within_epoch or after_step(training)  # a validation may be due since before a restart
             is_within_epoch = False
@@ -70,7 +72,7 @@ def train(training: Training, most_epochs: int | None = None) -> None:
             if training.steps.function.kind == "train_epoch":
                 drive_epoch(training, batches)
                 end_epoch(training)
-            elif goes_on and train_epoch(training.steps, batches, partial(after_step, training)):
+            elif goes_on and train_epoch(training.steps, until_end(training, batches), partial(after_step, training)):
                 end_epoch(training)
         if progress.interruption is None:
             report_unread_overrides(training)

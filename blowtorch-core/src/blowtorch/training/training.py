@@ -67,6 +67,7 @@ class Training:
         epoch_window: the means of the epoch under way.
         checkpoint_trigger: None where the clock asks for no checkpoints.
         next_decision: the next step after which more than a recording can be due.
+        is_end_awaited: whether the last step seemed to be the last of its epoch, so that something waits for the end.
         news: what has changed since the process that is continued, to be said once the run starts.
     """
 
@@ -84,6 +85,7 @@ class Training:
     news: list[str] = field(init=False, default_factory=list)
     step_triggers: list[Trigger] = field(init=False)
     next_decision: int = field(init=False, default=0)
+    is_end_awaited: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.workspace, self.state, self.progress = self.steps.workspace, self.steps.state, self.steps.progress

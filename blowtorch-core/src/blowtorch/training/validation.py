@@ -95,12 +95,21 @@ def validate(
                         raise ValidationCutError
                     # Not by `call`, so that the user's step is no deeper in the stack than it must be.
                     read(function.function(**function.fill(batch=batch)), batch)
+                if most_batches is None:
+                    report_length(validation.batches, validation.pace.num_batches, state)
             measured = means(returns.window.close()) | returns.objects.compute()
             validation.pace.end()
     finally:
         returns.window.close()  # of one that failed or was cut, nothing is left for the next
         returns.objects.reset()
     return {f"{validation.name}/{name}": value for name, value in measured.items()}
+
+
+def report_length(batches: Batches, num_given: int, state: RunState) -> None:
+    """Say that an epoch had another number of batches than its loader says; warn where samples were lost by that."""
+    sentence = batches.describe_length(num_given)
+    if sentence is not None:
+        (state.warn if batches.has_firm_length else state.say)(sentence)
 
 
 @contextlib.contextmanager

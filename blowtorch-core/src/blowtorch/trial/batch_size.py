@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from blowtorch.data.batches import Batches
+from blowtorch.data.loaders import length_of
 from blowtorch.errors import ScriptError
 from blowtorch.script.script import Script
 from blowtorch.streams import derive_seed
@@ -30,7 +31,7 @@ def find_batch_size(script: Script, workspace: Workspace, loader: Any, largest: 
         raise ScriptError("run.find_batch_size needs @run.train_step and @run.configure_optimizers")
     if not isinstance(loader, DataLoader) or not isinstance(loader.batch_size, int):
         raise ScriptError(f"run.find_batch_size expects a DataLoader with a batch size, got {loader!r:.100}")
-    limits = [limit for limit in (largest, _length(loader.dataset)) if limit is not None]
+    limits = [limit for limit in (largest, length_of(loader.dataset)) if limit is not None]
     size, most, state = loader.batch_size, min(limits, default=2**31), workspace.state
     if most < 1:
         raise ScriptError(f"run.find_batch_size has nothing to try: at most {most} samples may make a batch")
@@ -83,10 +84,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory was missing, on whatever device."""
     texts = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(text in str(error).lower() for text in texts)
-
-
-def _length(dataset: Any) -> int | None:
-    try:
-        return len(dataset)
-    except TypeError:
-        return None
