@@ -4,7 +4,6 @@ Extensions and scripts see it through `RunState`.
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,9 +108,3 @@ class Progress:
     def measured_now(self) -> dict[str, float]:
         """Return the metrics that were recorded at this very step."""
         return {name: value for name, value in self.metrics.items() if self.measured_at[name] == self.step}
-
-    def note_measured(self, metrics: Mapping[str, float]) -> None:
-        """Take note of metrics that are recorded at this very step."""
-        self.metrics |= metrics
-        for name in metrics:
-            self.measured_at[name] = self.step

@@ -96,23 +96,24 @@ class Window:
         self.totals = {}
         return totals
 
+    def close_into(self, longer: "Window", prefix: str) -> dict[str, float]:
+        """Return the means under names that begin with `prefix`, and move the totals to a longer window."""
+        totals, self.totals = self._read(), {}
+        means = {}  # in one pass, since a run may record each step
+        for name, total in totals.items():
+            means[prefix + name] = total.value / total.weight if total.weight else math.nan
+            if name not in longer.totals:
+                longer.totals[name] = total
+            elif name not in longer.reductions:
+                longer.totals[name].value += total.value
+                longer.totals[name].weight += total.weight
+            elif total.weight:
+                longer._add(name, total.value, total.weight)
+        return means
+
     def means(self) -> dict[str, float]:
         """Return the means so far."""
         return means(self._read())
-
-    def merge(self, totals: Totals) -> None:
-        """Add the totals of another window."""
-        self._take_back()
-        for name, other in totals.items():
-            if name in self.reductions:
-                if other.weight:
-                    self._add(name, other.value, other.weight)
-            elif name in self.totals:
-                total = self.totals[name]
-                total.value += other.value
-                total.weight += other.weight
-            else:
-                self.totals[name] = Total(other.value, other.weight)
 
     def state_dict(self) -> dict[str, list[Any]]:
         """Return total, weight and reduction of each name, as plain values."""

@@ -137,8 +137,10 @@ def notify(training: Training, moment: str, **at_hand: Any) -> None:
 def record_metrics(training: Training, metrics: Mapping[str, float], is_urgent: bool = True) -> None:
     """Put metrics into the record, as of now."""
     if metrics:
-        training.progress.note_measured(metrics)
-        training.record.append("metrics", is_urgent, **training.progress.stamp(), metrics=dict(metrics))
+        progress = training.progress
+        progress.metrics |= metrics
+        progress.measured_at |= dict.fromkeys(metrics, progress.step)
+        training.record.append("metrics", is_urgent, **progress.stamp(), metrics=metrics)
 
 
 def record_due(training: Training) -> None:
@@ -157,9 +159,7 @@ def report_published(training: Training) -> None:
 
 def record_training(training: Training, closes_epoch: bool = False) -> None:
     """Record the means since the last recording as `train/...`, and at the end of an epoch its own."""
-    totals = training.steps.returns.window.close()
-    training.epoch_window.merge(totals)
-    metrics = {f"train/{name}": value for name, value in means(totals).items()}
+    metrics = training.steps.returns.window.close_into(training.epoch_window, prefix="train/")
     if metrics:
         schedules = training.steps.schedules
         metrics |= schedules.rates if schedules.wants_steps else schedules.read_rates()
@@ -168,13 +168,15 @@ def record_training(training: Training, closes_epoch: bool = False) -> None:
         training.steps.returns.objects.reset()
         metrics |= {f"train_epoch/{name}": value for name, value in epoch.items()}
     record_metrics(training, metrics, is_urgent=closes_epoch)
-    check_finite(training, metrics.get(f"train/{training.steps.loss.name}", 0.0))
+    loss = metrics.get(f"train/{training.steps.loss.name}", 0.0)
+    if not math.isfinite(loss):  # to look is free, since it was read anyway
+        heed_lost_loss(training, loss)
 
 
-def check_finite(training: Training, loss: float) -> None:
-    """Do what `on_nan` says if the mean loss of a window is not finite; to look is free, since it was read anyway."""
+def heed_lost_loss(training: Training, loss: float) -> None:
+    """Do what `on_nan` says of a mean loss that is not finite."""
     state, lines = training.state, training.workspace.lines
-    if math.isfinite(loss) or state.options.on_nan == "ignore":
+    if state.options.on_nan == "ignore":
         return
     spoiled = training.checkpoints.find_spoiled_weight()
     consequence = "the model is still finite" if spoiled is None else f"so is {spoiled!r} in the model"
