@@ -85,11 +85,11 @@ def test_a_graph_is_not_kept_alive():
     assert kept() is None
 
 
-def test_windows_merge_by_their_weights():
+def test_a_window_is_closed_into_a_longer_one_by_its_weight():
     epoch, window = Window(), Window()
     for value, weight in ((1.0, 1), (4.0, 2)):
         window.add({"loss": value}, weight=weight)
-        epoch.merge(window.close())
+        assert window.close_into(epoch, prefix="train/") == {"train/loss": value}
     assert epoch.means() == {"loss": 3.0}
 
 
@@ -106,7 +106,7 @@ def test_a_window_may_hold_something_else_than_means_and_be_merged_and_saved(red
         parts.add({"x": value, "loss": value}, weight=2)
         state, parts = parts.state_dict(), Window()
         parts.load_state_dict(state)
-        epoch.merge(parts.close())
+        parts.close_into(epoch, prefix="")
     assert window.means() == epoch.means() == {"x": expected, "loss": 3.0}
 
 
