@@ -245,10 +245,14 @@ def test_a_stopped_run_says_by_what(state):
     assert state.lines[0].startswith("brave-otter-3 stopped · SIGTERM · epoch  3/10 · step  120")
 
 
-def test_in_a_notebook_there_is_no_command_to_repeat(state, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+@pytest.mark.parametrize(
+    ("run_name", "resume"), [(None, "train_logs/26-11-23_18-42-01_brave-otter-3"), ("brave-otter", "auto")]
+)
+def test_without_a_script_there_is_a_call_to_repeat(state, run_name, resume):
+    (state.folder / "run.yaml").write_text(json.dumps({"command": ["python", "-m", "pytest"], "script": ""}))
+    state.options.run_name = run_name
     Console().run_end(state, "stopped")
-    assert last_line(state) == '  continue  the same call with resume="auto"'
+    assert last_line(state) == f'  continue  the same call with resume="{resume}"'
 
 
 @pytest.mark.parametrize(

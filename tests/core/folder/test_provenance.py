@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -196,3 +197,81 @@ def test_a_lazy_layer_has_no_size_yet():
 def test_nothing_is_imported_from_a_folder_that_is_not_the_scripts(project):
     """This test is no module of the project."""
     assert Path(__file__) not in local_modules(project / "train.py")
+
+
+def test_modules_beside_a_script_that_is_a_link_are_kept(project, monkeypatch):
+    (project / "elsewhere").mkdir()
+    (project / "elsewhere" / "link.py").symlink_to(project / "train.py")
+    monkeypatch.chdir(project / "elsewhere")
+    monkeypatch.syspath_prepend(project)
+    (project / "linked_helper_of_a_test.py").write_text("")
+    importlib.import_module("linked_helper_of_a_test")
+    (project / "elsewhere" / "run").mkdir()
+    snapshot(Path("run"), project / "elsewhere" / "link.py")
+    assert files_in(Path("run") / "source") == ["linked_helper_of_a_test.py", "train.py"]
+
+
+def test_a_module_of_a_package_that_is_the_script_is_kept_in_its_package(project):
+    (project / "package" / "train.py").write_text(
+        SCRIPT.replace("import helper, package.part", "from . import part").replace('"train.py"', '"package/train.py"')
+    )
+    done = subprocess.run([sys.executable, "-m", "package.train"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] None"
+    assert files_in(project / "run" / "source") == ["package/__init__.py", "package/part.py", "package/train.py"]
+
+
+def test_a_large_program_is_no_source(project):
+    (project / "program").write_bytes(bytes(1_000_001))
+    (project / "run").mkdir()
+    assert snapshot(project / "run", project / "program") == []
+    assert "program" not in files_in(project / "run" / "source")
+
+
+def test_a_run_that_goes_on_by_the_code_that_it_kept_leaves_that_as_it_is(project):
+    kept = project / "run" / "source"
+    kept.mkdir(parents=True)
+    (kept / "train.py").write_text("# kept")
+    (kept / "unused.py").write_text("")
+    assert snapshot(project / "run", kept / "train.py") == []
+    assert files_in(kept) == ["train.py", "unused.py"] and (kept / "train.py").read_text() == "# kept"
+
+
+SHELL = """
+import sys
+from pathlib import Path
+from IPython.core.interactiveshell import InteractiveShell
+import helper
+shell = InteractiveShell.instance()
+for cell in sys.argv[1:]:
+    shell.run_cell(cell.replace("LONG", 600_000 * "x"), store_history=True)
+"""
+LAST = """from blowtorch.folder.provenance import git_commit, snapshot
+Path("run").mkdir()
+%time problems = snapshot(Path("run"), None)
+print(problems, git_commit(None))"""
+
+
+def run_cells(*cells):
+    pytest.importorskip("IPython")
+    command = [sys.executable, "-c", SHELL, *cells]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "IPYTHONDIR": "."})
+    return done.stdout.splitlines()[-1]
+
+
+def test_the_source_of_a_notebook_is_what_was_typed_and_the_modules_beside_it(project):
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert run_cells("from pathlib import Path\n\n", "", LAST) == f"[] {git('rev-parse', 'HEAD')}"
+    assert files_in(project / "run" / "source") == ["cells.py", "helper.py"]
+    cells = (project / "run" / "source" / "cells.py").read_text()
+    assert cells.startswith("# %% [1]\nfrom pathlib import Path\n\n# %% [2]\nfrom blowtorch.folder.provenance import")
+    compile(cells, "cells.py", "exec")  # magic too
+
+
+def test_of_a_long_notebook_the_newest_cells_are_kept(project):
+    run_cells("first = 'LONG'", "from pathlib import Path", "second = 'LONG'", LAST)
+    cells = (project / "run" / "source" / "cells.py").read_text()
+    assert cells.startswith(
+        "# 1 earlier cells are left out\n\n# %% [2]\nfrom pathlib import Path\n\n# %% [3]\nsecond = 'x"
+    )

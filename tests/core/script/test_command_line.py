@@ -1,13 +1,16 @@
-"""Which words of a command line are the script's own, for whatever parser it has."""
+"""Which file is the script, and which words of a command line are its own, for whatever parser it has."""
 
 import argparse
+import cProfile
 import subprocess
 import sys
+import unittest
 from pathlib import Path
 
 import pytest
 
-from blowtorch import ConfigError, Run
+from blowtorch import ConfigError, OptionError, Run
+from blowtorch.script.command_line import find_script
 
 WORDS = ["train.py", "digits", "more", "--lr", "0.2", "with", "run.max_steps=5"]
 
@@ -143,3 +146,100 @@ def test_workers_that_import_the_script_again_have_the_same_arguments_and_overri
     command = [sys.executable, "train.py", "--offset", "3", "with", "scale=5.0"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "[[3.0, 5.0], [3.0, 5.0]]" in done.stdout.splitlines()
+
+
+def write(place):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("")
+    return place
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Let the process look as if it had been started with a file as its main module, which may be None."""
+
+    def start(main, *command_line):
+        monkeypatch.setattr(sys, "argv", list(command_line))
+        if main is None:
+            monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+        else:
+            monkeypatch.setattr(sys.modules["__main__"], "__file__", str(main), raising=False)
+
+    return start
+
+
+def test_a_script_is_the_file_that_was_started_wherever_it_has_gone_since(started, tmp_path, monkeypatch):
+    script = write(tmp_path / "train.py")
+    started(script, "train.py", "with", "a=1")
+    write(tmp_path / "run" / "source" / "train.py")
+    monkeypatch.chdir(tmp_path / "run" / "source")
+    assert find_script(sys.argv) == str(script)
+
+
+def test_a_script_under_a_profiler_or_debugger_is_the_script(started, tmp_path):
+    script = write(tmp_path / "train.py")
+    started(cProfile.__file__, "train.py")
+    assert find_script(sys.argv) == str(script)
+
+
+def test_a_script_that_was_packed_is_the_archive(started, tmp_path):
+    archive = write(tmp_path / "app.pyz")
+    started(archive / "__main__.py", "app.pyz")
+    assert find_script(sys.argv) == str(archive)
+
+
+def test_a_script_in_a_folder_that_is_reached_by_a_link_is_the_same_one(started, tmp_path):
+    script = write(tmp_path / "project" / "train.py")
+    (tmp_path / "link").symlink_to("project")
+    started(tmp_path / "link" / "train.py", "link/train.py")
+    assert find_script(sys.argv) == str(script)
+
+
+def test_two_links_to_one_file_are_two_scripts(started, tmp_path):
+    write(tmp_path / "train.py")
+    for name in ("small.py", "large.py"):
+        (tmp_path / name).symlink_to("train.py")
+        started(tmp_path / name, name)
+        assert find_script(sys.argv) == str(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("main", "word"),
+    [
+        (None, "lib/site-packages/ipykernel_launcher.py"),
+        (None, "pydevconsole.py"),
+        (None, "-c"),
+        (None, "-"),
+        (None, ""),
+        (None, "bin/ipython"),
+        ("lib/site-packages/pytest/__main__.py", "lib/site-packages/pytest/__main__.py"),
+        ("bin/py.test", "bin/py.test"),
+        ("lib/site-packages/submitit/core/_submit.py", "lib/site-packages/submitit/core/_submit.py"),
+    ],
+)
+def test_there_is_no_script_where_something_else_runs_the_code(started, tmp_path, main, word):
+    for name in (main, word):
+        if (name and "/" in name) or name == "pydevconsole.py":
+            write(tmp_path / name)
+    started(main, word)
+    assert find_script(sys.argv) == ""
+    with pytest.raises(OptionError, match="resume='auto' needs the option run_name here"):
+        Run(config={"run": {"resume": "auto"}})
+
+
+def test_the_test_runner_of_python_itself_is_no_script(started):
+    started(unittest.__file__.replace("__init__", "__main__"), "python -m unittest")
+    assert find_script(sys.argv) == ""
+
+
+def test_a_package_that_was_installed_may_be_the_script(started, tmp_path):
+    script = write(tmp_path / "lib" / "site-packages" / "package" / "train.py")
+    started(script, str(script))
+    assert find_script(sys.argv) == str(script)
+
+
+def test_a_command_line_of_ones_own_names_the_script_in_a_notebook_too(started, tmp_path):
+    script = write(tmp_path / "train.py")
+    started(None, "lib/site-packages/ipykernel_launcher.py")
+    assert find_script(["train.py"]) == str(script)
+    assert find_script([]) == find_script(["notebook"]) == ""

@@ -174,15 +174,17 @@ def _names(choices: Any) -> list[str]:
 def _resume_command(state: RunState) -> str:
     """Return the command that continues the run: the same, secrets masked, with the option `resume` behind `with`.
 
-    It is empty if the run failed before its command was written down.
+    It is empty if the run failed before its command was written down; without a script, a call is repeated instead.
     """
-    if "ipykernel" in sys.modules or hasattr(sys, "ps1"):
-        return 'the same call with resume="auto"'
-    words, item = list(open_run(state.folder).info.get("command", [])), "run.resume=auto"
+    info, options = open_run(state.folder).info, state.options
+    has_script = info.get("script") != ""  # a notebook has none, and then a name alone tells which run is meant
+    is_found = options.resume in ("never", "auto") and (has_script or options.run_name is not None)
+    resume = "auto" if is_found else _short(state.folder)
+    if not has_script:
+        return f'the same call with resume="{resume}"'
+    words, item = list(info.get("command", [])), f"run.resume={resume}"
     if not words:
         return ""
-    if state.options.resume not in ("never", "auto"):
-        item = f"run.resume={_short(state.folder)}"
     if item not in words:
         words += [item] if "with" in words else ["with", item]
     return shlex.join(words)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import itertools
 import platform
 import shutil
 import subprocess
@@ -48,19 +49,20 @@ def snapshot(folder: Path, script: Path | None, git_timeout_s: float = 10.0) -> 
 
 
 def git_commit(script: Path | None, git_timeout_s: float = 10.0) -> str | None:
-    """Return the commit of the repository of a script; None outside of one, or where git does not answer."""
-    if script is None:
-        return None
+    """Return the commit of the repository of a script, or of the current folder where there is none.
+
+    It is None outside of a repository, and where git does not answer.
+    """
     try:
-        return (_git(script.parent, git_timeout_s, "rev-parse", "HEAD") or b"").decode().strip() or None
+        return (_git(_folder_of(script), git_timeout_s, "rev-parse", "HEAD") or b"").decode().strip() or None
     except subprocess.TimeoutExpired:
         return None
 
 
-def local_modules(script: Path) -> list[Path]:
+def local_modules(script: Path | None) -> list[Path]:
     """Return the script and the modules that have been imported from its folder or the current one."""
-    roots = [script.parent.resolve(), Path.cwd().resolve()]
-    paths = {script.resolve()}
+    roots = _roots(script)
+    paths = set() if script is None else {script.resolve()}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if not isinstance(file, str) or not file.endswith(".py") or (file.startswith("/") and _is_installed(file)):
@@ -70,6 +72,25 @@ def local_modules(script: Path) -> list[Path]:
         if is_local and path.is_file() and path.stat().st_size <= _MOST_BYTES:
             paths.add(path)
     return sorted(paths)
+
+
+def _roots(script: Path | None) -> list[Path]:
+    """Return the folders in which a file counts as local.
+
+    They are the folder of the script, or for `python -m package.train` the one that holds the package; that of the file
+    itself, where the script is a link, since Python imports from there; and the current one.
+    """
+    if script is None:
+        return [Path.cwd().resolve()]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    depth = 0
+    if spec is not None and spec.origin is not None and Path(spec.origin).resolve() == script.resolve():
+        depth = spec.name.count(".")
+    return [script.parents[depth].resolve(), script.resolve().parents[depth], Path.cwd().resolve()]
+
+
+def _folder_of(script: Path | None) -> Path:
+    return Path.cwd() if script is None else script.resolve().parent
 
 
 @functools.cache  # to follow the links of two thousand modules takes longer than all else that is written
@@ -115,28 +136,39 @@ def _count(module: nn.Module) -> str:
 
 
 def _copy_source(folder: Path, script: Path | None) -> None:
-    """Copy the script and its local modules, by their paths relative to the script's folder or the current one."""
-    if script is None:
-        return
+    """Copy the script and its local modules, by their paths relative to where they are local, and what was typed."""
     target = folder / "source"
+    paths, roots = local_modules(script), _roots(script)
+    if any(path.is_relative_to(target.resolve()) for path in [*paths, Path.cwd().resolve()]):
+        return  # the run goes on by the code that it kept, which stays as it is while it is executed
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    for path in local_modules(script):
-        root = next(
-            (root for root in (script.parent.resolve(), Path.cwd().resolve()) if path.is_relative_to(root)), None
-        )
-        copy = target / (path.relative_to(root) if root is not None else path.name)
+    for path in paths:
+        root = next((root for root in roots if path.is_relative_to(root)), path.parent)
+        copy = target / path.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        if path.suffix == ".py" or path.stat().st_size <= _MOST_BYTES:  # a program that was frozen is no source
+            shutil.copyfile(path, copy)
+    if script is None and (cells := _typed_cells()):
+        (target / "cells.py").write_text(cells, encoding="utf-8", errors="backslashreplace")
+
+
+def _typed_cells() -> str:
+    """Return the cells that were run in a notebook or by IPython, the newest where they are many."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    typed = enumerate(getattr(getattr(shell, "history_manager", None), "input_hist_parsed", ()))
+    cells = [f"# %% [{number}]\n{text.rstrip()}\n" for number, text in typed if text.strip()]
+    sizes = itertools.accumulate(len(cell) for cell in reversed(cells))
+    kept = sum(size <= _MOST_BYTES for size in sizes)
+    left_out = [f"# {len(cells) - kept} earlier cells are left out\n"] if kept < len(cells) else []
+    return "\n".join([*left_out, *cells[len(cells) - kept :]])
 
 
 def _write_changes(folder: Path, script: Path | None, git_timeout_s: float) -> None:
-    """Write what differs from the commit, if the script lives in a git repository and anything does."""
+    """Write what differs from the commit, if it stands in a git repository and anything does."""
     path = folder / "changes.diff"
     path.unlink(missing_ok=True)  # when a run is continued, its code is that of now
-    if script is None:
-        return
-    changes = _git(script.parent, git_timeout_s, "diff", "HEAD", "--no-ext-diff", "--no-color")
+    changes = _git(_folder_of(script), git_timeout_s, "diff", "HEAD", "--no-ext-diff", "--no-color")
     if changes:
         path.write_bytes(changes)
 

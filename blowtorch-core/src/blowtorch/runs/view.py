@@ -175,6 +175,8 @@ def find_newest(save_path: str | Path, run_name: str | None, script: str) -> Run
 
     Of the runs that come before it, only those are parsed that may be meant, and of the others none is opened.
     """
+    if run_name is None and not script:
+        return None  # runs that have no script either may be anybody's
     words = re.findall(r"[a-zA-Z0-9]+", script if run_name is None else safe_name(run_name))
     for path in _run_folders(Path(save_path)):
         view = _open_sound(path) if _may_hold(path / "run.yaml", words) else None
