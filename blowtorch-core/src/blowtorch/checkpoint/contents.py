@@ -11,7 +11,14 @@ from torch import nn
 
 from blowtorch.checkpoint.finiteness import Finiteness
 from blowtorch.checkpoint.frozen import FrozenWeights, fill_in
-from blowtorch.checkpoint.tensors import find_unplain, load_weights, read_tensors
+from blowtorch.checkpoint.tensors import (
+    by_own_names,
+    find_unplain,
+    load_weights,
+    plain_name,
+    read_tensors,
+    read_weights,
+)
 from blowtorch.clock import Triggers
 from blowtorch.errors import CheckpointError, nearest
 from blowtorch.folder.manifest import read_manifest
@@ -131,7 +138,7 @@ class Contents:
     def remember_finiteness(self) -> None:
         """Take what is trained for good as it is, infinities and NaN included: what becomes so later is spoiled."""
         for name, finiteness in self._finiteness.items():
-            finiteness.remember((self._model if name == "model" else self._parts[name]).state_dict())
+            finiteness.remember(read_weights(self._model) if name == "model" else self._parts[name].state_dict())
 
     def find_spoiled(self, files: Mapping[str, Any]) -> str | None:
         """Say what in the gathered files training has spoiled, such as `'weight' in the model`, or None.
@@ -150,7 +157,7 @@ class Contents:
 
     def find_spoiled_weight(self) -> str | None:
         """Return the name of the first tensor of the model that training has spoiled, or None."""
-        place = self._finiteness["model"].find_spoiled(self._model.state_dict())
+        place = self._finiteness["model"].find_spoiled(read_weights(self._model))
         return None if place is None else str(place[0])
 
     def gather(self, record_length: int) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
@@ -163,14 +170,15 @@ class Contents:
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
             "random": random_state(),
         }
-        weights = self._model.state_dict()
+        weights = read_weights(self._model)
         left_out = {} if self._frozen is None else self._frozen.find_unchanged()
         for name in left_out:
             del weights[name]
         if self._judged.now:
             training["weights"] = weights
             weights = copy.copy(weights)  # it carries the versions of the modules
-            weights.update({name: value for name, value in self._judged.now.items() if name not in left_out})
+            judged = {plain_name(name): value for name, value in self._judged.now.items()}
+            weights.update({name: value for name, value in judged.items() if name not in left_out})
         return {"training.pt": training, "model.pt": weights}, left_out
 
     def put_back(self, directory: Path, checkpoint: str, without: set[str]) -> tuple[int, dict[str, Any]]:
@@ -195,9 +203,10 @@ class Contents:
         if "weights" in training:
             weights, average = training["weights"], weights
         weights = fill_in(weights, self._model, frozen, f"checkpoint {checkpoint}")
-        if "weights" in training:
-            self._judged.earlier = {**average, **{name: weights[name].clone() for name in frozen if name in weights}}
         load_weights(self._model, weights, checkpoint)
+        if "weights" in training:
+            average |= {name: weights[name].clone() for name in frozen if name in weights}
+            self._judged.earlier = by_own_names(self._model, average)
         for name, part in self._parts.items():
             if name not in without:
                 _load(part, training["parts"][name], name, checkpoint)

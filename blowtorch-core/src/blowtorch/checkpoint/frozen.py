@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from blowtorch.checkpoint.tensors import load_weights, read_tensors
+from blowtorch.checkpoint.tensors import load_weights, read_tensors, read_weights
 from blowtorch.errors import CheckpointError
 from blowtorch.folder.manifest import checksum_of, read_manifest, verify
 
@@ -42,7 +42,7 @@ class FrozenWeights:
         return {name: self._digests[name] for name in frozen if sums[name] == self._sums[name]}
 
     def _find(self) -> dict[str, Tensor]:
-        weights = self._model.state_dict(keep_vars=True)
+        weights = read_weights(self._model, keep_vars=True)
         return {name: value.detach() for name, value in weights.items() if _is_frozen(value)}
 
 
@@ -55,7 +55,6 @@ def load_verified_weights(model: nn.Module, directory: Path) -> None:
     problems = verify(directory, ["model.pt"])
     if problems:
         raise CheckpointError(f"{directory} is damaged: {'; '.join(problems)}")
-    model = getattr(model, "_orig_mod", model)  # what torch.compile has made has other names
     weights, frozen = read_tensors(directory / "model.pt"), read_manifest(directory).frozen
     load_weights(model, fill_in(weights, model, frozen, str(directory)), str(directory))
 
@@ -72,7 +71,7 @@ def fill_in(weights: dict[str, Any], model: nn.Module, frozen: Mapping[str, Any]
     Raises:
         CheckpointError: the model's own are others, naming the first one.
     """
-    mine, filled = model.state_dict(), copy.copy(weights)  # which carries the versions of the modules
+    mine, filled = read_weights(model), copy.copy(weights)  # which carries the versions of the modules
     for name, digest in frozen.items():
         if name in mine:  # else whoever loads them names what is missing
             if digest_of(mine[name]) != digest:

@@ -16,6 +16,7 @@ from blowtorch.tree import Place, map_leaves, walk
 
 _PLAIN = (type(None), bool, int, float, str, bytes, complex, torch.Size, torch.dtype, torch.device)
 _CONTAINERS = (list, tuple, dict, OrderedDict, Counter)  # no subclass of these: to read one back could run its code
+_COMPILED = "_orig_mod"  # what `torch.compile` calls the module inside of what it returns
 
 
 class WarmCopies:
@@ -80,13 +81,58 @@ def read_tensors(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read as tensors and plain values: {cause}") from error
 
 
+def without_compilation(module: nn.Module) -> nn.Module:
+    """Return the module of which `torch.compile` made this one, or the module itself."""
+    original = module._modules.get(_COMPILED)
+    return module if original is None else original
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a tensor of a model has where no module is compiled.
+
+    >>> plain_name("encoder._orig_mod.weight")
+    'encoder.weight'
+    """
+    return ".".join(part for part in name.split(".") if part != _COMPILED) if _COMPILED in name else name
+
+
+def read_weights(model: nn.Module, keep_vars: bool = False) -> dict[str, Any]:
+    """Return the state of a model by the names that its tensors have where no module is compiled.
+
+    Args:
+        model: compiled or not, whole or in parts.
+        keep_vars: give the parameters themselves, not detached.
+    """
+    state = model.state_dict(keep_vars=keep_vars)
+    weights = OrderedDict((plain_name(name), value) for name, value in state.items())
+    _set_versions(weights, {plain_name(prefix): version for prefix, version in _versions(state).items()})
+    return weights
+
+
+def by_own_names(model: nn.Module, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Return weights by the names that a model has for them, some of whose modules may be compiled."""
+    state, versions = model.state_dict(), _versions(weights)
+    own = OrderedDict((name, weights[plain_name(name)]) for name in state)
+    _set_versions(own, {prefix: versions.get(plain_name(prefix), {}) for prefix in _versions(state)})
+    return own
+
+
+def _versions(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the versions of the modules whose state this is, by their names; torch mends what an older one saved."""
+    return getattr(state, "_metadata", {})
+
+
+def _set_versions(state: Any, versions: dict[str, Any]) -> None:
+    state._metadata = versions
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Any], origin: str) -> None:
-    """Load a state into a model that must have just the same names and shapes.
+    """Load a state into a model that must have just the same names and shapes, whatever of it is compiled.
 
     Raises:
         CheckpointError: naming the first tensor that differs.
     """
-    mine = model.state_dict()
+    mine = read_weights(model)
     advice = "is it a checkpoint of another model or configuration?"
     for name, value in mine.items():
         if name not in weights:
@@ -99,7 +145,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], origin: str) -> N
     for name in weights:
         if name not in mine:
             raise CheckpointError(f"{origin} has a tensor {name!r}, which the model has not; {advice}")
-    model.load_state_dict(weights)
+    model.load_state_dict(by_own_names(model, weights))
 
 
 @contextlib.contextmanager

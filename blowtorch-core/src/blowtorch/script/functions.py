@@ -62,8 +62,9 @@ class Function:
         """Return a copy for one run, with the arguments that stay the same while it lasts."""
         bound = copy.copy(self)
         bound._state = state
+        is_plain = self.kind in _PLAIN_MODEL or state.compiled_model is None
         available = {
-            "model": state.model if self.kind in _PLAIN_MODEL else state.compiled_model or state.model,
+            "model": state.model if is_plain else state.compiled_model,
             "device": state.device,
             "config": state.config,
             "state": state,

@@ -12,6 +12,7 @@ from blowtorch.checkpoint.checkpoints import Checkpoints
 from blowtorch.checkpoint.contents import Contents, SavedProgress
 from blowtorch.checkpoint.frozen import FrozenWeights
 from blowtorch.checkpoint.store import Store
+from blowtorch.checkpoint.tensors import without_compilation
 from blowtorch.clock import Interval, Trigger, Triggers
 from blowtorch.data.batches import Batches
 from blowtorch.errors import ScriptError
@@ -228,8 +229,13 @@ def _checkpoint_parts(steps: Steps, kept: Mapping[str, Any]) -> dict[str, Any]:
         **steps.schedules.checkpoint_parts(),
         **steps.callbacks.checkpoint_parts(),
         **({"data": steps.batches} if steps.batches.has_state else {}),
-        **{f"kept/{name}": instance for name, instance in kept.items()},
+        **{f"kept/{name}": _plain(instance) for name, instance in kept.items()},
     }
+
+
+def _plain(instance: Any) -> Any:
+    """Return what is kept, a module by the names that it has where it is not compiled."""
+    return without_compilation(instance) if isinstance(instance, torch.nn.Module) else instance
 
 
 def _build_gradients(script: Script, workspace: Workspace, batches: Batches) -> Gradients:

@@ -1,5 +1,7 @@
 """The model of a run: on which device, compiled or not, with which weights."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,8 @@ import torch
 from torch import nn
 
 from blowtorch.checkpoint.frozen import load_verified_weights
-from blowtorch.errors import CheckpointError, OptionError
+from blowtorch.checkpoint.tensors import without_compilation
+from blowtorch.errors import CheckpointError, OptionError, warn
 from blowtorch.folder.manifest import FILE_NAME
 from blowtorch.options import RunOptions
 from blowtorch.training.start import POINTERS, follow_pointer, is_pointer
@@ -36,12 +39,38 @@ def compile_model(model: nn.Module, options: RunOptions) -> tuple[nn.Module, Any
 
     A model that the script has compiled itself is taken apart in the same way.
     """
-    if hasattr(model, "_orig_mod"):
-        plain: nn.Module = model._orig_mod  # type: ignore[assignment]
+    plain = without_compilation(model)
+    if plain is not model:
+        if options.compile is not False:
+            warn("the script has compiled the model itself, so the option compile is left out")
         return plain, model
     if options.compile is False:
         return model, None
-    return model, torch.compile(model, **({} if options.compile is True else options.compile))
+    if "forward" not in vars(model) and type(model).forward is nn.Module.forward:
+        name = next((name for name, _ in model.named_children()), "part")
+        warn(
+            f"{type(model).__name__} has no forward that the option compile could compile, so it is left out; compile "
+            f"the parts of the model in the script, such as model.{name} = torch.compile(model.{name})"
+        )
+        return model, None
+    compiled = torch.compile(model, **({} if options.compile is True else options.compile))
+    _forward_special_methods(compiled, model)
+    return model, compiled
+
+
+def _forward_special_methods(compiled: Any, model: nn.Module) -> None:
+    """Let a compiled model be indexed, iterated and so on like the model: Python looks for such methods in the class.
+
+    What `torch.compile` returns forwards all other attributes by itself.
+    """
+    kind = type(compiled)
+    names = [name for name, _ in inspect.getmembers(type(model), inspect.isfunction) if name.startswith("__")]
+    methods = {name: _forwarding(name) for name in names if not hasattr(kind, name)}
+    compiled.__class__ = type(kind.__name__, (kind,), methods)
+
+
+def _forwarding(name: str) -> Callable[..., Any]:
+    return lambda self, *arguments, **keywords: getattr(self._orig_mod, name)(*arguments, **keywords)
 
 
 def load_initial_weights(model: nn.Module, origin: str, asked: str = "initialize_from") -> None:
