@@ -60,6 +60,10 @@ class Lines:
             self._topics.add(topic)
             self.warn(text)
 
+    def warn_new(self, text: str) -> None:
+        """Warn, unless the very same was said before."""
+        self.warn_once(text, text)
+
     def _keep(self, text: str) -> None:
         if self._path is None:
             return

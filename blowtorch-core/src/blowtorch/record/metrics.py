@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blowtorch.data.sizes import read_size
 from blowtorch.record.logged import REDUCTIONS
-from blowtorch.tree import walk
 
 _CHUNK = 1024  # so many values are kept as tensors of their own before they are packed into one
 
@@ -178,19 +178,12 @@ def means(totals: Totals) -> dict[str, float]:
 
 
 def count_samples(batch: Any) -> int:
-    """Return the first dimension of the first tensor or array in a batch; 1 where there is none."""
+    """Return the first dimension of the first tensor in a batch, or else what its parts say; 1 where nothing does."""
     kind, first = type(batch), batch
-    if kind is tuple or kind is list:  # the common cases need no walk, which would cost time on every step
+    if kind is tuple or kind is list:  # the common cases need no closer look, which would cost time on every step
         first = batch[0] if batch else None
     elif kind is dict:
         first = next(iter(batch.values()), None)
-    if type(first) is Tensor and first.ndim:
-        return first.size(0)
-    for _, leaf in walk(batch, is_leaf=_has_shape):
-        if _has_shape(leaf):
-            return int(leaf.shape[0]) if len(leaf.shape) else 1
-    return 1
-
-
-def _has_shape(value: Any) -> bool:
-    return getattr(value, "shape", None) is not None
+    if type(first) is Tensor and first.ndim and (samples := first.size(0)):
+        return samples
+    return read_size(batch).samples

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from blowtorch.data.sizes import read_size
 from blowtorch.errors import ScriptError, nearest
 from blowtorch.record.logged import Logged
 from blowtorch.record.metric_objects import MetricObjects, is_metric_object
@@ -51,6 +52,8 @@ class Returns:
         self._scalars: set[str] = set()  # the metrics that were scalars on the CPU when they were last looked at
         self._is_first = True
         self._has_warned = False
+        self._has_doubted = False
+        self._is_size_due = True
 
     def reader(self, loss: "Loss | None" = None) -> Reader:
         """Return the function that reads what a step returned and logged, and adds it to the window.
@@ -69,6 +72,7 @@ class Returns:
         """
         if loss is not None:
             loss.choose_anew()
+        self._is_size_due = True
         logged, window, scalars = self._logged, self.window, self._scalars
         is_lone = is_lent = False  # whether the step returned a lone loss on the CPU; whether these hold its total:
         value, weight = 0.0, 0.0
@@ -87,6 +91,8 @@ class Returns:
                 try:
                     first = batch[0] if type(batch) in _PAIRS else batch
                     samples = first.shape[0] if type(first) is Tensor else count_samples(batch)
+                    if not samples:
+                        return self._take_anything(returned, batch, loss)
                     value += returned.item() * samples
                 except (IndexError, RuntimeError):  # the batch is empty or has no dimension, or the loss has several
                     return self._take_anything(returned, batch, loss)
@@ -94,7 +100,7 @@ class Returns:
                 return returned, samples, None
             if type(returned) is dict and not logged and returned.keys() <= scalars:
                 samples = count_samples(batch)
-                if window.add_scalars(returned, samples):
+                if samples and window.add_scalars(returned, samples):
                     return (None if loss is None else loss.of(returned)), samples, returned
             reading = self._take_anything(returned, batch, loss)
             is_lone = type(returned) is Tensor and scalars == {"loss"}
@@ -105,12 +111,26 @@ class Returns:
     def _take_anything(self, returned: Any, batch: Any, loss: "Loss | None") -> tuple[Any, int, dict[str, Any]]:
         """Take what a step returned, whatever it is."""
         metrics = self.as_scalars(returned)
-        samples = metrics.pop("batch_size") if "batch_size" in metrics else count_samples(batch)
+        samples = metrics.pop("batch_size") if "batch_size" in metrics else self.count_samples(batch)
         self._scalars.clear()
         if not self._has_warned and not self.window.only_finite:  # else each value needs a closer look
             self._scalars.update(name for name, value in metrics.items() if _is_plain(value))
         self.window.add(metrics, samples)
         return (None if loss is None else loss.of(metrics)), samples, metrics
+
+    def count_samples(self, batch: Any) -> int:
+        """Return the number of samples in a batch; the first one of an epoch is looked at closely."""
+        if not self._is_size_due:
+            return count_samples(batch)
+        self._is_size_due = False
+        samples, doubt = read_size(batch)
+        if doubt is not None and not self._has_doubted:
+            self._has_doubted = True
+            self._warn(
+                f"{self._function}: how many samples a batch has is uncertain, since {doubt}; {samples} is taken. "
+                f"Return 'batch_size' to say it"
+            )
+        return samples
 
     def add(self, returned: Any, weight: int, earlier: Container[str] = ()) -> None:
         """Read what belongs to no single batch, and add it to the window.

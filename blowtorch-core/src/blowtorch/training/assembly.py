@@ -119,7 +119,7 @@ def assemble_steps(
         returns=Returns(
             function.name,
             workspace.logged,
-            workspace.lines.warn,
+            workspace.lines.warn_new,
             MetricObjects(lambda: find_metric_objects(train.function, roots)),
             only_finite=state.options.on_nan == "skip",
         ),
@@ -259,7 +259,7 @@ def _build_validations(workspace: Workspace, data: RunBatches) -> list[Validatio
                 name=request.name,
                 function=request.function.bind(workspace.state, is_validate=True),
                 batches=batches,
-                returns=Returns(request.function.name, workspace.logged, workspace.lines.warn),
+                returns=Returns(request.function.name, workspace.logged, workspace.lines.warn_new),
                 trigger=_trigger(request.every or options.validate_every),
                 is_at_start=options.validate_at_start if request.at_start is None else request.at_start,
             )

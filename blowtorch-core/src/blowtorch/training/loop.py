@@ -25,7 +25,6 @@ from functools import partial
 from typing import Any
 
 from blowtorch.errors import CheckpointError, ScriptError
-from blowtorch.record.metrics import count_samples
 from blowtorch.training.between_steps import (
     EpochCutError,
     after_step,
@@ -195,7 +194,7 @@ def drive_epoch(training: Training, batches: Iterator[Any]) -> None:
 
 def count_batch(training: Training, batch: Any) -> None:
     """Do what happens after each batch of a function that drives a whole epoch; each counts as a step."""
-    progress, samples = training.progress, count_samples(batch)
+    progress, samples = training.progress, training.steps.returns.count_samples(batch)
     progress.step += 1
     progress.batch += 1
     progress.samples += samples
