@@ -50,7 +50,7 @@ ROOMS = {
     "trial": ["dry_run", "batch_size", "evaluation", "untouched"],
     "training": """session loop between_steps assembly training workspace model start interruption trace validation
         callbacks gradients""".split(),
-    "runs": ["view"],
+    "runs": ["view", "stored"],
     "script": ["decorators", "script", "returns", "functions", "command_line"],
     "checkpoint": ["checkpoints", "retention", "store", "contents", "frozen", "finiteness", "tensors"],
     "record": ["feed", "media", "arrays", "record", "lines", "metric_objects", "metrics", "logged"],

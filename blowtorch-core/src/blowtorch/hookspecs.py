@@ -203,8 +203,13 @@ class CheckpointBackendSpec:
     """
 
     @hookspec(firstresult=True)
-    def checkpoint_open(self, run: RunInfo) -> None:
-        """The run begins or continues. Called first, before any other hook."""
+    def checkpoint_open(self, run: RunInfo, reads_only: bool) -> None:
+        """The run begins or continues, or somebody reads its checkpoints. Called first, before any other hook.
+
+        Args:
+            reads_only: nothing will be published or deleted, and another process may be at work on the run: there is
+                nothing to clean up.
+        """
 
     @required
     @hookspec(firstresult=True)

@@ -19,7 +19,8 @@ class Checkpoint:
         name: `step-00000120`.
         step: optimizer steps done when it was taken.
         metric: the value of the option `checkpoint_metric` measured at that step, or None.
-        path: its directory, if the checkpoint backend is `local`.
+        path: its directory; where another checkpoint backend keeps it, words that say so, and
+            `open_run(folder).load_model` fetches it.
     """
 
     name: str

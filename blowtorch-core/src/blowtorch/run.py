@@ -101,6 +101,7 @@ class Run(Decorators):
         super().__init__(Script(command_line=words_of_process() if command_line is None else list(command_line)))
         self._current: Session | Workspace | None = None  # what `log` and its kind belong to
         self._last_folder: Path | None = None
+        self._last_backend: Any = None  # kept, so that whoever reads that folder finds it where it is an object
         with warnings.catch_warnings():
             if self._is_in_worker:
                 warnings.simplefilter("ignore", BlowtorchWarning)
@@ -207,7 +208,7 @@ class Run(Decorators):
             return self._result(do_dry_run(self._script, model, resolved, make_session, self._prepared))
         session = make_session(resolved)
         with self._prepared(session):
-            self._last_folder = session.folder.path
+            self._last_folder, self._last_backend = session.folder.path, resolved.checkpoint_backend
             train(session.training)
         return self._result(session)
 

@@ -116,7 +116,10 @@ def test_pointers_are_conveniences(goes_on_as_if_nothing_had_been, stopped, cont
 
 def test_a_pointer_to_nothing_that_is_named_says_so(make_run, loader, stopped):
     (stopped / "checkpoints" / "latest").write_text("step-00009999\n")
-    with pytest.raises(RunFolderError, match="step-00009999.* is no run folder"):
+    with pytest.raises(
+        RunFolderError,
+        match=r"checkpoints/latest names 'step-00009999', which is not there; resume=.* takes the newest",
+    ):
         make_run()(make_net(), loader, loader, resume=str(stopped / "checkpoints" / "latest"), **QUIET)
 
 

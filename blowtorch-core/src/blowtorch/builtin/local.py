@@ -19,9 +19,11 @@ class LocalBackend:
     """
 
     @hookimpl
-    def checkpoint_open(self, run: RunInfo) -> None:
+    def checkpoint_open(self, run: RunInfo, reads_only: bool = False) -> None:
         """Undo or finish what a process that was killed left half done."""
         self.folder = Path(run.folder) / "checkpoints"
+        if reads_only:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob(".old-*"):
             target = self.folder / old.name.removeprefix(".old-")

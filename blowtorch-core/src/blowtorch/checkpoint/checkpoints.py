@@ -5,6 +5,7 @@ back. The loop waits while the state is copied; the copy is written, made durabl
 the manifest last, then the pointers, and only then is anything older deleted. Nothing incomplete is ever published.
 """
 
+import dataclasses
 import shutil
 import tempfile
 import threading
@@ -18,7 +19,7 @@ from blowtorch.checkpoint.contents import Contents, check_plain
 from blowtorch.checkpoint.retention import delete_superseded
 from blowtorch.checkpoint.store import Store
 from blowtorch.checkpoint.tensors import WarmCopies, write_tensors
-from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError
+from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError, nearest
 from blowtorch.folder.files import replace_files
 from blowtorch.folder.manifest import checkpoint_name, checkpoint_step, write_manifest
 from blowtorch.progress import Checkpoint, Progress
@@ -170,7 +171,10 @@ class Checkpoints:
                 raise error
             raise CheckpointError(f"checkpoint {writing.checkpoint.name} could not be written: {error}") from error
         self._saved_at, self._last_good = writing.position, writing.checkpoint.name
-        return writing
+        published = dataclasses.replace(writing.checkpoint, path=self._store.path_of(writing.checkpoint.name))
+        if self._progress.best is writing.checkpoint:
+            self._progress.best = published
+        return dataclasses.replace(writing, checkpoint=published)
 
     def abandon(self) -> None:
         """Publish no more: the process goes on without this run, which may be continued meanwhile."""
@@ -192,7 +196,13 @@ class Checkpoints:
         Raises:
             CheckpointError: it belongs to another model or version, or holds not just what this script needs.
         """
-        for name in reversed(self._store.names()):
+        names = self._store.names()
+        if at_most is not None and at_most not in names:
+            raise CheckpointError(
+                f"{self._folder.parent} has no checkpoint {at_most!r}.{nearest(at_most, names)} There are "
+                f"{', '.join(names) or 'none'}"
+            )
+        for name in reversed(names):
             if at_most is not None and checkpoint_step(name) > checkpoint_step(at_most):
                 continue
             with self._store.fetched(name) as (directory, problems):

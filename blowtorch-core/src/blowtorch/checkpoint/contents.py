@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,13 +45,13 @@ class SavedProgress:
     Args:
         progress: of the run.
         options: which metric decides on the best checkpoint: one by another metric is not comparable.
-        checkpoints: the folder in which the run's checkpoints are made.
+        path_of: tells where a checkpoint is, by its name.
     """
 
-    def __init__(self, progress: Progress, options: RunOptions, checkpoints: Path) -> None:
+    def __init__(self, progress: Progress, options: RunOptions, path_of: Callable[[str], Path]) -> None:
         self._progress = progress
         self._best_by = [options.checkpoint_metric, options.smaller_is_better]
-        self._checkpoints = checkpoints
+        self._path_of = path_of
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the run, in plain values."""
@@ -84,7 +84,7 @@ class SavedProgress:
         progress.num_skipped, progress.stop_reason = state["num_skipped"], state["stop_reason"]
         if state["best"] is not None and state["best_by"] == self._best_by:
             name, step, metric = state["best"]
-            progress.best = Checkpoint(name=name, step=step, metric=metric, path=self._checkpoints / name)
+            progress.best = Checkpoint(name=name, step=step, metric=metric, path=self._path_of(name))
 
 
 class Contents:

@@ -1,6 +1,7 @@
 """Where the checkpoints of a run are stored: a backend, and what the core asks of it."""
 
 import contextlib
+import importlib.metadata
 import math
 import shutil
 import tempfile
@@ -9,8 +10,14 @@ from pathlib import Path
 
 from blowtorch.errors import BlowtorchError, CheckpointError
 from blowtorch.folder.folder import RunFolder
-from blowtorch.folder.manifest import UnknownFormatError, checkpoint_step, read_manifest, verify
-from blowtorch.folder.provenance import versions
+from blowtorch.folder.manifest import (
+    FILE_NAME,
+    Manifest,
+    UnknownFormatError,
+    checkpoint_step,
+    read_manifest,
+    verify,
+)
 from blowtorch.hookspecs import CheckpointBackendSpec, RunInfo
 from blowtorch.plugins import Plugin
 
@@ -22,12 +29,17 @@ class Store:
         folder: the run folder, in which checkpoints are made and fetched.
         backend: where they are stored.
         info: what the backend is told of the run.
+        reads_only: leave the run folder and the store as they are.
+
+    Raises:
+        ExtensionError: the backend cannot be opened.
     """
 
-    def __init__(self, folder: RunFolder, backend: Plugin, info: RunInfo) -> None:
+    def __init__(self, folder: RunFolder, backend: Plugin, info: RunInfo, reads_only: bool = False) -> None:
         self._folder = folder
         self._backend = backend
-        backend.call(CheckpointBackendSpec.checkpoint_open, run=info)
+        self._reads_only = reads_only
+        backend.call(CheckpointBackendSpec.checkpoint_open, run=info, reads_only=reads_only)
 
     @property
     def is_local(self) -> bool:
@@ -37,6 +49,11 @@ class Store:
     def names(self) -> list[str]:
         """Return the names of all complete checkpoints, in ascending order."""
         return list(self._backend.call(CheckpointBackendSpec.checkpoint_list))
+
+    def path_of(self, name: str) -> Path:
+        """Return the directory of a checkpoint, or words where there is none on this machine."""
+        path = self._folder.checkpoints / name
+        return path if path.is_dir() else Path(f"{name} in checkpoint backend {self._backend.name!r}")
 
     def publish(self, name: str, directory: Path) -> None:
         """Store a finished directory under a name; when this returns, it is durable."""
@@ -61,7 +78,8 @@ class Store:
                 writer = self._folder.read_info().get("versions", {}).get("blowtorch-core", "?")
                 raise CheckpointError(
                     f"checkpoint {name} was written by another version, blowtorch-core {writer}, and this is "
-                    f"{versions()['blowtorch-core']}: {error}; continue the run with the version that wrote it"
+                    f"{importlib.metadata.version('blowtorch-core')}: {error}; continue the run with the version that "
+                    f"wrote it"
                 ) from error
             except (OSError, BlowtorchError) as error:
                 directory, problems = scratch, [str(error)]
@@ -69,18 +87,26 @@ class Store:
                 problems = verify(directory)
             yield directory, problems
 
-    def measured(self, names: Sequence[str], metric: str) -> list[tuple[float, str]]:
-        """Return the value of a metric and the name of each checkpoint in whose manifest it stands as a number."""
-        measured = []
+    @contextlib.contextmanager
+    def weights_of(self, name: str) -> Iterator[Path]:
+        """Have a directory with the weights of a checkpoint and its manifest inside, unverified."""
+        with self._scratch() as scratch:
+            yield self._fetch(name, scratch, [FILE_NAME, "model.pt"])
+
+    def manifests(self, names: Sequence[str]) -> Iterator[tuple[str, Manifest]]:
+        """Yield the name and the manifest of each checkpoint whose manifest can be read."""
         for name in names:
             with self._scratch() as scratch:
                 try:
-                    value = read_manifest(self._fetch(name, scratch, ["manifest.json"])).metrics.get(metric)
+                    manifest = read_manifest(self._fetch(name, scratch, [FILE_NAME]))
                 except (OSError, BlowtorchError):
-                    continue  # a damaged one is never among the best
-            if value is not None and not math.isnan(value):
-                measured.append((value, name))
-        return measured
+                    continue
+            yield name, manifest
+
+    def measured(self, names: Sequence[str], metric: str) -> list[tuple[float, str]]:
+        """Return the value of a metric and the name of each checkpoint in whose manifest it stands as a number."""
+        values = [(manifest.metrics.get(metric), name) for name, manifest in self.manifests(names)]
+        return [(value, name) for value, name in values if value is not None and not math.isnan(value)]
 
     def put_aside_after(self, step: int) -> None:
         """Put aside what lies behind the step from which the run goes on, without losing it."""
@@ -99,5 +125,6 @@ class Store:
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix=".tmp-fetch-", dir=self._folder.checkpoints) as directory:
+        place = None if self._reads_only else self._folder.checkpoints
+        with tempfile.TemporaryDirectory(prefix=".tmp-fetch-", dir=place) as directory:
             yield Path(directory)

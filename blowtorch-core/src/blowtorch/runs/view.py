@@ -1,17 +1,23 @@
 """Reads the folders of runs, without torch and without disturbing whoever trains them."""
 
+import contextlib
+import functools
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from blowtorch.checkpoint.store import Store
 from blowtorch.config.config import Config, load_config
 from blowtorch.errors import CheckpointError, RunFolderError, nearest, warn
 from blowtorch.folder.folder import folder_number, read_yaml, safe_name
 from blowtorch.folder.lock import is_owned
-from blowtorch.folder.manifest import read_manifest
+from blowtorch.folder.manifest import Manifest, read_manifest
 from blowtorch.progress import Checkpoint
+from blowtorch.runs.stored import open_store
+
+POINTERS = ("best", "latest")
 
 _NEEDED = {"id", "name", "number", "status"}
 
@@ -35,14 +41,19 @@ class Series(NamedTuple):
 class RunView:
     """A run's folder, as anybody may read it.
 
+    Args:
+        path: the folder.
+        checkpoint_backend: where its checkpoints are; the one that the run has recorded, unless given.
+
     Attributes:
         path: the folder.
         info: the content of `run.yaml`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, checkpoint_backend: Any = None) -> None:
         self.path = path
         self.info = read_yaml(path / "run.yaml")
+        self._backend = checkpoint_backend
 
     @property
     def id(self) -> str:
@@ -73,16 +84,28 @@ class RunView:
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
-        """Return the checkpoints in the folder in ascending order; they are not verified."""
+        """Return the checkpoints of the run in ascending order; they are not verified.
+
+        Raises:
+            CheckpointError: they are in a checkpoint backend that cannot be used here.
+        """
+        manifests = self._read_manifests() if self._store is None else self._store.manifests(self._store.names())
         checkpoints = []
-        for path in (self.path / "checkpoints").glob("step-*"):
-            try:
-                manifest = read_manifest(path)
-            except CheckpointError:
-                continue
+        for name, manifest in manifests:
+            path = self.path / "checkpoints" / name if self._store is None else self._store.path_of(name)
             metric = manifest.metrics.get(str(self.info.get("checkpoint_metric")))
-            checkpoints.append(Checkpoint(name=path.name, step=manifest.step, metric=metric, path=path))
+            checkpoints.append(Checkpoint(name=name, step=manifest.step, metric=metric, path=path))
         return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+
+    @functools.cached_property
+    def _store(self) -> Store | None:
+        """Where the checkpoints are, if not in the folder."""
+        return open_store(self.path, self.info, self._backend)
+
+    def _read_manifests(self) -> Iterator[tuple[str, Manifest]]:
+        for path in (self.path / "checkpoints").glob("step-*"):
+            with contextlib.suppress(CheckpointError):
+                yield path.name, read_manifest(path)
 
     def checkpoint(self, which: str) -> Checkpoint:
         """Return the checkpoint called `best` or `latest`, or one by its own name.
@@ -91,8 +114,7 @@ class RunView:
             CheckpointError: there is none, naming the nearest.
         """
         checkpoints = {checkpoint.name: checkpoint for checkpoint in self.checkpoints}
-        pointer = self.path / "checkpoints" / which
-        name = pointer.read_text().strip() if which in ("best", "latest") and pointer.is_file() else which
+        name = read_pointer(self.path, which) or which
         if name in checkpoints:
             return checkpoints[name]
         if which == "latest" and checkpoints:  # the pointer is a convenience, the manifests are the truth
@@ -146,15 +168,35 @@ class RunView:
         """
         from blowtorch.checkpoint.frozen import load_verified_weights
 
-        load_verified_weights(model, self.checkpoint(which).path)
+        checkpoint = self.checkpoint(which)
+        if self._store is None:
+            load_verified_weights(model, checkpoint.path)
+        else:
+            with self._store.weights_of(checkpoint.name) as directory:
+                load_verified_weights(model, directory)
         return model
 
     def __repr__(self) -> str:
         return f"<RunView {self.name} {self.status}>"
 
 
-def open_run(path: str | Path) -> RunView:
+def read_pointer(folder: Path, which: str) -> str | None:
+    """Return the name of the checkpoint that is the `best` or `latest` one of a run; None where no pointer says it."""
+    if which not in POINTERS:
+        return None
+    try:
+        return (folder / "checkpoints" / which).read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def open_run(path: str | Path, checkpoint_backend: Any = None) -> RunView:
     """Open the folder of a run to read it.
+
+    Args:
+        path: the folder.
+        checkpoint_backend: where its checkpoints are: a name, {name: options} or an object. The run has recorded it,
+            but for secrets and for objects of its script.
 
     Raises:
         RunFolderError: it is none.
@@ -162,7 +204,7 @@ def open_run(path: str | Path) -> RunView:
     folder = Path(path).absolute()
     if not (folder / "run.yaml").is_file():
         raise RunFolderError(f"{str(path)!r} is no run folder: it holds no run.yaml")
-    return RunView(folder)
+    return RunView(folder, checkpoint_backend)
 
 
 def find_runs(save_path: str | Path = "train_logs") -> list[RunView]:

@@ -139,7 +139,7 @@ class CheckpointBackendContract(Contract):
         """The configuration and the list of files; only the published directory may be moved."""
         info, files = run_info(tmp_path), ["model.pt", "manifest.json"]
         backend = self._plugin(tmp_path)
-        backend.call(CheckpointBackendSpec.checkpoint_open, run=info)
+        backend.call(CheckpointBackendSpec.checkpoint_open, run=info, reads_only=False)
         assert info == run_info(tmp_path), f"checkpoint_open leaves the RunInfo as it is; got {info}"
         _publish(backend, tmp_path)
         _fetch(backend, tmp_path, files)
@@ -232,9 +232,9 @@ class CheckpointBackendContract(Contract):
         for listed in self._check_all_whole(tmp_path, [1], "publishing in two processes"):
             assert listed == every, f"what two processes published is all listed; got {listed} instead of {every}"
 
-    def _open(self, place: Path, *, resumed: bool = False) -> Plugin:
+    def _open(self, place: Path, *, resumed: bool = False, reads_only: bool = False) -> Plugin:
         backend = self._plugin(place)
-        backend.call(CheckpointBackendSpec.checkpoint_open, run=run_info(place, resumed=resumed))
+        backend.call(CheckpointBackendSpec.checkpoint_open, run=run_info(place, resumed=resumed), reads_only=reads_only)
         return backend
 
     def _publishing(self, place: Path) -> Callable[[], object]:

@@ -149,17 +149,17 @@ def assemble(
     named = {"record": record_trigger, "checkpoint": checkpoint_trigger}
     named |= {f"validations/{validation.name}": validation.trigger for validation in validations}
     named |= {f"schedulers/{name}": trigger for name, trigger in steps.schedules.triggers.items()}
+    info = state.shown_with(own_folder(folder, extensions.backend)).info
+    store = Store(folder, extensions.backend, info)
     contents = Contents(
         model=state.model,
         judged=workspace.judged,
-        progress=SavedProgress(progress, state.options, folder.checkpoints),
+        progress=SavedProgress(progress, state.options, store.path_of),
         triggers=Triggers({name: trigger for name, trigger in named.items() if trigger is not None}, progress.time),
         window=steps.returns.window,
         others={"epoch_window": epoch_window, **_checkpoint_parts(steps, script.kept)},
         frozen=None if state.options.checkpoint_frozen else FrozenWeights(state.model),
     )
-    info = state.shown_with(own_folder(folder, extensions.backend)).info
-    store = Store(folder, extensions.backend, info)
     return Training(
         steps=steps,
         validations=validations,

@@ -13,7 +13,9 @@ from blowtorch.checkpoint.tensors import without_compilation
 from blowtorch.errors import CheckpointError, OptionError, warn
 from blowtorch.folder.manifest import FILE_NAME
 from blowtorch.options import RunOptions
-from blowtorch.training.start import POINTERS, follow_pointer, is_pointer
+from blowtorch.runs.stored import unmasked_backend
+from blowtorch.runs.view import open_run
+from blowtorch.training.start import find_checkpoint
 
 
 def choose_device(name: str) -> torch.device:
@@ -73,25 +75,26 @@ def _forwarding(name: str) -> Callable[..., Any]:
     return lambda self, *arguments, **keywords: getattr(self._orig_mod, name)(*arguments, **keywords)
 
 
-def load_initial_weights(model: nn.Module, origin: str, asked: str = "initialize_from") -> None:
+def load_initial_weights(model: nn.Module, origin: str, backend: Any, asked: str = "initialize_from") -> None:
     """Load the weights of a checkpoint, or of the best or else latest one of a run folder.
 
     Args:
         model: takes them.
-        origin: a path.
+        origin: a path. That of a checkpoint which another backend keeps is `<run folder>/checkpoints/<its name>`.
+        backend: the option `checkpoint_backend`, which holds secrets that the folder of an earlier run does not.
         asked: the option or argument that named it.
 
     Raises:
         CheckpointError: it is no checkpoint, is damaged, or belongs to another model.
     """
-    path = follow_pointer(Path(origin))
-    for pointer in (path / "checkpoints" / name for name in POINTERS):
-        if is_pointer(pointer):
-            path = follow_pointer(pointer)
-            break
-    if not (path / FILE_NAME).is_file():
-        raise CheckpointError(f"{asked}={origin!r} is no good checkpoint: it holds no {FILE_NAME}")
+    path = Path(origin)
     try:
-        load_verified_weights(model, path)
+        folder, which = find_checkpoint(path)
+        if folder is not None:
+            open_run(folder, unmasked_backend(backend, open_run(folder).info)).load_model(model, which)
+        elif (path / FILE_NAME).is_file():
+            load_verified_weights(model, path)
+        else:
+            raise CheckpointError(f"it holds no {FILE_NAME}")
     except CheckpointError as error:
         raise CheckpointError(f"{asked}={origin!r} is no good checkpoint: {error}") from error

@@ -23,6 +23,7 @@ from blowtorch.record.feed import LoggerFeed
 from blowtorch.record.lines import Lines
 from blowtorch.record.media import Media
 from blowtorch.record.record import Record
+from blowtorch.runs.stored import note_backend
 from blowtorch.schedule.option import describe_scheduler_option
 from blowtorch.script.script import Script
 from blowtorch.state import RunInfo, RunState
@@ -218,6 +219,7 @@ class Session:
             self._load_initial_weights(options.initialize_from)
         self._script.prepare(state)
         self.training = assemble(self._script, self.workspace, self._data, self._chosen, self.folder, self._record)
+        note_backend(self.folder.id, options.checkpoint_backend)
         callbacks = self.training.steps.callbacks
         self.workspace.lines.show_by(lambda text: callbacks.call("line_said", text=text))
         self.training.checkpoints.check()
@@ -228,7 +230,7 @@ class Session:
         If they are gone meanwhile, that is no fault as long as they are not needed.
         """
         try:
-            load_initial_weights(self.state.model, origin)
+            load_initial_weights(self.state.model, origin, self._options.checkpoint_backend)
         except CheckpointError as error:
             if not self.state.is_resumed:
                 raise

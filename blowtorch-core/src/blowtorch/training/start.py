@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from blowtorch.errors import OptionError, nearest, warn
+from blowtorch.errors import OptionError, RunFolderError, nearest, warn
 from blowtorch.folder.folder import RunFolder
 from blowtorch.options import RunOptions
-from blowtorch.runs.view import find_newest
+from blowtorch.runs.stored import recorded_backend
+from blowtorch.runs.view import find_newest, read_pointer
 from blowtorch.script.script import Script
 from blowtorch.streams import seed_everything
-
-POINTERS = ("best", "latest")
 
 
 @dataclass(frozen=True)
@@ -45,24 +44,31 @@ def find_starting_point(options: RunOptions, script: Script) -> StartingPoint:
             if newest is None or newest.status == "finished"
             else StartingPoint(RunFolder.reopen(newest.path))
         )
-    path = follow_pointer(Path(options.resume))
+    path = Path(options.resume)
     if not path.exists() and (hint := nearest(options.resume, ["auto", "never"])):
         raise OptionError(
             f"option resume: expected 'auto', 'never' or a path that exists, got {options.resume!r}.{hint}"
         )
-    if path.parent.name == "checkpoints" and path.is_dir():
-        return StartingPoint(RunFolder.reopen(path.parent.parent), at_most=path.name)
-    return StartingPoint(RunFolder.reopen(path))
+    folder, which = find_checkpoint(path)
+    if folder is None or folder == path:
+        return StartingPoint(RunFolder.reopen(path))
+    run, name = RunFolder.reopen(folder), read_pointer(folder, which)
+    if name is not None and recorded_backend(run.read_info()) == "local" and not (path.parent / name).is_dir():
+        raise RunFolderError(f"{path} names {name!r}, which is not there; resume={folder} takes the newest checkpoint")
+    return StartingPoint(run, at_most=name or (None if which == "latest" else which))
 
 
-def follow_pointer(path: Path) -> Path:
-    """Return the checkpoint that a pointer names; any other path as it is."""
-    return path.parent / path.read_text().strip() if is_pointer(path) else path
+def find_checkpoint(path: Path) -> tuple[Path | None, str]:
+    """Return the run folder and the name of the checkpoint that a path means; None for the folder of no run.
 
-
-def is_pointer(path: Path) -> bool:
-    """Return whether a path is that of a pointer which exists, `checkpoints/best` or `checkpoints/latest`."""
-    return path.name in POINTERS and path.is_file()
+    In a run folder that is the best one, or the latest where none is the best. A checkpoint that another backend keeps
+    is meant by the path that it would have in the run folder.
+    """
+    if (path / "run.yaml").is_file():
+        return path, "latest" if read_pointer(path, "best") is None else "best"
+    folder = path.parent.parent
+    is_inside = path.parent.name == "checkpoints" and (folder / "run.yaml").is_file()
+    return (folder, path.name) if is_inside else (None, "")
 
 
 def recorded_seed(options: RunOptions, script: Script) -> int | None:

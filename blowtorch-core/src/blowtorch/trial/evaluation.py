@@ -10,14 +10,13 @@ import torch
 from blowtorch.data.batches import Batches
 from blowtorch.errors import CheckpointError, ScriptError
 from blowtorch.record.metric_objects import find_metric_objects, put_aside
-from blowtorch.runs.view import find_newest
+from blowtorch.runs.view import POINTERS, find_newest, read_pointer
 from blowtorch.script.functions import Function
 from blowtorch.script.returns import Returns
 from blowtorch.script.script import Script
 from blowtorch.state import RunState
 from blowtorch.streams import SeparateStreams, derive_seed
 from blowtorch.training.model import load_initial_weights
-from blowtorch.training.start import POINTERS, is_pointer
 from blowtorch.training.validation import Validation, judging, validate
 from blowtorch.training.workspace import Workspace
 from blowtorch.tree import move
@@ -119,13 +118,13 @@ def load_checkpoint(checkpoint: str | Path | None, state: RunState, script: Scri
         if folder is None:
             newest = find_newest(state.options.save_path, state.options.run_name, script.path)
             folder = None if newest is None else newest.path
-        if folder is None or not is_pointer(folder / "checkpoints" / path):
+        if folder is None or read_pointer(folder, path.name) is None:
             where = f"in {state.options.save_path!r} no run of this script" if folder is None else f"{folder} has none"
             raise CheckpointError(
                 f"checkpoint={checkpoint!r} is of the last run, and {where}; give the path of another"
             )
         path = folder / "checkpoints" / path
-    load_initial_weights(state.model, str(path), "checkpoint")
+    load_initial_weights(state.model, str(path), state.options.checkpoint_backend, "checkpoint")
 
 
 def _choose_loader(of_call: Any, of_decorator: Any, method: str, decorator: str) -> Any:

@@ -140,6 +140,12 @@ def test_a_killed_run_goes_on_from_there_to_the_same_bits(location, tmp_path):
     assert killed.returncode == -signal.SIGKILL
     resumed = train(tmp_path / "killed", checkpoint_backend=backend, resume="auto")
     compare(tmp_path, straight, resumed)
+    folder = tmp_path / "killed" / resumed.stdout.split()[-1]
+    view = open_run(folder, checkpoint_backend=backend if "secret" in options else None)
+    assert [checkpoint.step for checkpoint in view.checkpoints] == [21, 24]
+    loaded = view.load_model(torch.nn.Linear(4, 1), "latest").state_dict()
+    trained = torch.load(tmp_path / "killed" / "weights.pt")
+    assert all(torch.equal(trained[name], loaded[name]) for name in trained)
 
 
 def test_a_stopped_run_goes_on_from_memory_to_the_same_bits(tmp_path):
