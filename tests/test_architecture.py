@@ -55,7 +55,7 @@ ROOMS = {
     "checkpoint": ["checkpoints", "retention", "store", "contents", "frozen", "finiteness", "tensors"],
     "record": ["feed", "media", "arrays", "record", "lines", "metric_objects", "metrics", "logged"],
     "schedule": ["schedules", "option", "sequence"],
-    "data": ["batches", "sources", "loaders", "transfer", "workers", "order", "sizes"],
+    "data": ["batches", "sources", "transfer", "workers", "order", "loaders", "samplers", "digests", "sizes"],
     "folder": ["folder", "provenance", "secrets", "lock", "manifest", "files"],
     "extension": ["found", "packages", "contracts"],
     "config": ["config", "yaml12"],

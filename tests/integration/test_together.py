@@ -127,7 +127,7 @@ def outcome(folder):
     """The metric lines without their time, digests of all that is in the last checkpoint, and its parts themselves."""
     import torch
 
-    from blowtorch.training.trace import digest
+    from blowtorch.data.digests import digest
 
     (run_folder,) = (folder / "train_logs").iterdir()
     events = [json.loads(line) for line in (run_folder / "record.jsonl").read_text().splitlines()]

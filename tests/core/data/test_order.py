@@ -201,10 +201,32 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert order(RandomSampler(DATA), 1, 2) == orders[1]
 
 
-def test_asking_twice_gives_the_same():
+def test_only_what_is_asked_for_an_index_is_a_pass():
+    """With workers, torch asks for an iterator that it throws away."""
     made = EpochOrder(DataLoader(DATA, shuffle=True, batch_size=4), 1)
     made.set(3, 2)
-    assert list(made) == list(made)
+    unused = iter(made)
+    whole = list(made)
+    assert len(whole) == 11 and next(unused) != whole[0]
+    made.set(3, 2)
+    assert list(made) == whole
+
+
+@pytest.mark.parametrize("sampler", [RandomSampler(DATA), Shuffled("python")])
+def test_each_pass_of_an_epoch_has_an_order_of_its_own_and_is_reached_from_any_position(sampler):
+    def passes(position, state=None):
+        made = EpochOrder(DataLoader(DATA, sampler=sampler, batch_size=8, drop_last=True), 1)
+        if state is not None:
+            made.load_state_dict(state)
+        made.set(2, position)
+        return itertools.chain.from_iterable(made for _ in range(5)), made
+
+    indices, made = passes(0)
+    whole = list(itertools.islice(indices, 15))
+    assert whole[:6] != whole[6:12]
+    state = made.state_dict()
+    for position in (13, 14, 15):
+        assert list(itertools.islice(passes(position, state)[0], 15 - position)) == whole[position:]
 
 
 @pytest.mark.parametrize("where", ["loader", "sampler"])

@@ -31,7 +31,8 @@ class Batches:
 
     Attributes:
         num_batches: the number of batches in an epoch, with `limit`, as the loader says; None when unknown.
-        has_state: whether the loader or its dataset holds its own position, so that a checkpoint needs `state_dict`.
+        has_state: whether an epoch is more than a function of (seed, epoch), or a position in it more than a number, so
+            that a checkpoint needs `state_dict`.
 
     Raises:
         ScriptError: the loader is no iterable, or is empty. An iterator at whose end nothing has come raises it too.
@@ -132,22 +133,26 @@ class Batches:
             self._kept = None
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Return the position of a loader that holds its own, in the middle of an epoch."""
+        """Return what the loader or its sampler has come to."""
         return self._source.state_dict() if self._kept is None else self._kept
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Keep a position for the next epoch that is iterated from another one than its beginning."""
+        """Keep what they had come to for the next epoch that is iterated."""
         self._source.load_state_dict(state)
+
+    def forget_epoch(self) -> None:
+        """Have `state_dict` tell of the epochs before this one, which will be iterated again after a restart."""
+        self._source.forget_epoch()
 
     def note_indices(self) -> None:
         """From now on, keep the indices of each batch until `indices_at` is asked for them."""
         if self._source.order is not None:
-            self._source.order.drawn = {}
+            self._source.order.indices = {}
 
     def indices_at(self, position: int) -> Any:
         """Return the indices of the samples in a batch of this epoch; None where the loader has none."""
-        drawn = None if self._source.order is None else self._source.order.drawn
-        return None if drawn is None else drawn.pop(position, None)
+        indices = None if self._source.order is None else self._source.order.indices
+        return None if indices is None else indices.pop(position, None)
 
     def close(self) -> None:
         """End the loader's workers, those too that outlive an epoch."""

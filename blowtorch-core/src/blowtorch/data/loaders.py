@@ -28,6 +28,12 @@ def length_of(sized: Any) -> int | None:
             settings[_LENGTH_ASKED] = asked
 
 
+def has_own_iterator(loader: DataLoader[Any]) -> bool:
+    """Return whether the class of a loader has an iterator of its own, which may leave the sampler unasked."""
+    module = getattr(type(loader).__iter__, "__module__", "")
+    return module not in ("torch.utils.data.dataloader", "torchdata.stateful_dataloader.stateful_dataloader")
+
+
 def has_firm_length(loader: Any) -> bool:
     """Return whether a loader cannot give more batches than it says: a list, or one with torch's own samplers."""
     if type(loader) in (list, tuple):

@@ -1,17 +1,15 @@
 """The order of the samples: a function of (seed, epoch), known at any position of an epoch.
 
 Samplers draw their order from random streams. Here these streams are seeded for each epoch and are not the global ones.
-So a run that continues finds the same order, and draws nothing again of the epochs before.
+So a run that continues finds the same order, and draws nothing again of the epochs before; but see `samplers` for those
+that are not torch's.
 """
 
-import contextlib
 import itertools
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import (
     BatchSampler,
@@ -23,9 +21,12 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from blowtorch.streams import derive_seed, isolated_random, random_state, restore_random_state
+from blowtorch.data.samplers import DrawnSampler, blocks_of, chain_of
+from blowtorch.streams import derive_seed
 
-_BLOCK = 1024  # draws from an unknown sampler between two exchanges of the global random streams
+_BLOCK = 1024  # indices that are made at a time
+_OURS = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler)  # whose order is made here
+_TORCHDATA = {"BatchSampler": BatchSampler, "RandomSampler": RandomSampler}  # its own are made like torch's
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,98 +41,118 @@ class SeededIndex:
 class EpochOrder(Sampler[Any]):
     """Takes the place of a loader's sampler, and yields the same indices from any position of any epoch.
 
+    A loader that begins again by itself makes several passes in an epoch, each in an order of its own.
+
     Args:
         loader: its sampler is the one whose place is taken; with workers, each index comes as a `SeededIndex`.
         seed: of the run and the loader.
+        name: of the loader in messages.
 
     Attributes:
-        drawn: the indices by position, if somebody wants to know them; None otherwise.
+        indices: the indices by position, if somebody wants to know them; None otherwise.
+        is_asked: whether anybody has asked for an index of this epoch.
     """
 
-    def __init__(self, loader: DataLoader[Any], seed: int) -> None:
+    def __init__(self, loader: DataLoader[Any], seed: int, name: str = "train") -> None:
         self._sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
         self._has_workers = loader.num_workers > 0
         generator = _users_generator(loader)
         self._seed = seed if generator is None else derive_seed(seed, generator.initial_seed())
         self._epoch = 1
-        self._position = 0
-        self.drawn: dict[int, Any] | None = None
+        self._position = 0  # of the index that is yielded next
+        self._next_pass = 0
+        self._num_skipped = 0  # so many indices of the next pass are not needed
+        self.indices: dict[int, Any] | None = None
+        self.is_asked = False
+        sampler, self._num_of_each = _innermost(self._sampler)
+        is_ours = _kind(sampler) in _OURS
+        self._drawn = None if is_ours else DrawnSampler(sampler, self._seed, name)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the order is more than a function of (seed, epoch), so that a checkpoint needs `state_dict`."""
+        return self._drawn is not None
 
     def set(self, epoch: int, position: int) -> None:
         """Choose the epoch and the position from which the next iteration yields."""
-        self._epoch, self._position = epoch, position
-        for sampler in _chain(self._sampler):
-            tell_epoch(sampler, epoch)
+        self._epoch, self._position, self.is_asked = epoch, position, False
+        if self._drawn is None:
+            length = len(self) if position else 0
+            self._next_pass = (position - 1) // length if 0 < length < position else 0
+            self._num_skipped = position - self._next_pass * length
+            return
+        sizes = [_num_outer(self._sampler, size) for size in self._drawn.sizes_in(epoch)]
+        self._next_pass, self._num_skipped = 0, position
+        while self._next_pass < len(sizes) - 1 and self._num_skipped > sizes[self._next_pass]:
+            self._num_skipped -= sizes[self._next_pass]
+            self._next_pass += 1
+        self._drawn.start_epoch(epoch, self._next_pass, self._num_skipped * self._num_of_each)
 
     def __iter__(self) -> Iterator[Any]:
-        """Return the indices from the position on; the ones before it are skipped in this call, not at the first."""
-        indices = indices_from(self._sampler, derive_seed(self._seed, "order", self._epoch), self._position)
-        if self.drawn is not None:
-            indices = self._noted(indices, self._position)
-        return self._seeded(indices, self._epoch, self._position) if self._has_workers else indices
+        """Yield the indices of the next pass, which begins when the first is asked for; torch asks some for none."""
+        self.is_asked = True
+        number, skipped = self._next_pass, self._num_skipped
+        self._next_pass, self._num_skipped = number + 1, 0
+        epoch, seed = self._epoch, derive_seed(self._seed, "order", self._epoch, *([number] if number else []))
+        draw = None if self._drawn is None else self._drawn.draw(epoch, number)
+        for index in indices_from(self._sampler, seed, skipped, draw):
+            position, self._position = self._position, self._position + 1
+            if self.indices is not None:
+                self.indices[position] = index
+            if self._has_workers:
+                yield SeededIndex(index, epoch, derive_seed(self._seed, "worker", epoch, position))
+            else:
+                yield index
 
     def __len__(self) -> int:
         return len(self._sampler)
 
-    def _noted(self, indices: Iterator[Any], first: int) -> Iterator[Any]:
-        assert self.drawn is not None
-        for position, index in enumerate(indices, first):
-            self.drawn[position] = index
-            yield index
+    def forget_epoch(self) -> None:
+        """Have `state_dict` tell of the epochs before, since this one will be drawn again."""
+        if self._drawn is not None:
+            self._drawn.forget_pass()
 
-    def _seeded(self, indices: Iterator[Any], epoch: int, first: int) -> Iterator[SeededIndex]:
-        for position, index in enumerate(indices, first):
-            yield SeededIndex(index, epoch, derive_seed(self._seed, "worker", epoch, position))
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was drawn from a sampler that is not torch's."""
+        return {} if self._drawn is None else self._drawn.state_dict()
 
-
-def tell_epoch(target: Any, epoch: int) -> None:
-    """Call the method `set_epoch` of an object that has one; by torch's convention it counts from 0."""
-    set_epoch = getattr(target, "set_epoch", None)
-    if callable(set_epoch):
-        set_epoch(epoch - 1)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep what was drawn before a restart, to which the sampler is led back when the next epoch is chosen."""
+        if self._drawn is not None and state:
+            self._drawn.load_state_dict(state)
 
 
-def indices_from(sampler: Any, seed: int, position: int) -> Iterator[Any]:
-    """Return the indices of a sampler from a position on; with torch's samplers, the ones before it cost nothing."""
-    if type(sampler) is BatchSampler:
-        indices = indices_from(sampler.sampler, seed, position * sampler.batch_size)
+def indices_from(
+    sampler: Any, seed: int, position: int, draw: Callable[[int], Iterator[Any]] | None = None
+) -> Iterator[Any]:
+    """Return the indices of a sampler from a position on; with torch's samplers, the ones before it cost nothing.
+
+    Args:
+        sampler: any iterable of indices.
+        seed: of its order.
+        position: of the first index.
+        draw: gives those of a sampler that is not torch's from a position on; drawn here without.
+    """
+    kind = _kind(sampler)
+    if kind is BatchSampler:
+        indices = indices_from(sampler.sampler, seed, position * sampler.batch_size, draw)
         return _batched(indices, sampler.batch_size, sampler.drop_last)
-    if type(sampler) is SequentialSampler:
+    if kind is SequentialSampler:
         return iter(range(position, len(sampler.data_source)))
-    if type(sampler) is RandomSampler:
+    if kind is RandomSampler:
         return _random_indices(sampler, seed, position)
     generator = torch.Generator().manual_seed(seed)
-    if type(sampler) is SubsetRandomSampler:
+    if kind is SubsetRandomSampler:
         places = torch.randperm(len(sampler.indices), generator=generator)[position:]
         return (sampler.indices[place] for place in _numbers(places))
-    if type(sampler) is WeightedRandomSampler:
+    if kind is WeightedRandomSampler:
         count, replacement = sampler.num_samples, sampler.replacement
         return _numbers(torch.multinomial(sampler.weights, count, replacement, generator=generator)[position:])
-    indices = drawn(sampler, seed)
+    if draw is not None:
+        return draw(position)
+    indices = itertools.chain.from_iterable(blocks_of(sampler, seed))
     next(itertools.islice(indices, position, position), None)
     return indices
-
-
-def drawn(sampler: Any, seed: int) -> Iterator[Any]:
-    """Yield the indices of any sampler, whose random streams are seeded; it may be endless.
-
-    It draws a block of indices at a time. Only meanwhile the global streams are seeded, and the generators that the
-    sampler keeps are replaced by seeded ones.
-    """
-    replacements = _seeded_generators(sampler, seed)
-    iterator: Iterator[Any] | None = None
-    streams: dict[str, Any] = {}
-    while True:
-        with isolated_random(seed), _replaced(replacements):
-            if iterator is None:
-                iterator = iter(sampler)
-            else:
-                restore_random_state(streams)
-            block = list(itertools.islice(iterator, _BLOCK))
-            streams = random_state()
-        yield from block
-        if len(block) < _BLOCK:
-            return
 
 
 def _random_indices(sampler: RandomSampler, seed: int, position: int) -> Iterator[int]:
@@ -158,45 +179,32 @@ def _batched(indices: Iterator[Any], size: int, drop_last: bool) -> Iterator[lis
             yield batch
 
 
-def _chain(sampler: Any) -> Iterator[Any]:
-    """Yield a sampler, the sampler inside of it, and so on."""
-    while sampler is not None:
-        yield sampler
-        sampler = getattr(sampler, "sampler", None)
+def _kind(sampler: Any) -> type:
+    """Return the class of torch's by which a sampler is made, or its own."""
+    kind = type(sampler)
+    return _TORCHDATA.get(kind.__name__, kind) if kind.__module__ == "torchdata.stateful_dataloader.sampler" else kind
+
+
+def _innermost(sampler: Any) -> tuple[Any, int]:
+    """Return the sampler inside of torch's batch samplers, and how many of its indices make one of the outermost."""
+    number = 1
+    while _kind(sampler) is BatchSampler:
+        number *= sampler.batch_size
+        sampler = sampler.sampler
+    return sampler, number
+
+
+def _num_outer(sampler: Any, num_inner: int) -> int:
+    """Return how many indices a sampler gives when the innermost gives so many."""
+    if _kind(sampler) is not BatchSampler:
+        return num_inner
+    whole, rest = divmod(_num_outer(sampler.sampler, num_inner), int(sampler.batch_size))
+    return whole + bool(rest and not sampler.drop_last)
 
 
 def _users_generator(loader: DataLoader[Any]) -> torch.Generator | None:
     """Return the first generator that the user gave to the loader or to one of its samplers."""
     sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-    owners = (loader, *_chain(sampler))
+    owners = (loader, *chain_of(sampler))
     generators = (getattr(owner, "generator", None) for owner in owners)
     return next((generator for generator in generators if isinstance(generator, torch.Generator)), None)
-
-
-def _seeded_generators(sampler: Any, seed: int) -> list[tuple[Any, str, Any]]:
-    """Return owner, attribute and a seeded generator for each one that a sampler, or one inside of it, keeps."""
-    makers: dict[type, Callable[[int], Any]] = {
-        torch.Generator: lambda seed: torch.Generator().manual_seed(seed),
-        np.random.Generator: np.random.default_rng,
-        np.random.RandomState: lambda seed: np.random.RandomState(seed % 2**32),
-        random.Random: random.Random,
-    }
-    return [
-        (owner, name, makers[type(value)](derive_seed(seed, depth, name)))
-        for depth, owner in enumerate(_chain(sampler))
-        for name, value in getattr(owner, "__dict__", {}).items()
-        if type(value) in makers
-    ]
-
-
-@contextlib.contextmanager
-def _replaced(replacements: list[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Replace the generators of their owners, and restore them at the end."""
-    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
-    try:
-        for owner, name, generator in replacements:
-            setattr(owner, name, generator)
-        yield
-    finally:
-        for owner, name, generator in originals:
-            setattr(owner, name, generator)

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, IterDataPipe
 
-from blowtorch.data.loaders import copy_loader, end_workers
-from blowtorch.data.order import EpochOrder, tell_epoch
+from blowtorch.data.loaders import copy_loader, end_workers, has_own_iterator
+from blowtorch.data.order import EpochOrder
+from blowtorch.data.samplers import has_state, tell_epoch
 from blowtorch.data.workers import SeededDataset, SeededStream, WorkerSetup
 from blowtorch.errors import warn
-from blowtorch.streams import SeparateStreams, derive_seed
+from blowtorch.streams import SeparateStreams, derive_seed, random_state, restore_random_state
 
 
 class Source:
@@ -64,6 +65,9 @@ class Source:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Keep a state for the next epoch that is iterated from a position other than its beginning."""
+
+    def forget_epoch(self) -> None:
+        """Have `state_dict` tell of the epochs before, since this one will be iterated again after a restart."""
 
     def close(self) -> None:
         """End the loader's workers, those too that outlive an epoch."""
@@ -137,19 +141,47 @@ class OrderedLoaderSource(Source):
     order: EpochOrder
 
     def __init__(self, loader: DataLoader[Any], name: str, seed: int, settings: dict[str, Any]) -> None:
-        self.order = EpochOrder(loader, seed)
+        self.order = EpochOrder(loader, seed, name)
         settings = {**settings, "sampler" if loader.batch_sampler is None else "batch_sampler": self.order}
         if loader.num_workers:
             settings["dataset"] = SeededDataset(loader.dataset)
             settings["worker_init_fn"] = WorkerSetup(loader.dataset, loader.worker_init_fn)
         super().__init__(copy_loader(loader, **settings), name, seed)
+        self.has_state = self.order.has_state
 
     def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
         self.order.set(epoch, position)
         batches: Iterator[Any] = iter(self._loader)
         if self._loader.num_workers:
             self._running = weakref.ref(batches)
-        return batches
+        return self._led(batches, position) if position and has_own_iterator(self._loader) else batches
+
+    def _led(self, batches: Iterator[Any], position: int) -> Iterator[Any]:
+        """Yield the batches from a position on also where the loader does not ask for our order."""
+        streams = random_state()
+        first = list(itertools.islice(batches, 1))
+        if not self.order.is_asked:
+            warn(
+                f"the loader for {self._name!r} is a {type(self._loader).__name__}, which iterates in an order of its "
+                f"own: {position} batches are drawn again, and the order may be another than without the restart"
+            )
+            first = list(itertools.islice(batches, position - 1, position - 1))
+            restore_random_state(streams)
+        yield from first
+        del first  # or it would stay in memory for the epoch
+        yield from batches
+
+    def forget_epoch(self) -> None:
+        """Have `state_dict` tell of the epochs before."""
+        self.order.forget_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was drawn from a sampler that is not torch's."""
+        return {"order": self.order.state_dict()} if self.has_state else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep a state for the next epoch."""
+        self.order.load_state_dict(state.get("order", {}))
 
 
 class StreamLoaderSource(Source):
@@ -211,7 +243,7 @@ def _find_stateful(loader: Any) -> Any:
             return None  # its order is a function of (seed, epoch)
         candidates += [] if loader.num_workers else [loader.dataset]
     for candidate in candidates:
-        if all(callable(getattr(candidate, name, None)) for name in ("state_dict", "load_state_dict")):
+        if has_state(candidate):
             return candidate
     return None
 

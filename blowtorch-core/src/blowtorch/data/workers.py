@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from blowtorch.data.order import SeededIndex, tell_epoch
+from blowtorch.data.order import SeededIndex
+from blowtorch.data.samplers import tell_epoch
 from blowtorch.streams import derive_seed
 
 

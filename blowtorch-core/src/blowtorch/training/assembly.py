@@ -80,6 +80,19 @@ class RunBatches:
         validations = [(request, Batches(request.loader, seed, device, most, request.name)) for request in requests]
         return cls(train, validations)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what each loader that has a state has come to, by the name of its validation; or `train`."""
+        return {name: batches.state_dict() for name, batches in self._named().items() if batches.has_state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let each loader keep what it had come to; a validation may be new."""
+        for name, batches in self._named().items():
+            if batches.has_state and name in state:
+                batches.load_state_dict(state[name])
+
+    def _named(self) -> dict[str, Batches]:
+        return {"train": self.train, **{request.name: batches for request, batches in self.validations}}
+
     def close(self) -> None:
         """End the workers of all loaders."""
         for batches in (self.train, *(batches for _, batches in self.validations)):
@@ -157,7 +170,7 @@ def assemble(
         progress=SavedProgress(progress, state.options, store.path_of),
         triggers=Triggers({name: trigger for name, trigger in named.items() if trigger is not None}, progress.time),
         window=steps.returns.window,
-        others={"epoch_window": epoch_window, **_checkpoint_parts(steps, script.kept)},
+        others={"epoch_window": epoch_window, "data": data, **_checkpoint_parts(steps, script.kept)},
         frozen=None if state.options.checkpoint_frozen else FrozenWeights(state.model),
     )
     return Training(
@@ -228,7 +241,6 @@ def _checkpoint_parts(steps: Steps, kept: Mapping[str, Any]) -> dict[str, Any]:
         **{f"optimizers/{name}": optimizer for name, optimizer in steps.workspace.optimizers.items()},
         **steps.schedules.checkpoint_parts(),
         **steps.callbacks.checkpoint_parts(),
-        **({"data": steps.batches} if steps.batches.has_state else {}),
         **{f"kept/{name}": _plain(instance) for name, instance in kept.items()},
     }
 

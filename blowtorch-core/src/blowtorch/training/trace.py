@@ -4,15 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
-import xxhash
 from torch import Tensor
 
 from blowtorch.data.batches import Batches
+from blowtorch.data.digests import digest
 from blowtorch.state import RunState
 from blowtorch.streams import random_state
-from blowtorch.tree import children_of
 
 FILE_NAME = "trace.jsonl"
 
@@ -62,35 +59,6 @@ class Trace:
     def _append(self, data: bytes) -> None:
         with self._path.open("ab", buffering=0) as file:
             file.write(data)
-
-
-def digest(value: Any) -> str:
-    """Return sixteen digits that differ wherever a bit of a tensor, an array or a plain value inside of `value` does.
-
-    >>> digest([torch.tensor([0.0]), "x"]) == digest([torch.tensor([-0.0]), "x"])
-    False
-    """
-    hasher = xxhash.xxh3_64()
-    _feed(hasher, value)
-    return str(hasher.hexdigest())
-
-
-def _feed(hasher: Any, value: Any) -> None:
-    hasher.update(type(value).__name__.encode())
-    if isinstance(value, Tensor):
-        dense = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
-        hasher.update(f"{tuple(value.shape)}{value.dtype}".encode())
-        hasher.update(dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    elif isinstance(value, np.ndarray):
-        hasher.update(f"{value.shape}{value.dtype}".encode())
-        hasher.update(value.tobytes() if value.dtype != object else repr(value.tolist()).encode())
-    elif (children := children_of(value)) is not None:
-        for key, child in children:
-            if isinstance(value, Mapping):
-                hasher.update(repr(key).encode())
-            _feed(hasher, child)
-    elif isinstance(value, str | bytes | int | float | complex | None):
-        hasher.update(repr(value).encode())
 
 
 def _number(value: Any) -> str:

@@ -92,6 +92,7 @@ def validate(
                 read = returns.reader()
                 for batch in batches:
                     if may_be_cut and state.interruption is not None:
+                        validation.batches.forget_epoch()
                         raise ValidationCutError
                     # Not by `call`, so that the user's step is no deeper in the stack than it must be.
                     read(function.function(**function.fill(batch=batch)), batch)
