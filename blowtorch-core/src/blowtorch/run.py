@@ -213,13 +213,21 @@ class Run(Decorators):
         return self._result(session)
 
     def evaluate(
-        self, model: nn.Module, loader: Any = None, *, checkpoint: str | Path | None = None, **options: Any
+        self,
+        model: nn.Module,
+        loader: Any = None,
+        name: str | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        **options: Any,
     ) -> dict[str, float]:
-        """Validate a model without training, with the validation step.
+        """Validate a model without training, with every validation or with one of them.
 
         Args:
             model: the model; with `checkpoint`, it is given the weights of that.
-            loader: the data; that of the decorator unless given.
+            loader: the data of the only validation or the one that is named, else of those that have none of their own;
+                or a mapping of names to data.
+            name: of the validation that is wanted; all unless given.
             checkpoint: `best` or `latest` of the last run, or the path of a checkpoint or run folder.
             options: see `RunOptions`.
 
@@ -227,11 +235,11 @@ class Run(Decorators):
             The means by the names under which a run records them, such as `val/loss`.
 
         Raises:
-            ScriptError: no validation step is registered.
+            ScriptError: no validation step is registered, none of that name, or there are no data.
             CheckpointError: there is no such checkpoint, or it belongs to another model.
         """
         with self._in_progress(self._detach(model, checkpoint, options)) as workspace:
-            return evaluate(self._script, workspace, loader)
+            return evaluate(self._script, workspace, loader, name)
 
     def predict(
         self,

@@ -22,6 +22,7 @@ class Decorators:
 
     def __init__(self, script: Script) -> None:
         self._script = script
+        self._num_validations = 0
 
     def init(self, function: AnyFunction) -> AnyFunction:
         """Call the function once, when the model is on its device and the optimizers are not made yet."""
@@ -75,12 +76,13 @@ class Decorators:
         """Validate with the function, one batch a call.
 
         Args:
-            argument: the data; without it, that of the call `run(model, train_loader, validate_loader)`.
+            argument: the data; without it, that of the call `run(model, train_loader, validate_loader)`. There,
+                `validate_loader` may be a mapping of names to data.
             name: what the metrics are recorded under, such as `ood/loss`; there may be any number of names.
             every: when, such as `"2 epochs"`; the option `validate_every` unless given.
             at_start: also before the first step; the option `validate_at_start` unless given.
         """
-        return self._decorate("validate_step", argument, self._add_validation(ValidationRequest(name, every, at_start)))
+        return self._ask_for_validation("validate_step", argument, name, every, at_start)
 
     @overload
     def validate_epoch(self, argument: AnyFunction, /) -> AnyFunction: ...
@@ -97,10 +99,11 @@ class Decorators:
     def validate_epoch(
         self, argument: Any = None, /, *, name: str = "val", every: str | None = None, at_start: bool | None = None
     ) -> Any:
-        """Validate with the function, one validation a call: it is given `data_loader`. Else like `validate_step`."""
-        return self._decorate(
-            "validate_epoch", argument, self._add_validation(ValidationRequest(name, every, at_start))
-        )
+        """Validate with the function, one validation a call; like `validate_step`.
+
+        It is given `data_loader`. One that does not ask for it needs no data.
+        """
+        return self._ask_for_validation("validate_epoch", argument, name, every, at_start)
 
     def on(self, moment: str) -> Callable[[AnyFunction], AnyFunction]:
         """Call the function at a moment of the loop, such as `epoch_end`."""
@@ -146,10 +149,26 @@ class Decorators:
 
     def _add_validation(self, request: ValidationRequest) -> Callable[[Function, Any], None]:
         def register(function: Function, loader: Any) -> None:
-            complete = dataclasses.replace(request, function=function, loader=loader)
-            self._script.validations[complete.name] = complete
+            self._script.add_validation(dataclasses.replace(request, function=function, loader=loader))
 
         return register
+
+    def _ask_for_validation(self, kind: str, argument: Any, name: str, every: str | None, at_start: bool | None) -> Any:
+        """Register a validation in the place in which it is written: decorators are made from the top, and applied from
+        the bottom; a bare one is only applied.
+        """
+        self._num_validations += 1
+        place: float = self._num_validations
+        if is_function(argument):
+            below = [
+                request.place
+                for request in self._script.validations.values()
+                if request.function is not None and request.function.function is argument
+            ]
+            place = min((other - 0.5 for other in below), default=place)
+        return self._decorate(
+            kind, argument, self._add_validation(ValidationRequest(name, every, at_start, place=place))
+        )
 
 
 def _register(functions: list[Function], function: Function) -> None:

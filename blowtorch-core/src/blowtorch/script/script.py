@@ -1,17 +1,20 @@
 """What a training script has said: its functions and loaders, and whether they make a run."""
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from blowtorch.clock import Interval
 from blowtorch.data.loaders import is_empty
-from blowtorch.errors import ScriptError, warn
+from blowtorch.errors import ScriptError, nearest, warn
 from blowtorch.script.command_line import find_script
 from blowtorch.script.functions import Function
 from blowtorch.state import RunState
+
+_NO_DATA = [None]  # for a function that takes no batches
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class ValidationRequest:
         at_start: also before the first step; the option `validate_at_start` where it is None.
         function: the decorated function.
         loader: its data; that of the call where it is None.
+        place: in the order of validations.
     """
 
     name: str = "val"
@@ -31,6 +35,13 @@ class ValidationRequest:
     at_start: bool | None = None
     function: Function | None = None
     loader: Any = None
+    place: float = 0
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the function is given batches; one that drives a validation and does not ask for them is not."""
+        function = self.function
+        return function is None or function.kind != "validate_epoch" or "data_loader" in function.asks_for
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or self.name in ("", "train", "train_epoch", "lr"):
@@ -96,24 +107,66 @@ class Script:
             )
         return check_not_empty(loader, "train loader")
 
-    def choose_validations(self, of_call: Any) -> list[ValidationRequest]:
-        """Return the validations that have data; those without a loader of their own take that of the call."""
-        chosen, without = [], []
-        for request in self.validations.values():
-            loader = of_call if request.loader is None else request.loader
+    def choose_validations(
+        self, of_call: Any, name: str | None = None, call_comes_first: bool = False
+    ) -> list[ValidationRequest]:
+        """Return the validations that can be done, each with its data.
+
+        Args:
+            of_call: the data of the call; or a mapping of names to data, which come before those of the decorators.
+            name: of the only one that is wanted.
+            call_comes_first: whether the data of the call come before those of the decorators too.
+
+        Raises:
+            ScriptError: there is no validation of a name, or one that is named has no data, or data are not used.
+        """
+        requests = self._find_validations(name)
+        by_name = of_call if isinstance(of_call, Mapping) else {}
+        self._check_names(by_name, requests)
+        shared, chosen, without = None if of_call is by_name else of_call, [], []
+        for request in requests:
+            candidates = (shared, request.loader) if call_comes_first else (request.loader, shared)
+            candidates = (by_name.get(request.name), *candidates) if request.needs_data else (_NO_DATA,)
+            loader = next((candidate for candidate in candidates if candidate is not None), None)
             if loader is None:
                 without.append(request.name)
                 continue
             check_not_empty(loader, f"loader of validation {request.name!r}")
-            chosen.append(ValidationRequest(request.name, request.every, request.at_start, request.function, loader))
-        if of_call is not None and all(request.loader is not None for request in self.validations.values()):
+            chosen.append(replace(request, loader=loader))
+        if shared is not None and not any(request.loader is shared for request in chosen):
             raise ScriptError(
                 "a validation loader was given, but no validation step uses it; decorate a function with "
-                "@run.validate_step, or leave the loader out"
+                "@run.validate_step, name the validation that is meant, or leave the loader out"
             )
+        if without and name is not None:
+            raise ScriptError(f"validation {name!r} has no data; give it a loader")
         if without:
             warn(f"validation {', '.join(map(repr, without))} has no loader, so it is left out")
         return chosen
+
+    def add_validation(self, request: ValidationRequest) -> None:
+        """Add a validation, or replace the one of its name; they are done in the order of their places."""
+        earlier = self.validations.get(request.name)
+        added = self.validations | {request.name: replace(request, place=(earlier or request).place)}
+        self.validations = dict(sorted(added.items(), key=lambda item: item[1].place))
+
+    def _find_validations(self, name: str | None) -> list[ValidationRequest]:
+        if name is not None and name not in self.validations:
+            raise ScriptError(
+                f"there is no validation {name!r}.{nearest(str(name), self.validations)} There are "
+                f"{', '.join(self.validations) or 'none'}"
+            )
+        return [request for request in self.validations.values() if name in (None, request.name)]
+
+    def _check_names(self, by_name: Mapping[Any, Any], requests: Sequence[ValidationRequest]) -> None:
+        """Raise a `ScriptError` if a mapping of validation loaders names something else than validations with data."""
+        names = [request.name for request in requests if request.needs_data]
+        for key in by_name:
+            if key not in names:
+                raise ScriptError(
+                    f"validation loaders are given by name, and {key!r} is no validation that takes data."
+                    f"{nearest(str(key), names)} There are {', '.join(names) or 'none'}"
+                )
 
 
 def check_not_empty(loader: Any, name: str) -> Any:

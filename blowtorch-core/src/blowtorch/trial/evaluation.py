@@ -13,7 +13,7 @@ from blowtorch.record.metric_objects import find_metric_objects, put_aside
 from blowtorch.runs.view import POINTERS, find_newest, read_pointer
 from blowtorch.script.functions import Function
 from blowtorch.script.returns import Returns
-from blowtorch.script.script import Script
+from blowtorch.script.script import Script, ValidationRequest
 from blowtorch.state import RunState
 from blowtorch.streams import SeparateStreams, derive_seed
 from blowtorch.training.model import load_initial_weights
@@ -24,18 +24,28 @@ from blowtorch.tree import move
 _CPU = torch.device("cpu")
 
 
-def evaluate(script: Script, workspace: Workspace, loader: Any) -> dict[str, float]:
-    """Validate the model of a detached workspace with the validation called `val`, or else the first.
+def evaluate(script: Script, workspace: Workspace, loader: Any, name: str | None = None) -> dict[str, float]:
+    """Validate the model of a detached workspace with every validation, or with that of a name.
 
     Raises:
         ScriptError: there is no validation, or no data.
     """
     if not script.validations:
         raise ScriptError("run.evaluate needs a function decorated with @run.validate_step or @run.validate_epoch")
-    state = workspace.state
-    request = script.validations.get("val") or next(iter(script.validations.values()))
+    all_requests = script.validations.values()
+    if loader is None and name is None and all(each.needs_data and each.loader is None for each in all_requests):
+        raise ScriptError("run.evaluate has no data; give it a loader, or give one to @run.validate_step(loader)")
+    call_comes_first = name is not None or len(all_requests) == 1
+    metrics: dict[str, float] = {}
+    for request in script.choose_validations(loader, name, call_comes_first):
+        metrics |= _evaluate_one(script, workspace, request)
+    return metrics
+
+
+def _evaluate_one(script: Script, workspace: Workspace, request: ValidationRequest) -> dict[str, float]:
+    """Do one validation, with the data that was chosen for it."""
+    state, loader = workspace.state, request.loader
     assert request.function is not None
-    loader = _choose_loader(loader, request.loader, "evaluate", "validate_step")
     batches = Batches(loader, state.seed, state.device, state.options.limit_validate_batches, request.name)
     objects = find_metric_objects(request.function.function, {"model": state.model, **script.kept})
     with contextlib.closing(batches), put_aside(objects.values()):  # a training under way may use the same ones
