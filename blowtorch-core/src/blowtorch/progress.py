@@ -41,6 +41,7 @@ class Progress:
         samples: samples trained on.
         metrics: the last recorded value of every metric, by its recorded name.
         measured_at: the step at which each of `metrics` was recorded.
+        validations: the names of those that the run does.
         best: the best checkpoint so far by `options.checkpoint_metric`.
         total_steps: optimizer steps of the whole run; None when unknown.
         earlier_total_steps: the same as it was when the checkpoint was taken from which the run goes on.
@@ -60,6 +61,7 @@ class Progress:
     samples: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     measured_at: dict[str, int] = field(default_factory=dict)
+    validations: tuple[str, ...] = ()
     best: Checkpoint | None = None
     total_steps: int | None = None
     earlier_total_steps: int | None = None

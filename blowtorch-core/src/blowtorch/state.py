@@ -163,6 +163,11 @@ class RunState:
         return MappingProxyType(self._progress.metrics)
 
     @property
+    def validations(self) -> tuple[str, ...]:
+        """The names of the validations that the run does."""
+        return self._progress.validations
+
+    @property
     def best(self) -> Checkpoint | None:
         """The best checkpoint so far by `options.checkpoint_metric`; it may still be on its way to the disk."""
         return self._progress.best

@@ -98,7 +98,7 @@ def test_a_misspelt_metric_is_an_error_after_the_first_validation(state):
         EarlyStopping("val/acuracy").validation_end(state, "val", {"val/loss": 1.0, "val/accuracy": 0.5})
 
 
-@pytest.mark.parametrize("metric", ["loss", "train/loss", "train_epoch/loss"])
+@pytest.mark.parametrize("metric", ["loss", "train/loss"])
 def test_a_metric_that_no_validation_can_measure_is_an_error_after_the_first(state, metric):
     with pytest.raises(ExtensionError, match=f"waits for '{metric}', which no validation has measured"):
         EarlyStopping(metric).validation_end(state, "val", {"val/loss": 1.0})
@@ -109,14 +109,14 @@ def test_a_metric_of_a_validation_not_made_yet_is_a_warning_after_an_epoch(state
     stopping = EarlyStopping("vall/loss")
     validate(stopping, state, 1.0)
     assert not state.warnings
-    stopping.epoch_end(state)
-    stopping.epoch_end(state)
+    stopping.epoch_end(state, {})
+    stopping.epoch_end(state, {})
     assert len(state.warnings) == 1
     assert "waits for 'vall/loss'" in state.warnings[0] and "Did you mean 'val/loss'?" in state.warnings[0]
 
 
 def test_nothing_is_said_as_long_as_nothing_was_validated(state):
-    EarlyStopping("val/acuracy").epoch_end(state)
+    EarlyStopping("val/acuracy").epoch_end(state, {})
     assert not state.warnings
 
 
@@ -124,7 +124,7 @@ def test_a_metric_that_is_missing_only_now_and_then_is_no_error(state):
     stopping = EarlyStopping("val/accuracy", patience=1)
     stopping.validation_end(state, "val", {"val/accuracy": 0.5})
     stopping.validation_end(state, "val", {"val/loss": 0.5})
-    stopping.epoch_end(state)
+    stopping.epoch_end(state, {})
     assert state.stop_reason is None and not state.warnings
 
 
@@ -191,3 +191,46 @@ def test_it_ends_a_run(make_run, net, loader):
     result = run(net, loader, loader, max_epochs=10, callbacks=[{"early_stopping": {"patience": 2}}], progress=False)
     assert (result.status, result.epoch) == ("finished", 3)
     assert "has not been better than" in (result.folder / "console.log").read_text()
+
+
+def without_progress(make_run):
+    run = make_run(validates=False)
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.0))
+    return run
+
+
+@pytest.mark.parametrize("by_option", [True, False])
+def test_it_follows_a_metric_of_training_from_epoch_to_epoch(make_run, net, loader, by_option):
+    stopping = {"patience": 2} if by_option else {"patience": 2, "metric": "train_epoch/loss"}
+    options = {"checkpoint_metric": "train_epoch/loss"} if by_option else {}
+    run = without_progress(make_run)
+    result = run(net, loader, max_epochs=10, callbacks=[{"early_stopping": stopping}], progress=False, **options)
+    assert (result.status, result.epoch) == ("finished", 3)
+    assert "train_epoch/loss has not been better than" in (result.folder / "console.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (None, r"waits for 'val/loss', which nothing in this run measures. It can follow train_epoch/…"),
+        ("train/loss", r"nothing in this run measures. Did you mean 'train_epoch/loss'\?"),
+        ("loss", "waits for 'loss', which nothing in this run measures"),
+    ],
+)
+def test_a_metric_that_nothing_will_measure_is_an_error_before_the_first_step(make_run, net, loader, metric, message):
+    run = without_progress(make_run)
+    run.on("train_step_end")(lambda: pytest.fail("it has trained"))
+    with pytest.raises(ExtensionError, match=message):
+        run(net, loader, callbacks=[{"early_stopping": {"metric": metric}}], progress=False)
+
+
+def test_a_misspelt_validation_is_an_error_before_the_first_step(make_run, net, loader):
+    with pytest.raises(ExtensionError, match=r"Did you mean 'val/loss'\? It can follow val/…, train_epoch/…"):
+        make_run()(net, loader, loader, callbacks=[{"early_stopping": {"metric": "vall/loss"}}], progress=False)
+
+
+def test_a_metric_of_training_that_an_epoch_has_not_is_an_error_at_its_end(make_run, net, loader):
+    with pytest.raises(ExtensionError, match=r"waits for 'train_epoch/lss', .* Did you mean 'train_epoch/loss'\?"):
+        without_progress(make_run)(
+            net, loader, max_epochs=3, callbacks=[{"early_stopping": {"metric": "train_epoch/lss"}}], progress=False
+        )

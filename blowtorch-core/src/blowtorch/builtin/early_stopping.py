@@ -7,13 +7,15 @@ from typing import Any
 
 from blowtorch import ExtensionError, OptionError, RunState, hookimpl
 
+_EPOCH = "train_epoch/"  # what begins so is measured at the end of an epoch
+
 
 class EarlyStopping:
-    """Ends the run after a number of validations in a row without a better value of a metric.
+    """Ends the run after a number of validations, or epochs, in a row without a better value of a metric.
 
     Args:
         metric: its recorded name, such as `val/loss`; the option `checkpoint_metric` unless given. Only validations
-            that measure it count.
+            that measure it count; one of training, such as `train_epoch/loss`, is looked at after each epoch.
         patience: how many of them in a row may bring nothing better; the last of these ends the run.
         smaller_is_better: whether a smaller value is better; the option of that name unless given.
         min_change: a value must be better by more than this to count; NaN never does.
@@ -44,6 +46,24 @@ class EarlyStopping:
         self._has_warned = False
 
     @hookimpl
+    def run_start(self, state: RunState) -> None:
+        """Make sure that the metric can be measured at all.
+
+        Raises:
+            ExtensionError: neither a validation of the run nor an epoch ever measures it.
+        """
+        metric = self.metric or state.options.checkpoint_metric
+        if metric.startswith((_EPOCH, *(f"{name}/" for name in state.validations))):
+            return
+        close = difflib.get_close_matches(metric.partition("/")[0], [*state.validations, "train_epoch"], n=1)
+        rest = metric.rpartition("/")[2]
+        hint = f" Did you mean {f'{close[0]}/{rest}'!r}?" if close else ""
+        names = ", ".join(f"{name}/…" for name in (*state.validations, "train_epoch"))
+        raise ExtensionError(
+            f"early_stopping waits for {metric!r}, which nothing in this run measures.{hint} It can follow {names}"
+        )
+
+    @hookimpl
     def validation_end(self, state: RunState, name: str, metrics: Mapping[str, float]) -> None:
         """Compare with the best so far.
 
@@ -54,14 +74,26 @@ class EarlyStopping:
         self._measured |= metrics.keys()
         if metric in metrics:
             self._judge(state, metric, metrics[metric])
-        elif self._judged is None and ("/" not in metric or metric.startswith((f"{name}/", "train/", "train_epoch/"))):
+        elif self._judged is None and ("/" not in metric or metric.startswith((f"{name}/", "train/"))):
             raise ExtensionError(self._complain(metric))
 
     @hookimpl
-    def epoch_end(self, state: RunState) -> None:
-        """Warn if none of the validations so far had the metric; one that is made less often may still have it."""
+    def epoch_end(self, state: RunState, metrics: Mapping[str, float]) -> None:
+        """Compare a metric of the epoch with the best so far.
+
+        Warn if none of the validations so far had the metric; one that is made less often may still have it.
+
+        Raises:
+            ExtensionError: it is a metric of an epoch, and this one has not measured it.
+        """
         metric = self.metric or state.options.checkpoint_metric
-        if self._measured and self._judged is None and not self._has_warned:
+        if metric.startswith(_EPOCH):
+            self._measured |= metrics.keys()
+            if metric in metrics:
+                self._judge(state, metric, metrics[metric])
+            elif self._judged is None:
+                raise ExtensionError(self._complain(metric, "epoch"))
+        elif self._measured and self._judged is None and not self._has_warned:
             self._has_warned = True
             state.warn(self._complain(metric))
 
@@ -82,7 +114,8 @@ class EarlyStopping:
         self._num_waited += 1
         if self._num_waited >= self.patience:
             than = "" if self._best is None else f" than {self._best:.4g}"
-            state.stop(f"{metric} has not been better{than} in {self._num_waited} validations")
+            times = "epochs" if metric.startswith(_EPOCH) else "validations"
+            state.stop(f"{metric} has not been better{than} in {self._num_waited} {times}")
 
     def _is_better(self, value: float, smaller_is_better: bool) -> bool:
         if self.smaller_is_better is not None:
@@ -92,8 +125,8 @@ class EarlyStopping:
         gain = self._best - value if smaller_is_better else value - self._best
         return gain > self.min_change
 
-    def _complain(self, metric: str) -> str:
+    def _complain(self, metric: str, by: str = "validation") -> str:
         close = difflib.get_close_matches(metric, self._measured, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         measured = ", ".join(sorted(self._measured)) or "nothing"
-        return f"early_stopping waits for {metric!r}, which no validation has measured.{hint} They measured {measured}."
+        return f"early_stopping waits for {metric!r}, which no {by} has measured.{hint} Measured were {measured}."

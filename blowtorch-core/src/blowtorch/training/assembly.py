@@ -157,6 +157,7 @@ def assemble(
     steps = assemble_steps(script, workspace, data.train, extensions.scheduler, call_callbacks)
     epoch_window = Window(steps.returns.window.reductions)
     validations = _build_validations(workspace, data)
+    progress.validations = tuple(validation.name for validation in validations)
     record_trigger = Trigger(Interval.parse(state.options.log_every))
     checkpoint_trigger = _trigger(state.options.checkpoint_every)
     named = {"record": record_trigger, "checkpoint": checkpoint_trigger}
