@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, TypeVarTuple
 
 from torch import nn
 from torch.utils.data import get_worker_info
@@ -22,6 +22,7 @@ from blowtorch.script.command_line import ScriptArguments, words_of_process
 from blowtorch.script.decorators import Decorators
 from blowtorch.script.script import Script
 from blowtorch.streams import draw_seed, make_deterministic, seed_everything
+from blowtorch.training.between_steps import last_metrics
 from blowtorch.training.loop import train
 from blowtorch.training.session import Session
 from blowtorch.training.start import recorded_seed
@@ -32,7 +33,6 @@ from blowtorch.trial.evaluation import evaluate, load_checkpoint, predict
 from blowtorch.trial.evaluation import gather as join
 from blowtorch.trial.untouched import detached_workspace
 
-Current = TypeVar("Current", Session, Workspace)
 Arguments = TypeVarTuple("Arguments")
 
 
@@ -60,6 +60,13 @@ class RunResult:
         """Exit with code 75, for queue systems that then start the script again, if the run was stopped."""
         if self.status == "stopped":
             raise SystemExit(75)
+
+
+def as_result(session: Session) -> RunResult:
+    """Return the result of a session that has ended."""
+    state = session.training.state
+    best = None if state.options.dry_run else state.best
+    return RunResult(session.status, state.folder, state.epoch, state.step, last_metrics(session.training), best)
 
 
 class Run(Decorators):
@@ -99,7 +106,7 @@ class Run(Decorators):
         self._is_in_worker = is_loader_worker()
         self._plugins = Plugins()
         super().__init__(Script(command_line=words_of_process() if command_line is None else list(command_line)))
-        self._current: Session | Workspace | None = None  # what `log` and its kind belong to
+        self._current: Workspace | None = None  # what `log` and its kind belong to
         self._last_folder: Path | None = None
         self._last_backend: Any = None  # kept, so that whoever reads that folder finds it where it is an object
         with warnings.catch_warnings():
@@ -202,15 +209,15 @@ class Run(Decorators):
 
         def make_session(options: RunOptions) -> Session:
             loaders = (train_loader, validate_loader)
-            return Session(self._script, self.config, options, self._plugins, model, loaders)
+            return Session(self._script, self.config, options, self._plugins, model, loaders, self._in_progress)
 
         if resolved.dry_run:
-            return self._result(do_dry_run(self._script, model, resolved, make_session, self._prepared))
+            return as_result(do_dry_run(self._script, model, resolved, make_session))
         session = make_session(resolved)
-        with self._prepared(session):
-            self._last_folder, self._last_backend = session.folder.path, resolved.checkpoint_backend
-            train(session.training)
-        return self._result(session)
+        with session as training:
+            self._last_folder, self._last_backend = training.state.folder, resolved.checkpoint_backend
+            train(training)
+        return as_result(session)
 
     def evaluate(
         self,
@@ -288,13 +295,6 @@ class Run(Decorators):
         with self._in_progress(self._detach(model, None, options)) as workspace:
             return find_batch_size(self._script, workspace, loader, largest)
 
-    @contextlib.contextmanager
-    def _prepared(self, session: Session) -> Iterator[None]:
-        """Have a session ready to train inside, and let `log` and its kind reach it."""
-        with session, self._in_progress(session):
-            session.prepare()
-            yield
-
     def _detach(self, model: nn.Module, checkpoint: str | Path | None, options: Mapping[str, Any]) -> Workspace:
         """Return a workspace that belongs to no run."""
         self._refuse_in_worker()
@@ -307,23 +307,17 @@ class Run(Decorators):
         """Record an image or the like by a method of `Media`, or do nothing where there is no folder to keep it in."""
         if self._current is None:
             raise ScriptError(f"run.{log.__name__} was called while nothing is being trained, validated or evaluated")
-        media = self._current.media if isinstance(self._current, Session) else None
-        if media is not None:
-            log(media, *arguments)
+        if self._current.media is not None:
+            log(self._current.media, *arguments)
 
     @contextlib.contextmanager
-    def _in_progress(self, current: Current) -> Iterator[Current]:
+    def _in_progress(self, current: Workspace) -> Iterator[Workspace]:
         """Let `log` and its kind reach what takes place inside; an evaluation may do so inside of a training."""
         outer, self._current = self._current, current
         try:
             yield current
         finally:
             self._current = outer
-
-    def _result(self, session: Session) -> RunResult:
-        state = session.state
-        best = None if state.options.dry_run else state.best
-        return RunResult(session.status, state.folder, state.epoch, state.step, session.metrics(), best)
 
     def _configured_options(self) -> dict[str, Any]:
         section = self.config.get("run") or {}  # an empty section of a file is null

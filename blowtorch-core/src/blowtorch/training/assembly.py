@@ -20,7 +20,6 @@ from blowtorch.folder.folder import RunFolder
 from blowtorch.hookspecs import Schedule
 from blowtorch.options import RunOptions
 from blowtorch.plugins import Plugin, Plugins
-from blowtorch.record.media import Media
 from blowtorch.record.metric_objects import MetricObjects, find_metric_objects
 from blowtorch.record.metrics import Window
 from blowtorch.record.record import Record
@@ -31,6 +30,7 @@ from blowtorch.script.script import Script, ValidationRequest
 from blowtorch.state import RunState
 from blowtorch.training.callbacks import Callbacks
 from blowtorch.training.gradients import ChangedGradients, Gradients, are_changed, check_self_driven
+from blowtorch.training.start import StartingPoint
 from blowtorch.training.training import Steps, Training
 from blowtorch.training.validation import Validation
 from blowtorch.training.workspace import Workspace
@@ -99,6 +99,25 @@ class RunBatches:
             batches.close()
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is found out before anything is touched.
+
+    Attributes:
+        start: which run it is, and from where it goes on.
+        seed: from which every random stream is derived.
+        device: on which the model is trained.
+        extensions: that take part.
+        batches: to train on and to validate with.
+    """
+
+    start: StartingPoint
+    seed: int
+    device: torch.device
+    extensions: RunExtensions
+    batches: RunBatches
+
+
 def assemble_steps(
     script: Script,
     workspace: Workspace,
@@ -143,42 +162,39 @@ def assemble_steps(
     )
 
 
-def assemble(
-    script: Script, workspace: Workspace, data: RunBatches, extensions: RunExtensions, folder: RunFolder, record: Record
-) -> Training:
+def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder, record: Record) -> Training:
     """Put together what the loop works with; what has a state to be saved is made known to the checkpoints."""
     state, progress = workspace.state, workspace.progress
 
     def call_callbacks(state: RunState) -> Callbacks:
         functions = {moment: [function.bind(state) for function in asked] for moment, asked in script.moments.items()}
-        shown = [(plugin, state.shown_with(own_folder(folder, plugin))) for plugin in extensions.callbacks]
+        shown = [(plugin, state.shown_with(own_folder(folder, plugin))) for plugin in plan.extensions.callbacks]
         return Callbacks(state, shown, functions)
 
-    steps = assemble_steps(script, workspace, data.train, extensions.scheduler, call_callbacks)
+    steps = assemble_steps(script, workspace, plan.batches.train, plan.extensions.scheduler, call_callbacks)
     epoch_window = Window(steps.returns.window.reductions)
-    validations = _build_validations(workspace, data)
+    validations = _build_validations(workspace, plan.batches)
     progress.validations = tuple(validation.name for validation in validations)
     record_trigger = Trigger(Interval.parse(state.options.log_every))
     checkpoint_trigger = _trigger(state.options.checkpoint_every)
     named = {"record": record_trigger, "checkpoint": checkpoint_trigger}
     named |= {f"validations/{validation.name}": validation.trigger for validation in validations}
     named |= {f"schedulers/{name}": trigger for name, trigger in steps.schedules.triggers.items()}
-    info = state.shown_with(own_folder(folder, extensions.backend)).info
-    store = Store(folder, extensions.backend, info)
+    info = state.shown_with(own_folder(folder, plan.extensions.backend)).info
+    store = Store(folder, plan.extensions.backend, info)
     contents = Contents(
         model=state.model,
         judged=workspace.judged,
         progress=SavedProgress(progress, state.options, store.path_of),
         triggers=Triggers({name: trigger for name, trigger in named.items() if trigger is not None}, progress.time),
         window=steps.returns.window,
-        others={"epoch_window": epoch_window, "data": data, **_checkpoint_parts(steps, script.kept)},
+        others={"epoch_window": epoch_window, "data": plan.batches, **_checkpoint_parts(steps, script.kept)},
         frozen=None if state.options.checkpoint_frozen else FrozenWeights(state.model),
     )
     return Training(
         steps=steps,
         validations=validations,
         record=record,
-        media=Media(folder.path, record, progress, workspace.lines),
         checkpoints=Checkpoints(state, progress, folder.checkpoints, contents, store, record),
         epoch_window=epoch_window,
         record_trigger=record_trigger,

@@ -143,6 +143,12 @@ def record_metrics(training: Training, metrics: Mapping[str, float], is_urgent: 
         training.record.append("metrics", is_urgent, **progress.stamp(), metrics=metrics)
 
 
+def last_metrics(training: Training) -> dict[str, float]:
+    """Return the last value of every metric; of one never recorded, its mean in the window that is still open."""
+    window = {f"train/{name}": value for name, value in training.steps.returns.window.means().items()}
+    return window | training.progress.metrics
+
+
 def record_due(training: Training) -> None:
     """Record the metrics if that is due."""
     trigger, progress = training.record_trigger, training.progress

@@ -87,7 +87,8 @@ def start_run(training: Training) -> None:
     for line in training.news:
         training.workspace.lines.say(line)
     if options.sanity_batches:
-        with training.media.muted():
+        assert training.workspace.media is not None
+        with training.workspace.media.muted():
             try_validations(training, options.sanity_batches)
     is_new = training.steps.random_state is None  # no checkpoint was restored
     if is_new:

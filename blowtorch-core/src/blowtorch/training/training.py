@@ -8,7 +8,6 @@ from blowtorch.checkpoint.checkpoints import Checkpoints
 from blowtorch.clock import Trigger
 from blowtorch.data.batches import Batches
 from blowtorch.progress import Progress
-from blowtorch.record.media import Media
 from blowtorch.record.metrics import Window
 from blowtorch.record.record import Record
 from blowtorch.schedule.schedules import Schedules
@@ -74,7 +73,6 @@ class Training:
     steps: Steps
     validations: list[Validation]
     record: Record
-    media: Media
     checkpoints: Checkpoints
     epoch_window: Window
     record_trigger: Trigger

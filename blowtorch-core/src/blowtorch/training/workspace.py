@@ -14,6 +14,7 @@ from blowtorch.options import RunOptions
 from blowtorch.progress import Progress
 from blowtorch.record.lines import Lines
 from blowtorch.record.logged import Logged
+from blowtorch.record.media import Media
 from blowtorch.state import JudgedWeights, RunInfo, RunState
 
 NO_RUN = RunInfo(id="", name="", folder=Path(), own_folder=None, config={}, resumed=False)
@@ -30,6 +31,7 @@ class Workspace:
         judged: weights that stand in for those of the model wherever it is judged.
         logged: what `log` was given.
         lines: what is said.
+        media: keeps images and the like; None where there is no folder for them.
     """
 
     state: RunState
@@ -38,6 +40,7 @@ class Workspace:
     judged: JudgedWeights
     logged: Logged
     lines: Lines
+    media: Media | None = None
 
 
 def make_workspace(

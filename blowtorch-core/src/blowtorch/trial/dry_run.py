@@ -79,7 +79,6 @@ def do_dry_run(
     model: nn.Module,
     options: RunOptions,
     make_session: Callable[[RunOptions], Session],
-    prepared: Callable[[Session], contextlib.AbstractContextManager[None]],
 ) -> Session:
     """Do what the option `dry_run` asks for, and print what was found; return the session that did it.
 
@@ -87,8 +86,7 @@ def do_dry_run(
         script: whose objects are left as they were.
         model: is left as it was.
         options: of the run that the dry run is for.
-        make_session: makes one with given options.
-        prepared: has a session ready to train inside.
+        make_session: makes one with given options, which deletes what it has kept.
 
     Raises:
         CheckpointError: the checkpoint cannot be written or loaded, or the disk has no room for those of the run.
@@ -98,11 +96,11 @@ def do_dry_run(
     with left_as_it_was(script, model, derive_seed(script.seed, "dry_run"), options.callbacks):
         session = make_session(dry_run_options(options))
         try:
-            with prepared(session):
-                findings = try_everything(session.training)
+            with session as training:
+                findings = try_everything(training)
             check_loggers(session)
         finally:
-            remove_traces(session, new_folders)
+            remove_empty(new_folders)
     if session.status == "finished":
         for line in report(session, findings):
             print(line)
@@ -149,12 +147,8 @@ def missing_folders(options: RunOptions) -> list[Path]:
     return [folder for folder in (path, *path.parents) if not folder.exists()]
 
 
-def remove_traces(session: Session, new_folders: Sequence[Path]) -> None:
-    """Delete the run folder and the checkpoints, wherever these are, and the folders that were made for it."""
-    if hasattr(session, "training"):
-        session.training.checkpoints.delete_all()
-    if hasattr(session, "folder"):
-        shutil.rmtree(session.folder.path, ignore_errors=True)
+def remove_empty(new_folders: Sequence[Path]) -> None:
+    """Delete folders that were made for a dry run, the innermost first."""
     with contextlib.suppress(OSError):  # another run has begun there meanwhile
         for folder in new_folders:
             folder.rmdir()
@@ -172,7 +166,8 @@ def check_loggers(session: Session) -> None:
 
 def report(session: Session, findings: Findings) -> Iterator[str]:
     """Yield what was found, in lines for people."""
-    state, options = session.state, session.state.options
+    state = session.training.state
+    options = state.options
     steps, seconds = state.total_steps, findings.seconds_per_step
     yield "dry run: everything works, and this is what the run will be like"
     if seconds is not None:

@@ -1,0 +1,144 @@
+"""A session: whichever stage fails, and by whatever, nothing of the run stays in the process, and no lock is kept."""
+
+import signal
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from blowtorch import BlowtorchError, ScriptError, find_runs
+from tests.core import small_runs
+
+QUIET = {**small_runs.QUIET, "save_path": "runs"}
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Trouble(Exception):
+    """What the tests raise in a stage."""
+
+
+def no_trouble():
+    pass
+
+
+def trouble():
+    raise Trouble
+
+
+def impatience():
+    raise KeyboardInterrupt
+
+
+class Homeless(nn.Linear):
+    """A model that cannot be moved."""
+
+    def to(self, *arguments, **keywords):
+        raise Trouble
+
+
+@pytest.fixture
+def surroundings():
+    """What has to be in this process after a run as it was before."""
+
+    def look():
+        return [signal.getsignal(number) for number in SIGNALS], set(threading.enumerate()), torch.is_anomaly_enabled()
+
+    before = look()
+    yield
+    assert look() == before
+
+
+def prepare(make_run, stage, do):
+    """Return a run of which one stage does something."""
+    run = make_run(validates=False)
+
+    @run.init
+    def init(state):
+        if stage == "init":
+            do()
+
+    @run.configure_optimizers
+    def configure_optimizers(model):
+        if stage == "assemble":
+            do()
+        return torch.optim.SGD(model.parameters(), lr=0.01)
+
+    if stage in ("run_start", "run_end"):
+        run.on(stage)(do)
+    if stage == "step":
+        run.on("train_step_end")(do)
+    return run
+
+
+@pytest.mark.parametrize("do", [trouble, impatience])
+@pytest.mark.parametrize("stage", ["init", "assemble", "run_start", "step", "run_end"])
+def test_a_run_that_fails_gives_everything_back(make_run, net, loader, tmp_path, surroundings, stage, do):
+    run = prepare(make_run, stage, do)
+    options = {"max_epochs": 1, "clip_grad_norm": 1.0, "max_time": "1 hour", "detect_anomalies": True, **QUIET}
+    with pytest.raises((Trouble, KeyboardInterrupt)):
+        run(net, loader, **options)
+    [view] = find_runs(tmp_path / "runs")
+    # Impatience in the last words of a run that has gone through changes nothing about how it has gone.
+    expected = {trouble: "failed", impatience: "finished" if stage == "run_end" else "stopped"}
+    assert view.status == expected[do]
+    with pytest.raises(ScriptError, match="while nothing is being trained"):
+        run.log({"x": 1.0})
+    if stage != "run_end":
+        again = prepare(make_run, "none", no_trouble)
+        result = again(net, loader, resume=str(view.path), **options)
+        assert (result.status, result.folder) == ("finished", view.path)
+
+
+@pytest.mark.parametrize("options", [{"loggers": ["no_such"]}, {"resume": "no/such/run"}, {"device": "no_such"}])
+def test_a_run_that_cannot_be_found_leaves_no_folder(make_run, net, loader, tmp_path, surroundings, options):
+    with pytest.raises(BlowtorchError):
+        make_run(validates=False)(net, loader, max_epochs=1, **QUIET, **options)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_that_cannot_be_placed_leaves_no_folder(make_run, loader, tmp_path, surroundings):
+    with pytest.raises(Trouble):
+        make_run(validates=False)(Homeless(3, 1), loader, max_epochs=1, **QUIET)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["record.jsonl", "model.txt"])
+def test_a_run_that_cannot_write_what_it_begins_with_is_given_back(make_run, net, loader, tmp_path, surroundings, name):
+    """To open the record, and to begin: both may meet something in their way when a run goes on."""
+    with pytest.raises(Trouble):
+        prepare(make_run, "step", trouble)(net, loader, max_epochs=1, **QUIET)
+    [view] = find_runs(tmp_path / "runs")
+    (view.path / name).unlink()
+    (view.path / name).mkdir()
+    with pytest.raises((BlowtorchError, OSError)):
+        make_run(validates=False)(net, loader, max_epochs=1, resume=str(view.path), **QUIET)
+    (view.path / name).rmdir()
+    (view.path / name).touch()
+    result = make_run(validates=False)(net, loader, max_epochs=1, resume=str(view.path), **QUIET)
+    assert (result.status, result.folder) == ("finished", view.path)
+
+
+@pytest.mark.parametrize("stage", ["init", "assemble", "run_start", "step", "run_end"])
+def test_a_trial_that_fails_deletes_what_it_has_kept(make_run, net, loader, tmp_path, surroundings, stage):
+    run = prepare(make_run, stage, trouble)
+    with pytest.raises(Trouble):
+        run(net, loader, max_epochs=1, dry_run=True, **QUIET)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_logged_before_the_run_begins_is_not_recorded(make_run, net, loader):
+    run = make_run(validates=False)
+
+    @run.init
+    def init():
+        run.log_text("early", "nothing is trained yet")
+
+    @run.on("run_start")
+    def run_start():
+        run.log_text("in time", "now it is")
+
+    result = run(net, loader, max_epochs=1, **QUIET)
+    assert '"in time"' in (result.folder / "record.jsonl").read_text()
+    assert '"early"' not in (result.folder / "record.jsonl").read_text()
