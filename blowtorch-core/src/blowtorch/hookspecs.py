@@ -263,7 +263,11 @@ class CallbackSpec:
 
     @hookspec
     def epoch_start(self, state: RunState) -> None:
-        """An epoch begins, or goes on after a restart in the middle of it; `state.epoch` is its number."""
+        """An epoch begins with its first batch; `state.epoch` is its number."""
+
+    @hookspec
+    def epoch_resume(self, state: RunState) -> None:
+        """An epoch goes on after a restart in the middle of it; `epoch_start` was called by an earlier process."""
 
     @hookspec
     def train_step_end(self, state: RunState, batch: Any, metrics: Mapping[str, Any]) -> None:
@@ -272,6 +276,16 @@ class CallbackSpec:
         Args:
             batch: the batch trained on, on the device; of an accumulation group the last.
             metrics: what the step returned for it, unreduced; reading a tensor waits for the device.
+        """
+
+    @hookspec
+    def validation_start(self, state: RunState, name: str) -> None:
+        """A validation is about to begin, with the model as it is in training; one that a stop cuts short begins again.
+
+        Random numbers drawn here do not move the streams of training.
+
+        Args:
+            name: `val`, or the name given to the decorator.
         """
 
     @hookspec

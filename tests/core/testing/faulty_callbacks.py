@@ -108,7 +108,7 @@ class CountsEpochsByItself(SoundCallback):
 
 class CountsStartsOfEpochs(SoundCallback):
     @hookimpl
-    def epoch_start(self, state):
+    def epoch_resume(self, state):
         self.count += 100
 
 

@@ -43,6 +43,11 @@ class Console:
         self._epoch_started = state.seconds
 
     @hookimpl
+    def epoch_resume(self, state: RunState) -> None:
+        """Note when the epoch goes on."""
+        self._epoch_started = state.seconds
+
+    @hookimpl
     def validation_end(self, state: RunState, metrics: Mapping[str, float]) -> None:
         """Say what a validation measured, if anything; at the end of an epoch, below the line of the epoch."""
         if not metrics:

@@ -45,8 +45,13 @@ class ProgressBar:
         self._streams: dict[str, tuple[TextIO, TextIO]] = {}  # name in sys → (what was there, what is there now)
 
     @hookimpl
+    def epoch_resume(self, state: RunState) -> None:
+        """Go on with the bar of an epoch after a restart."""
+        self.epoch_start(state)
+
+    @hookimpl
     def epoch_start(self, state: RunState) -> None:
-        """Begin the bar of an epoch, or go on with it after a restart."""
+        """Begin the bar of an epoch."""
         from tqdm.auto import tqdm
 
         self._drawn_step, self._last_step = state.step, _last_step(state)

@@ -22,8 +22,12 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "init": ("model", "device", "config", "state"),
     "configure_optimizers": ("model", "device", "config", "state"),
     "train_step": ("batch", *_ALWAYS, *_TRAINING),
-    "validate_step": ("batch", *_ALWAYS, *_TRAINING),
-    "predict_step": ("batch", *(name for name in _ALWAYS if name != "log")),  # what is predicted is not recorded
+    "validate_step": ("batch", "batch_index", *_ALWAYS, *_TRAINING),
+    "predict_step": (
+        "batch",
+        "batch_index",
+        *(name for name in _ALWAYS if name != "log"),
+    ),  # what is predicted is not recorded
     "train_epoch": ("data_loader", *_ALWAYS, *_TRAINING),
     "validate_epoch": ("data_loader", *_ALWAYS, *_TRAINING),
     "on": (*_ALWAYS, *_TRAINING),

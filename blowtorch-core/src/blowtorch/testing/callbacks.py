@@ -102,7 +102,7 @@ class CallbackContract(Contract):
         self._check_continued(tmp_path, max_epochs=1)
 
     def test_a_run_continued_amid_an_epoch_is_the_same(self, tmp_path: Path) -> None:
-        """`epoch_start` then comes again for the same epoch."""
+        """`epoch_resume` then comes for the same epoch."""
         self._check_continued(tmp_path, max_steps=_BATCHES + 1)
 
     def test_a_run_that_fails_shows_its_own_error(self, tmp_path: Path) -> None:
@@ -214,8 +214,16 @@ def _witness(note: Callable[..., None], is_first: bool) -> Any:
             note("epoch_start", state)
 
         @mark
+        def epoch_resume(self, state: RunState) -> None:
+            note("epoch_resume", state)
+
+        @mark
         def train_step_end(self, state: RunState, batch: Any, metrics: Mapping[str, Any]) -> None:
             note("train_step_end", state, batch=batch, metrics=metrics)
+
+        @mark
+        def validation_start(self, state: RunState, name: str) -> None:
+            note("validation_start", state, name=name)
 
         @mark
         def validation_end(self, state: RunState, name: str, metrics: Mapping[str, float]) -> None:

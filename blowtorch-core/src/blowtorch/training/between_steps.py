@@ -201,10 +201,17 @@ def validate_due(training: Training) -> None:
     for validation in training.validations:
         trigger, time = validation.trigger, training.progress.time()
         if trigger is not None and trigger.is_due(time):
+            announce_validation(training, validation.name)
             with training.steps.returns.objects.put_aside():
                 metrics = validate(validation, training.state, may_be_cut=training.steps.function.kind == "train_step")
             trigger.mark_done(time)
             record_validation(training, validation.name, metrics)
+
+
+def announce_validation(training: Training, name: str) -> None:
+    """Let callbacks know that a validation is about to begin."""
+    with isolated_random(derive_seed(training.state.seed, training.progress.step, name, "start")):
+        notify(training, "validation_start", name=name)
 
 
 def record_validation(training: Training, name: str, metrics: Mapping[str, float]) -> None:

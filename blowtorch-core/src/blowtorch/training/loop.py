@@ -2,7 +2,7 @@
 
     run_start
     for each epoch:
-        epoch_start
+        epoch_start                          # or epoch_resume, after a restart in the middle of it
         for each step:                       # of one batch, or of an accumulation group of them
             fetch a batch                    # on the device, in the order of (seed, epoch), from the right position
             forward, backward
@@ -28,6 +28,7 @@ from blowtorch.errors import CheckpointError, ScriptError
 from blowtorch.training.between_steps import (
     EpochCutError,
     after_step,
+    announce_validation,
     decide_and_save,
     end_epoch,
     is_limit_reached,
@@ -62,7 +63,7 @@ def train(training: Training, most_epochs: int | None = None) -> None:
         if progress.is_epoch_done:
             training.steps.restore_streams()  # what takes part in the beginning of an epoch may draw from them
             progress.start_epoch()
-        notify(training, "epoch_start")
+        notify(training, "epoch_resume" if is_within_epoch else "epoch_start")
         with contextlib.suppress(ValidationCutError, EpochCutError):  # a validation is still due when the run goes on
             batches = start_batches(training.steps)
             goes_on = not is_within_epoch or after_step(training)  # a validation may be due since before a restart
@@ -94,6 +95,7 @@ def start_run(training: Training) -> None:
     if is_new:
         for validation in training.validations:
             if validation.is_at_start:
+                announce_validation(training, validation.name)
                 record_validation(training, validation.name, validate(validation, training.state))
         decide_and_save(training)
 

@@ -90,12 +90,12 @@ def validate(
                 returns.add({} if returned is None else returned, 1)
             else:
                 read = returns.reader()
-                for batch in batches:
+                for index, batch in enumerate(batches):
                     if may_be_cut and state.interruption is not None:
                         validation.batches.forget_epoch()
                         raise ValidationCutError
                     # Not by `call`, so that the user's step is no deeper in the stack than it must be.
-                    read(function.function(**function.fill(batch=batch)), batch)
+                    read(function.function(**function.fill(batch=batch, batch_index=index)), batch)
                 if most_batches is None:
                     report_length(validation.batches, validation.pace.num_batches, state)
             measured = means(returns.window.close()) | returns.objects.compute()

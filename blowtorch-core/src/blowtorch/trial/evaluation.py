@@ -1,6 +1,7 @@
 """How good a model is, and what it predicts, outside of a run."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,12 @@ def _predictions(function: Function, state: RunState, batches: Batches) -> Itera
     streams = SeparateStreams(derive_seed(state.seed, "predict"))
     with contextlib.closing(batches):
         iterator = batches.iterate(1)
-        while True:
+        for index in itertools.count():
             with streams, judging(state):
                 batch = next(iterator, _NOTHING)
                 if batch is _NOTHING:
                     return
-                output = move(function.call(batch=batch), _CPU)
+                output = move(function.call(batch=batch, batch_index=index), _CPU)
             yield output
 
 
