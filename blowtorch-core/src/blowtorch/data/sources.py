@@ -5,6 +5,7 @@ for its workers. An iterable that has a state restores its own position; any oth
 """
 
 import contextlib
+import inspect
 import itertools
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -241,11 +242,38 @@ def _find_stateful(loader: Any) -> Any:
     if isinstance(loader, DataLoader):
         if not isinstance(loader.dataset, IterableDataset):
             return None  # its order is a function of (seed, epoch)
+        if _loses_position(loader):
+            return None
         candidates += [] if loader.num_workers else [loader.dataset]
     for candidate in candidates:
-        if has_state(candidate):
+        if has_state(candidate) and not _has_shuffle_buffer(candidate):
             return candidate
     return None
+
+
+def _loses_position(loader: DataLoader[Any]) -> bool:
+    """Return whether a loader with a state is known to come back to another batch than the one at which it was.
+
+    That of torchdata counts from its last restart where a dataset and its iterator have no state, and that of datasets
+    leaves out what is in a buffer that shuffles. Both are drawn forward instead.
+    """
+    is_torchdata = type(loader).__module__ == "torchdata.stateful_dataloader.stateful_dataloader"
+    is_generator = inspect.isgeneratorfunction(getattr(type(loader.dataset), "__iter__", None))
+    counts_anew = is_torchdata and is_generator and not has_state(loader.dataset)
+    return counts_anew or _has_shuffle_buffer(loader.dataset)
+
+
+def _has_shuffle_buffer(stream: Any) -> bool:
+    """Return whether a stream of the library datasets, or a stage of it, shuffles by a buffer."""
+    if not type(stream).__module__.startswith("datasets."):
+        return False
+    stages = [getattr(stream, "_ex_iterable", stream)]
+    for stage in stages:
+        if type(stage).__name__ == "BufferShuffledExamplesIterable":
+            return True
+        stages += [inner for inner in (getattr(stage, "ex_iterable", None),) if inner is not None]
+        stages += getattr(stage, "ex_iterables", [])
+    return False
 
 
 def draw_forward(iterable: Iterable[Any], seed: int, position: int) -> Iterator[Any]:
