@@ -155,7 +155,7 @@ def test_secrets_are_kept_nowhere(script):
 def test_a_disk_that_is_full_fails_the_run_loudly_and_a_later_start_goes_on(script):
     """A limit on the size of files stands for the full disk: no checkpoint fits under it."""
     limited = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    limited += "import os\nif os.environ.get('FULL'): resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+    limited += "import os\nif os.environ.get('FULL'): resource.setrlimit(resource.RLIMIT_FSIZE, (3500, 3500))\n"
     folder = script(limited + PLAIN)
     done = execute(folder, "with", "run.max_epochs=2", "run.resume=auto", FULL="1", PYTHONDONTWRITEBYTECODE="1")
     assert done.returncode == 1

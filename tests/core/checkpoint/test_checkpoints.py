@@ -131,7 +131,7 @@ def test_a_best_that_could_not_be_written_is_not_the_best(make_run, net, loader)
         return {"loss": next(losses)}
 
     with pytest.warns(BlowtorchWarning, match="step-00000016 could not be written"):
-        result = run(net, loader, loader, max_epochs=3, checkpoint_backend=FailingBackend("step-00000016"), **QUIET)
+        result = run(net, loader, max_epochs=3, checkpoint_backend=FailingBackend("step-00000016"), **QUIET)
     assert (result.best.name, result.best.metric) == ("step-00000024", 0.8)
     assert (result.folder / "checkpoints" / "best").read_text().strip() == "step-00000024"
 

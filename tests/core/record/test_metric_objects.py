@@ -186,7 +186,7 @@ def test_each_validation_computes_its_own(make_net, loader, data):
     result = run(make_net(), loader, **QUIET)
     for name in ("all", "few"):
         assert result.metrics[f"{name}/metric"] == pytest.approx(result.metrics[f"{name}/loss"])
-    assert run.evaluate(make_net(), [data[:8]])["all/metric"] > 0
+    assert run.evaluate(make_net(), [data[:8]], name="all")["all/metric"] > 0
 
 
 @pytest.mark.parametrize("kind", ["train_epoch", "validate_epoch"])
