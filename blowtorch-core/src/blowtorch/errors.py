@@ -69,8 +69,16 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def warn(message: str) -> None:
-    """Warn with a `BlowtorchWarning` that points at the nearest line outside blowtorch."""
+    """Warn with a `BlowtorchWarning` that points at the nearest line outside blowtorch.
+
+    A filter may turn it into an error; a stream that does not take it is none.
+    """
     frame, stacklevel = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, stacklevel = frame.f_back, stacklevel + 1
-    warnings.warn(message, BlowtorchWarning, stacklevel=stacklevel)
+    try:
+        warnings.warn(message, BlowtorchWarning, stacklevel=stacklevel)
+    except BlowtorchWarning:
+        raise
+    except Exception:  # standard error is closed, or the user's own; to warn is no reason for a run to fail
+        pass

@@ -1,5 +1,6 @@
 """What a run says while it is under way."""
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Mapping
@@ -100,15 +101,14 @@ class Console:
     @hookimpl
     def line_said(self, text: str) -> None:
         """Print a line. What becomes of it is no reason for a run to fail."""
-        if not self.progress:
+        if not self.progress or sys.stdout is None:
             return
         from tqdm import tqdm
 
-        try:
-            tqdm.write(_encodable(text, sys.stdout.encoding or "utf-8"), file=sys.stdout)
+        # The terminal or the reader of a pipe is gone, or the stream is the user's own and can do anything.
+        with contextlib.suppress(Exception):
+            tqdm.write(_encodable(text, getattr(sys.stdout, "encoding", None) or "utf-8"), file=sys.stdout)
             sys.stdout.flush()
-        except OSError:  # the terminal or the reader of a pipe is gone
-            pass
 
 
 def format_number(value: float) -> str:

@@ -1,9 +1,10 @@
 """A bar that shows how far an epoch is."""
 
+import contextlib
 import io
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from blowtorch import OptionError, RunState, hookimpl
@@ -22,7 +23,8 @@ class ProgressBar:
     """A progress bar with rate, time left and current metrics, in a terminal or a notebook.
 
     A run has one without naming it, unless the option `progress` is off or standard error is neither. In a terminal,
-    what the script prints while there is a bar takes the bar's place, and the bar comes back below.
+    what the script prints while there is a bar takes the bar's place, and the bar comes back below. Where it can no
+    longer be drawn, as in a terminal that is closed, it is given up, and the run goes on.
 
     Args:
         num_metrics: how many metrics stand behind the bar at most, those of training first; fewer where the terminal
@@ -52,23 +54,13 @@ class ProgressBar:
     @hookimpl
     def epoch_start(self, state: RunState) -> None:
         """Begin the bar of an epoch."""
-        from tqdm.auto import tqdm
-
         self._drawn_step, self._last_step = state.step, _last_step(state)
-        line = _UNKNOWN_END if self._last_step is None else _KNOWN_END
-        self._bar = tqdm(
-            desc=f"epoch {state.epoch}" + ("" if state.max_epochs is None else f"/{state.max_epochs}"),
-            total=None if self._last_step is None else state.batch + self._last_step - state.step,
-            initial=state.batch,
-            unit=" steps",
-            leave=False,
-            dynamic_ncols=True,
-            bar_format=line + (_MARGIN if sys.stderr.isatty() else ""),
-            miniters=1,  # when to draw is decided here
-            mininterval=0,
-        )
         self._is_drawn, self._is_amid_line = True, False
-        self._watch_streams()
+        if sys.stderr is not None:
+            with self._giving_up():
+                sys.stderr.write("")  # else a bar would be made, and fail once more when it goes
+                self._bar = self._begin(state)
+            self._watch_streams()
 
     @hookimpl
     def train_step_end(self, state: RunState) -> None:
@@ -86,9 +78,37 @@ class ProgressBar:
         """End the bar of an epoch that was cut short."""
         self._close()
 
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Give the bar up if it cannot be drawn; whatever that raises is no reason for a run to fail."""
+        try:
+            yield
+        except Exception:
+            if self._bar is not None:
+                self._bar.disable = True  # or it would try again when it is closed, and when it goes
+                self._bar = None
+
+    def _begin(self, state: RunState) -> "tqdm[Any]":
+        from tqdm.auto import tqdm
+
+        line = _UNKNOWN_END if self._last_step is None else _KNOWN_END
+        return tqdm(
+            desc=f"epoch {state.epoch}" + ("" if state.max_epochs is None else f"/{state.max_epochs}"),
+            total=None if self._last_step is None else state.batch + self._last_step - state.step,
+            initial=state.batch,
+            unit=" steps",
+            leave=False,
+            dynamic_ncols=True,
+            bar_format=line + (_MARGIN if _is_terminal(sys.stderr) else ""),
+            miniters=1,  # when to draw is decided here
+            mininterval=0,
+        )
+
     def _draw(self, state: RunState) -> None:
         self._next_time = time.monotonic() + _PAUSE
-        if self._bar is not None and not self._is_amid_line:
+        if self._bar is None or self._is_amid_line:
+            return
+        with self._giving_up():
             columns = self._bar.ncols if isinstance(self._bar.ncols, int) else 120  # a notebook's bar has none
             self._bar.set_postfix_str(self._choose(state.metrics, max(0, columns - _TAKEN)), refresh=False)
             self._bar.update(state.step - self._drawn_step)
@@ -105,9 +125,10 @@ class ProgressBar:
         return ", ".join(chosen)
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        with self._giving_up():
+            if self._bar is not None:
+                self._bar.close()
+        self._bar = None
         for name, (before, watched) in self._streams.items():
             if getattr(sys, name) is watched:
                 setattr(sys, name, before)
@@ -117,14 +138,15 @@ class ProgressBar:
         """Have the bar leave the terminal whenever something else is written to it."""
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
-            if stream is not None and stream.isatty():
+            if _is_terminal(stream):
                 watched = cast(TextIO, _WatchedStream(stream, self._make_room))
                 self._streams[name] = (stream, watched)
                 setattr(sys, name, watched)
 
     def _make_room(self, text: str) -> None:
         if self._bar is not None and self._is_drawn:
-            self._bar.clear(nolock=True)  # a forked worker that prints, and is killed, must not keep the lock
+            with self._giving_up():
+                self._bar.clear(nolock=True)  # a forked worker that prints, and is killed, must not keep the lock
             self._is_drawn = False
         self._is_amid_line = not text.endswith("\n")
 
@@ -192,6 +214,14 @@ class _WatchedStream(io.TextIOBase):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Return whether a stream is a terminal; one that cannot tell, being None, closed or the user's own, is none."""
+    try:
+        return bool(stream.isatty())
+    except Exception:
+        return False
 
 
 def _last_step(state: RunState) -> int | None:

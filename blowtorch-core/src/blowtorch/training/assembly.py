@@ -309,7 +309,12 @@ def _create_callbacks(options: RunOptions, plugins: Plugins) -> list[Plugin]:
 def _can_show_bar() -> bool:
     """Return whether standard error is a terminal or a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", ())
+    if "IPKernelApp" in getattr(shell, "config", ()):
+        return True
+    try:
+        return bool(sys.stderr.isatty())
+    except Exception:  # it is None or closed, or the user's own, with `write` and little else
+        return False
 
 
 def _trigger(interval: str | None) -> Trigger | None:
