@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blowtorch.clock import NEVER, Time
+from blowtorch.clock import NEVER, Time, monotonic_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +71,12 @@ class Progress:
     interruption: str | None = None
     next_event: int = NEVER
     earlier_seconds: float = 0.0
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=monotonic_seconds)
 
     @property
     def seconds(self) -> float:
         """Seconds that the run has been under way, those of the processes that it continues included."""
-        return self.earlier_seconds + time.monotonic() - self.started
+        return self.earlier_seconds + monotonic_seconds() - self.started
 
     @property
     def is_ending(self) -> bool:

@@ -26,10 +26,11 @@ class Tee:
         pass
 
 
-class Mute(Tee):
+class Mute:
     """It has no `flush` either."""
 
-    flush = None
+    def write(self, text):
+        pass
 
 
 class Unencoded(Tee):
@@ -39,7 +40,7 @@ class Unencoded(Tee):
         return None
 
 
-class Raising(io.TextIOBase):
+class Raising:
     def __init__(self, error, is_terminal=False):
         self.error = error
         self.is_terminal = is_terminal
@@ -47,7 +48,8 @@ class Raising(io.TextIOBase):
     def write(self, text):
         raise self.error
 
-    flush = write
+    def flush(self):
+        raise self.error
 
     def isatty(self):
         if self.is_terminal:

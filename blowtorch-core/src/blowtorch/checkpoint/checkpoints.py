@@ -5,6 +5,7 @@ back. The loop waits while the state is copied; the copy is written, made durabl
 the manifest last, then the pointers, and only then is anything older deleted. Nothing incomplete is ever published.
 """
 
+import contextlib
 import dataclasses
 import shutil
 import tempfile
@@ -40,7 +41,7 @@ class Writing:
         position: tells its moment from others, also those of the same step.
         is_best: whether it is the best so far.
         previous_best: what was the best before it, and is again if it cannot be written.
-        outcome: once it is published, why an older one could not be deleted, or None.
+        outcome: once it is published, what could not be done after that, in a sentence, or None.
     """
 
     checkpoint: Checkpoint
@@ -141,7 +142,7 @@ class Checkpoints:
         def write() -> None:
             try:
                 self._publish(writing)
-                writing.outcome.set_result(delete_superseded(self._store, options, best))
+                writing.outcome.set_result(self._tidy_up(writing, best))
             except BaseException as error:  # `wait` raises it in the loop
                 writing.outcome.set_exception(error)
             progress.next_event = 0  # so the loop looks after its next step, and need not ask after each
@@ -177,8 +178,13 @@ class Checkpoints:
         return dataclasses.replace(writing, checkpoint=published)
 
     def abandon(self) -> None:
-        """Publish no more: the process goes on without this run, which may be continued meanwhile."""
+        """Publish no more, and wait until nothing is written: the process goes on without this run.
+
+        It may be continued meanwhile, so the folder is not given back before.
+        """
         self._is_abandoned = True
+        with contextlib.suppress(Exception):  # one that was not published is not the best either
+            self.wait()
 
     def is_current(self) -> bool:
         """Return whether a checkpoint of this very moment is published."""
@@ -260,25 +266,39 @@ class Checkpoints:
         temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=self._folder))
         try:
             self._record.make_durable()
-            entries = {file: write_tensors(content, temporary / file) for file, content in writing.files.items()}
+            entries = {}
+            for file, content in writing.files.items():
+                self._check_goes_on()
+                entries[file] = write_tensors(content, temporary / file)
             step, epoch, metrics = writing.checkpoint.step, writing.epoch, writing.metrics
             write_manifest(temporary, step, epoch, metrics, entries, writing.frozen)
-            if self._is_abandoned:
-                raise CheckpointError("the run was stopped at once")
+            self._check_goes_on()
             self._store.publish(name, temporary)
-            self._point("latest", name)
-            if writing.is_best:
-                self._point("best", name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def _check_goes_on(self) -> None:
+        if self._is_abandoned:
+            raise CheckpointError("the run was stopped at once")
+
+    def _tidy_up(self, writing: Writing, best: Checkpoint | None) -> str | None:
+        """Move the pointers to what is published, and delete what is older; return what could not be done, or None."""
+        try:
+            for pointer in ("latest", "best") if writing.is_best else ("latest",):
+                self._point(pointer, writing.checkpoint.name)
+        except OSError as error:  # the manifests count
+            return f"{self._folder} could not be pointed to {writing.checkpoint.name}: {error}"
+        problem = delete_superseded(self._store, self._state.options, best)
+        return None if problem is None else f"an old checkpoint could not be deleted: {problem}"
 
     def _restore(self, name: str, directory: Path) -> dict[str, Any]:
         length, random = self._contents.put_back(directory, name, set(self._state.options.resume_without))
         self._put_aside_after(self._progress.step)
-        self._point("latest", name)
         best = self._progress.best
-        if best is not None and best.name in self._store.names():
-            self._point("best", best.name)
+        with contextlib.suppress(OSError):  # the manifests count
+            self._point("latest", name)
+            if best is not None and best.name in self._store.names():
+                self._point("best", best.name)
         self._record.cut(length)  # last: a checkpoint taken later would not fit to it
         self._saved_at, self._last_good = self._position(), name
         return random

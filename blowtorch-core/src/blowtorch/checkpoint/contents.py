@@ -1,7 +1,6 @@
 """What a checkpoint holds, part by part: nothing is missing, nothing left over, all of it plain."""
 
 import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from blowtorch.checkpoint.tensors import (
     read_tensors,
     read_weights,
 )
-from blowtorch.clock import Triggers
+from blowtorch.clock import Triggers, monotonic_seconds
 from blowtorch.errors import CheckpointError, nearest
 from blowtorch.folder.manifest import read_manifest
 from blowtorch.options import RunOptions
@@ -78,7 +77,7 @@ class SavedProgress:
         progress = self._progress
         progress.step, progress.epoch, progress.batch = state["step"], state["epoch"], state["batch"]
         progress.is_epoch_done, progress.samples = state["is_epoch_done"], state["samples"]
-        progress.earlier_seconds, progress.started = state["seconds"], time.monotonic()
+        progress.earlier_seconds, progress.started = state["seconds"], monotonic_seconds()
         progress.earlier_total_steps = state["total_steps"]
         progress.metrics, progress.measured_at = dict(state["metrics"]), dict(state["measured_at"])
         progress.num_skipped, progress.stop_reason = state["num_skipped"], state["stop_reason"]

@@ -2,7 +2,7 @@
 
 These are the attribute `_iterator` of a loader, which holds the workers that outlive an epoch; the attribute
 `_IterableDataset_len_called`, the length that it warns of if more comes; the method `_shutdown_workers` of its
-iterators; and the settings of a loader, as they lie in its `__dict__`. torch refuses to have some of them set, but a
+iterators, and their attribute `_workers`; and the settings of a loader, as they lie in its `__dict__`. torch refuses to have some of them set, but a
 copy with other settings keeps the meaning of all the rest, those of subclasses included.
 """
 
@@ -63,4 +63,7 @@ def end_workers(loader: DataLoader[Any], iterator: Iterator[Any] | None) -> None
     for name in ("_shutdown_workers", "close"):  # a subclass of DataLoader may iterate by a generator
         if callable(getattr(iterator, name, None)):
             getattr(iterator, name)()
+    for worker in getattr(iterator, "_workers", ()):
+        if worker.is_alive():  # torch has waited for it, and then sent a signal that it leaves to the main process
+            worker.kill()
     loader._iterator = None

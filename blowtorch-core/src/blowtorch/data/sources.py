@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, IterDataPipe
 from blowtorch.data.loaders import copy_loader, end_workers, has_own_iterator
 from blowtorch.data.order import EpochOrder
 from blowtorch.data.samplers import has_state, tell_epoch
-from blowtorch.data.workers import SeededDataset, SeededStream, WorkerSetup
+from blowtorch.data.workers import SeededDataset, SeededStream, WorkerSetup, starting_workers
 from blowtorch.errors import warn
 from blowtorch.streams import SeparateStreams, derive_seed, random_state, restore_random_state
 
@@ -152,7 +152,8 @@ class OrderedLoaderSource(Source):
 
     def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
         self.order.set(epoch, position)
-        batches: Iterator[Any] = iter(self._loader)
+        with starting_workers() if self._loader.num_workers else contextlib.nullcontext():
+            batches: Iterator[Any] = iter(self._loader)
         if self._loader.num_workers:
             self._running = weakref.ref(batches)
         return self._led(batches, position) if position and has_own_iterator(self._loader) else batches
@@ -198,7 +199,8 @@ class StreamLoaderSource(Source):
     def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
         if self._stream is not None:
             self._stream.set(seed, epoch)
-        batches: Iterator[Any] = iter(self._loader)
+        with starting_workers():
+            batches: Iterator[Any] = iter(self._loader)
         self._running = weakref.ref(batches)
         self._warn_of_drawing(position)
         for _ in itertools.islice(batches, position):
@@ -229,10 +231,12 @@ def choose_source(loader: Any, name: str, seed: int, device: torch.device) -> So
         return OrderedLoaderSource(loader, name, seed, settings)
     if stateful is None and loader.num_workers:
         return StreamLoaderSource(loader, name, seed, settings)
+    if loader.num_workers:
+        settings["worker_init_fn"] = WorkerSetup(loader.dataset, loader.worker_init_fn)
     twin = copy_loader(loader, **settings)
     if stateful is None:
         return Source(twin, name, seed)
-    # A loader with a state looks for that of its dataset, so its workers are left to itself.
+    # A loader with a state looks for that of its dataset, so the randomness of its workers is left to itself.
     return StatefulSource(twin, twin if stateful is loader else stateful, name, seed)
 
 

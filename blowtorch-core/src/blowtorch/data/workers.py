@@ -1,9 +1,12 @@
 """The workers of a loader: their random streams are seeded by the epoch and position of the batch that they load."""
 
+import contextlib
 import dataclasses
+import os
 import random
 import signal
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from blowtorch.data.order import SeededIndex
 from blowtorch.data.samplers import tell_epoch
 from blowtorch.streams import derive_seed
+
+# What comes to a whole group of processes: from the keyboard, from a queue system, from a terminal that is closed.
+_GROUP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class SeededDataset:
@@ -76,7 +82,7 @@ class SeededStream(IterableDataset[Any]):
 
 @dataclasses.dataclass
 class WorkerSetup:
-    """The `worker_init_fn` of our copy of a loader: it leaves Ctrl-C to the main process, and calls the user's own.
+    """The `worker_init_fn` of our copy of a loader: it leaves signals to the main process, and calls the user's own.
 
     Args:
         dataset: the user's own, which `torch.utils.data.get_worker_info` then shows in the worker.
@@ -88,7 +94,7 @@ class WorkerSetup:
 
     def __call__(self, worker: int) -> None:
         """Prepare the worker in which torch calls this; `worker` is its number."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        leave_signals_to_main_process()
         info = get_worker_info()
         if info is not None:
             object.__setattr__(info, "dataset", self.dataset)  # a WorkerInfo refuses to be changed
@@ -101,3 +107,36 @@ def seed_worker(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+
+
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+    """Hold signals back while workers are started: one that comes before `WorkerSetup` would end them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_main_process() -> None:
+    """Have a worker go on when a signal comes to its whole group: the main process stops the run, and needs batches.
+
+    Ctrl-C is ignored, also by programs that a dataset starts. Other signals end the worker once the main process is gone.
+    """
+    main = os.getppid()
+
+    def heed(number: int, frame: FrameType | None) -> None:
+        if os.getppid() != main:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    for number in _GROUP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else heed)
+        if hasattr(signal, "siginterrupt"):
+            signal.siginterrupt(number, False)  # or a system call of a library may fail
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)

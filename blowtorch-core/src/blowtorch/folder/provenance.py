@@ -1,5 +1,6 @@
 """What is written down so that a run can be repeated: source, changes, environment, model."""
 
+import contextlib
 import functools
 import importlib.metadata
 import itertools
@@ -43,7 +44,7 @@ def snapshot(folder: Path, script: Path | None, git_timeout_s: float = 10.0) -> 
     for write in (_copy_source, write_changes, _write_environment):
         try:
             write(folder, script)
-        except (OSError, subprocess.SubprocessError) as error:
+        except Exception as error:  # it reads the modules and packages of others, which may raise anything
             problems.append(f"code and environment could not be kept whole: {error}")
     return problems
 
@@ -55,7 +56,7 @@ def git_commit(script: Path | None, git_timeout_s: float = 10.0) -> str | None:
     """
     try:
         return (_git(_folder_of(script), git_timeout_s, "rev-parse", "HEAD") or b"").decode().strip() or None
-    except subprocess.TimeoutExpired:
+    except (OSError, subprocess.SubprocessError):
         return None
 
 
@@ -64,7 +65,10 @@ def local_modules(script: Path | None) -> list[Path]:
     roots = _roots(script)
     paths = set() if script is None else {script.resolve()}
     for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
+        try:
+            file = getattr(module, "__file__", None)
+        except Exception:  # one that is loaded when it is first looked at, and cannot be
+            continue
         if not isinstance(file, str) or not file.endswith(".py") or (file.startswith("/") and _is_installed(file)):
             continue
         path = Path(file).resolve()
@@ -117,7 +121,10 @@ def summarize_model(model: nn.Module) -> str:
 
 def _module_line(module: nn.Module) -> str:
     is_leaf = next(module.children(), None) is None
-    text = repr(module).splitlines()[0] if is_leaf else type(module).__name__
+    text = type(module).__name__
+    if is_leaf:
+        with contextlib.suppress(Exception):  # what it says of itself is the user's
+            text = repr(module).splitlines()[0]
     count = _count(module)
     return f"{text}, {count}" if any(True for _ in module.parameters()) else text
 

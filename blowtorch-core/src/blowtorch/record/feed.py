@@ -63,13 +63,17 @@ class LoggerFeed:
         self._is_closing = False
         self._is_abandoned = False
         self._thread = threading.Thread(target=self._run, name=f"blowtorch {plugin.label}", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the system has no more threads; `report` says what the logger lacks
+            self.trouble = str(error)
 
     def close(self, deadline: float) -> bool:
         """Wait until the logger has every event, at most until `deadline` on the monotonic clock; return if it has."""
         self._is_closing = True
         self._wake.set()
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.ident is not None:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
         self._is_abandoned = True
         self._wake.set()
         return self.is_finished
@@ -100,9 +104,9 @@ class LoggerFeed:
         """Return the position to read from, the last step before it, and the step to rewind the logger to, or None."""
         try:
             cursor = json.loads(self._cursor_path.read_text())
-        except (OSError, ValueError):
+            position, step = int(cursor["position"]), int(cursor["step"])
+        except (OSError, ValueError, LookupError, TypeError):
             return 0, 0, None  # a logger that is new to this run is given all of it
-        position, step = int(cursor["position"]), int(cursor["step"])
         if rewound is None:
             return position, step, None
         # It may have been given more than its cursor says, so it is rewound even where the cursor need not move.
@@ -165,6 +169,7 @@ class LoggerFeed:
             self.plugin.call(getattr(LoggerSpec, f"log_{event['event']}"), **arguments)
             self._step = event["step"]
         elif event["event"] == "finish":
+            self.plugin.call(LoggerSpec.log_flush)  # the last of what was handed over, while it can still be sent
             self.plugin.call(LoggerSpec.log_finish, status=event["status"], summary=event["summary"])
             self.is_finished = True
 

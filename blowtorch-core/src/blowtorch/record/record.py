@@ -4,6 +4,7 @@ The loop appends events to `record.jsonl`. A thread for each logger reads that f
 logger that is slow, down or broken falls behind and catches up; it cannot slow, stop or falsify a run.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -65,11 +66,14 @@ class Record:
         if not data:
             return True
         try:
+            if self._unwritten:
+                self._file.truncate(self._length)  # what the last attempt has left
             written = self._file.write(data)
             if written != len(data):
                 raise OSError(f"{written} of {len(data)} bytes were written")
         except OSError as error:
-            self._file.truncate(self._length)
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._length)
             self._unwritten = data
             if (held := data.count(b"\n")) > _HELD_EVENTS:
                 raise RunFolderError(
@@ -112,7 +116,10 @@ class Record:
     def close(self) -> bool:
         """Write the events that are held and close the file; return whether it has all of them."""
         is_complete = self.write()
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError:
+            return False
         return is_complete
 
 

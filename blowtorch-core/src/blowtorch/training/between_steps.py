@@ -60,7 +60,7 @@ def after_step(training: Training, may_be_last: bool = True) -> bool:
     if 0 < progress.next_event <= progress.step < training.next_decision:  # there is nothing to do but to record
         record_due(training)
         await_next_event(training)
-        return True
+        return not progress.is_ending  # a signal may have come while metrics were recorded
     training.is_end_awaited = is_last = may_be_last and progress.batch == training.steps.batches.num_batches
     record_due(training)
     report_published(training)
@@ -292,7 +292,7 @@ def wait_for_checkpoint(training: Training) -> None:
         notify(training, "checkpoint_saved", checkpoint=checkpoint, is_best=saved.is_best)
     problem = saved.outcome.result()
     if problem is not None:
-        training.workspace.lines.warn(f"an old checkpoint could not be deleted: {problem}")
+        training.workspace.lines.warn(problem)
 
 
 def warn_unsaved(training: Training, error: BlowtorchError) -> None:
