@@ -30,7 +30,7 @@ _NOTATION = re.compile(r"\s*(\d{1,15}(?:\.\d+)?|\.\d+)\s*([kKMG]?)\s+([A-Za-z]+)
 
 
 def monotonic_seconds(read: Callable[[], float] = time.monotonic) -> float:
-    """Return the seconds of a clock that always goes forward; a test that freezes the time does not reach its default."""
+    """Return the seconds of a clock that only goes forward; a test that freezes the time does not reach it."""
     return read()
 
 

@@ -183,7 +183,10 @@ class LoggerSpec:
 
     @hookspec
     def log_flush(self) -> None:
-        """Everything recorded so far has been handed over; a good moment to write it out."""
+        """Everything recorded so far has been handed over; a good moment to write it out.
+
+        Called after each burst of events, and right before `log_finish`.
+        """
 
     @hookspec
     def log_finish(self, status: str, summary: Mapping[str, float]) -> None:

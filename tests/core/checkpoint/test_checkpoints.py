@@ -4,6 +4,8 @@ import os
 import random
 import signal
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 from blowtorch import BlowtorchWarning, CheckpointError, find_runs, hookimpl, open_run
 from blowtorch.builtin.local import LocalBackend
+from blowtorch.folder.lock import is_owned
 from tests.core.checkpoint.comparisons import QUIET, names, weights
 
 
@@ -153,15 +156,19 @@ def test_an_error_waits_for_the_checkpoint_on_its_way(make_run, net, loader, eve
     assert [event["event"] for event in view.events()][-2:] == ["checkpoint", "finish"]
 
 
-def test_a_second_ctrl_c_waits_for_nothing_and_publishes_nothing_later(make_run, net, loader, monkeypatch):
+def test_after_a_second_ctrl_c_nothing_is_published_and_the_folder_is_kept_until_the_writer_has_ended(
+    make_run, net, loader, monkeypatch
+):
     """The checkpoint is just about to be made durable when the run is stopped."""
-    is_stopped, was_reached = threading.Event(), threading.Event()
+    is_stopped, was_reached, owned = threading.Event(), threading.Event(), []
 
     def hold(descriptor, fsync=os.fsync):
         """A disk that takes its time, for the thread that writes a checkpoint."""
         if threading.current_thread() is not threading.main_thread():
             was_reached.set()
             assert is_stopped.wait(20)
+            time.sleep(0.2)
+            owned.extend(is_owned(folder) for folder in Path("train_logs").iterdir())
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", hold)
@@ -171,17 +178,32 @@ def test_a_second_ctrl_c_waits_for_nothing_and_publishes_nothing_later(make_run,
     def stop(step):
         if step == 5:
             assert was_reached.wait(20)
+            is_stopped.set()
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         run(net, loader, checkpoint_every="4 steps", **QUIET)
-    (writer,) = [thread for thread in threading.enumerate() if thread.name == "blowtorch step-00000004"]
-    is_stopped.set()
-    writer.join(20)
     (view,) = find_runs()
+    assert owned and all(owned)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("blowtorch step")]
     assert view.checkpoints == [] and view.status == "stopped"
     assert not list((view.path / "checkpoints").iterdir())
+    assert "best" not in (view.path / "console.log").read_text()
+
+
+def test_a_pointer_that_cannot_be_written_costs_no_checkpoint(make_run, net, loader, monkeypatch):
+    def replace(path, target, real=Path.replace):
+        if path.name == ".tmp-latest":
+            raise OSError(5, "Input/output error")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.warns(BlowtorchWarning, match="could not be pointed to step-00000008.*Input/output error"):
+        result = make_run(validates=False)(net, loader, max_epochs=1, **QUIET)
+    with pytest.warns(BlowtorchWarning, match="could not be pointed to step-00000016"):
+        again = make_run(validates=False)(net, loader, max_epochs=2, resume=str(result.folder), **QUIET)
+    assert (result.status, again.status, again.step) == ("finished", "finished", 16)
 
 
 def test_nothing_is_deleted_before_its_successor_is_durable(make_run, net, loader):

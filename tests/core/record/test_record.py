@@ -304,3 +304,55 @@ def test_what_a_full_disk_has_refused_is_written_once_and_in_order_when_there_is
     record.append("warning", number=200)
     assert record.close()
     assert [event["number"] for event in read(path)] == list(range(201))
+
+
+def test_a_logger_is_flushed_right_before_it_is_finished(path, feed):
+    """What comes last would otherwise be written out by luck alone, by a logger that does so when it is asked to."""
+    calls = []
+
+    class Buffered:
+        @hookimpl
+        def log_metrics(self, step):
+            calls.append(step)
+
+        @hookimpl
+        def log_flush(self):
+            calls.append("flush")
+
+        @hookimpl
+        def log_finish(self):
+            calls.append("finish")
+
+    record = Record(path)
+    append_metrics(record, 1)
+    finish(record)
+    record.close()
+    assert feed(Buffered()).close(time.monotonic() + 20)
+    assert calls == [1, "flush", "finish"]
+
+
+def test_a_cursor_that_makes_no_sense_hands_over_everything(path, feed, tmp_path):
+    record, collector = Record(path), Collector()
+    append_metrics(record, 1)
+    finish(record)
+    record.close()
+    (tmp_path / "logger").mkdir()
+    (tmp_path / "logger" / ".cursor").write_text('{"step": 3}')
+    assert feed(collector).close(time.monotonic() + 20)
+    assert (1, {"train/loss": 0.1}) in collector.calls
+
+
+def test_a_thread_that_cannot_be_started_is_told_of_and_costs_nothing(path, feed, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    record, warnings = Record(path), []
+    append_metrics(record, 1)
+    finish(record)
+    record.close()
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    logger_feed = feed(Collector())
+    monkeypatch.undo()
+    assert not logger_feed.close(time.monotonic() + 20)
+    logger_feed.report(warnings.append)
+    assert "can't start new thread" in warnings[0] and "2 events behind" in warnings[0]

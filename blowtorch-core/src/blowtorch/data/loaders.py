@@ -2,8 +2,8 @@
 
 These are the attribute `_iterator` of a loader, which holds the workers that outlive an epoch; the attribute
 `_IterableDataset_len_called`, the length that it warns of if more comes; the method `_shutdown_workers` of its
-iterators, and their attribute `_workers`; and the settings of a loader, as they lie in its `__dict__`. torch refuses to have some of them set, but a
-copy with other settings keeps the meaning of all the rest, those of subclasses included.
+iterators, and their attribute `_workers`; and the settings of a loader, as they lie in its `__dict__`. torch refuses to
+have some of them set, but a copy with other settings keeps the meaning of all the rest, those of subclasses included.
 """
 
 import copy

@@ -125,7 +125,7 @@ def starting_workers() -> Iterator[None]:
 def leave_signals_to_main_process() -> None:
     """Have a worker go on when a signal comes to its whole group: the main process stops the run, and needs batches.
 
-    Ctrl-C is ignored, also by programs that a dataset starts. Other signals end the worker once the main process is gone.
+    Ctrl-C is ignored, also by programs that a dataset starts. Others end the worker once the main process is gone.
     """
     main = os.getppid()
 

@@ -274,4 +274,5 @@ class LoggerContract(Contract):
         logger.call(LoggerSpec.log_metrics, metrics=metrics, step=step, epoch=1, time=1_000_000_000.0 + step)
 
     def _finish(self, logger: Plugin) -> None:
+        logger.call(LoggerSpec.log_flush)  # as in a run
         logger.call(LoggerSpec.log_finish, status="finished", summary={"train/loss": 0.5, "best/val/loss": 0.25})

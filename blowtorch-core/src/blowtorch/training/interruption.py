@@ -3,6 +3,7 @@
 A flag is set, and the loop ends after its step; a validation under way ends after its batch.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ from blowtorch.progress import Progress
 
 @contextmanager
 def interruptible(progress: Progress, max_time: str | None) -> Iterator[None]:
-    """Let SIGINT (Ctrl-C), SIGTERM and the option `max_time` stop the run tidily; a second Ctrl-C stops it at once.
+    """Let signals and the option `max_time` stop the run tidily; a second Ctrl-C stops it at once.
 
-    The handlers that were there before are put back at the end. Outside of the main thread, where Python allows no
+    The signals are SIGINT (Ctrl-C), SIGTERM, and SIGHUP of a terminal that is closed, unless `nohup` ignores it. The
+    handlers that were there before are put back at the end. Outside of the main thread, where Python allows no
     handlers, signals are left alone.
     """
     with _time_limit(progress, max_time), _signal_handlers(progress):
@@ -48,14 +50,27 @@ def _signal_handlers(progress: Progress) -> Iterator[None]:
         yield
         return
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and progress.interruption == "Ctrl-C":
-            raise KeyboardInterrupt
-        progress.interrupt("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+    is_impatient, process = False, os.getpid()
 
-    earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal is_impatient
+        if os.getpid() != process:  # a child that the script has forked
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.raise_signal(number)
+            return
+        if number == signal.SIGINT and is_impatient:
+            raise KeyboardInterrupt
+        is_impatient = is_impatient or number == signal.SIGINT
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        progress.interrupt(progress.interruption or name)
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    earlier = {number: signal.signal(number, note) for number in numbers}
     try:
         yield
     finally:
         for number, handler in earlier.items():
-            signal.signal(number, handler)
+            # What was installed by other means than Python cannot be put back by it.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
