@@ -188,7 +188,7 @@ LOGGERS = [
     (FiniteConfig, "the_configuration_may_hold_any_plain_value"),
     (OnlyForward, "steps_may_go_back_after_a_rewind"),
     (OnlyOnce, "an_event_may_come_twice"),
-    (FlushesWhenStarted, "it_may_be_flushed_at_any_time"),
+    (FlushesWhenStarted, "it_may_be_flushed_at_any_time", "it_may_be_finished_twice"),
     (KnowsTwoEnds, "it_may_be_finished_with_any_status"),
     (FinishesOnce, "it_may_be_finished_twice"),
     (FinishesWhatItStarted, "it_may_be_finished_without_a_start"),
