@@ -63,8 +63,9 @@ class LocalBackend:
 
     @hookimpl
     def checkpoint_list(self) -> Sequence[str]:
-        """Return the names of the directories that hold a manifest."""
+        """Return the names of the directories that hold a manifest; one that somebody else has made is passed over."""
         names = [path.parent.name for path in self.folder.glob("step-*/manifest.json")]
+        names = [name for name in names if re.fullmatch(r"step-\d+", name)]
         return sorted(names, key=lambda name: (len(name), name))  # by number, however many digits it has
 
     @hookimpl

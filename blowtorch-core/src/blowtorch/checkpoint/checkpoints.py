@@ -305,8 +305,8 @@ class Checkpoints:
 
     def _put_aside_after(self, step: int) -> None:
         self._store.put_aside_after(step)
-        for pointer in ("latest", "best"):
-            (self._folder / pointer).unlink(missing_ok=True)
+        for pointer in (self._folder / "latest", self._folder / "best"):
+            shutil.rmtree(pointer) if pointer.is_dir() else pointer.unlink(missing_ok=True)
 
     def _point(self, pointer: str, name: str) -> None:
         replace_files(self._folder, {pointer: f"{name}\n"})

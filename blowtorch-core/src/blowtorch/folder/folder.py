@@ -77,7 +77,7 @@ class RunFolder:
         absolute = Path(path).absolute()
         if not (absolute / "run.yaml").is_file():
             raise RunFolderError(f"{str(path)!r} is no run folder: it holds no run.yaml")
-        return cls(absolute, str(read_yaml(absolute / "run.yaml").get("id", "")))
+        return cls(absolute, str(read_run_info(absolute)["id"]))
 
     @property
     def checkpoints(self) -> Path:
@@ -95,18 +95,21 @@ class RunFolder:
         return self.path / "console.log"
 
     def own_folder(self, kind: str, name: str) -> Path:
-        """Make, if need be, the folder that belongs to one extension over all restarts, such as `loggers/wandb`."""
+        """Make, if need be, the folder that belongs to one extension over all restarts, such as `loggers/wandb`.
+
+        Raises:
+            RunFolderError: it cannot be made.
+        """
         folder = self.path / f"{kind}s" / safe_name(name)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"{folder} cannot be made: {error}") from error
         return folder
 
     def read_info(self) -> dict[str, Any]:
-        """Return the content of `run.yaml`.
-
-        Raises:
-            RunFolderError: it cannot be read.
-        """
-        return read_yaml(self.path / "run.yaml")
+        """Return the content of `run.yaml`; see `read_run_info`."""
+        return read_run_info(self.path)
 
     def start_session(
         self, config: Config, options: Mapping[str, Any], command_line: list[str], **info: Any
@@ -122,6 +125,9 @@ class RunFolder:
         Returns:
             What differs from the session before, as (old, new) by dotted key. Options are compared as they hold,
             wherever they were said; to ask for a run to be continued is no difference.
+
+        Raises:
+            RunFolderError: the folder is damaged, or cannot be written.
         """
         earlier = self.read_info()
         settings, masked = mask_secrets(config.snapshot()), plain(mask_secrets(options))
@@ -130,22 +136,23 @@ class RunFolder:
         session["command_line"] = mask_command_line(command_line)
         session["command"] = mask_command_line(sys.orig_argv)
         copied = {name: session[name] for name in ("command_line", "command", "status", "host", "started")}
-        sessions = [*earlier.get("sessions", []), session]
+        sessions = [*(earlier.get("sessions") or []), session]
         latest = {**earlier, "options": masked, **info, **copied, "ended": None, "sessions": sessions}
-        replace_files(
-            self.path,
-            {
-                "config.yaml": dump_yaml(plain(settings)),
-                "origins.yaml": dump_yaml(config.origins()),
-                "run.yaml": dump_yaml(plain(latest)),
-            },
-        )
+        contents = {
+            "config.yaml": dump_yaml(plain(settings)),
+            "origins.yaml": dump_yaml(config.origins()),
+            "run.yaml": dump_yaml(plain(latest)),
+        }
+        try:
+            replace_files(self.path, contents)
+        except OSError as error:
+            raise RunFolderError(f"{self.path} cannot be written: {error}") from error
         return changed
 
     def end_session(self, status: str) -> None:
         """Write how the process ended the run."""
         info, ended = self.read_info(), now()
-        sessions = info.get("sessions", [])
+        sessions = info.get("sessions") or []
         if sessions:
             sessions[-1] |= {"status": status, "ended": ended}
         self._write("run.yaml", {**info, "status": status, "ended": ended, "sessions": sessions})
@@ -216,6 +223,38 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if content is not None and not isinstance(content, dict):
         raise RunFolderError(f"{path} is damaged: expected a mapping, got {content!r:.60}")
     return content or {}
+
+
+_RUN_INFO = {  # what whoever reads `run.yaml` relies on; the first four stand in each
+    **dict.fromkeys(("id", "name", "status"), ((str, int, float), "a text")),
+    **dict.fromkeys(("number", "seed"), ((int,), "a whole number")),
+    **dict.fromkeys(("options", "versions"), ((dict,), "a mapping")),
+    "sessions": ((list,), "a list"),
+}
+NEEDED = ("id", "name", "number", "status")
+
+
+def read_run_info(folder: Path) -> dict[str, Any]:
+    """Return the content of the `run.yaml` of a run folder.
+
+    Raises:
+        RunFolderError: it cannot be read, or somebody damaged it, naming the line.
+    """
+    path = folder / "run.yaml"
+    info = read_yaml(path)
+    if missing := [name for name in NEEDED if name not in info]:
+        raise RunFolderError(f"{path} is damaged: it has no {', '.join(missing)}")
+    lines = getattr(info, "lines", {})
+    for name, (kinds, words) in _RUN_INFO.items():
+        value = info.get(name)
+        is_absent = value is None and name not in NEEDED
+        if not is_absent and (isinstance(value, bool) or not isinstance(value, kinds)):
+            raise RunFolderError(
+                f"{path}:{lines.get(name, 1)} is damaged: expected {words} as {name}, got {value!r:.60}"
+            )
+    if not all(isinstance(session, dict) for session in info.get("sessions") or ()):
+        raise RunFolderError(f"{path}:{lines.get('sessions', 1)} is damaged: expected a list of mappings as sessions")
+    return info
 
 
 def plain(value: Any) -> Any:

@@ -162,7 +162,7 @@ def read_manifest(directory: Path) -> Manifest:
         return Manifest(int(content["step"]), int(content["epoch"]), metrics, files, frozen)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
 
 

@@ -105,8 +105,8 @@ class LoggerFeed:
         try:
             cursor = json.loads(self._cursor_path.read_text())
             position, step = int(cursor["position"]), int(cursor["step"])
-        except (OSError, ValueError, LookupError, TypeError):
-            return 0, 0, None  # a logger that is new to this run is given all of it
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return 0, 0, None  # a logger that is new to this run is given all of it, and so is one whose cursor is lost
         if rewound is None:
             return position, step, None
         # It may have been given more than its cursor says, so it is rewound even where the cursor need not move.

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from blowtorch.checkpoint.store import Store
 from blowtorch.config.config import Config, load_config
 from blowtorch.errors import CheckpointError, RunFolderError, nearest, warn
-from blowtorch.folder.folder import folder_number, read_yaml, safe_name
+from blowtorch.folder.folder import NEEDED, folder_number, read_run_info, read_yaml, safe_name
 from blowtorch.folder.lock import is_owned
-from blowtorch.folder.manifest import Manifest, read_manifest
+from blowtorch.folder.manifest import Manifest, checkpoint_step, read_manifest
 from blowtorch.progress import Checkpoint
 from blowtorch.runs.stored import open_store
 
 POINTERS = ("best", "latest")
-
-_NEEDED = {"id", "name", "number", "status"}
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +50,7 @@ class RunView:
 
     def __init__(self, path: Path, checkpoint_backend: Any = None) -> None:
         self.path = path
-        self.info = read_yaml(path / "run.yaml")
+        self.info = read_run_info(path)
         self._backend = checkpoint_backend
 
     @property
@@ -74,7 +72,7 @@ class RunView:
     def status(self) -> str:
         """What the run is now: `running`, `finished`, `stopped`, `failed`, or `lost` (running without an owner)."""
         has_owner = is_owned(self.path)  # asked first: an owner that goes has written its last status before
-        status = str(read_yaml(self.path / "run.yaml")["status"])
+        status = str(read_run_info(self.path)["status"])
         return "lost" if status == "running" and not has_owner else status
 
     @property
@@ -105,6 +103,7 @@ class RunView:
     def _read_manifests(self) -> Iterator[tuple[str, Manifest]]:
         for path in (self.path / "checkpoints").glob("step-*"):
             with contextlib.suppress(CheckpointError):
+                checkpoint_step(path.name)
                 yield path.name, read_manifest(path)
 
     def checkpoint(self, which: str) -> Checkpoint:
@@ -130,33 +129,55 @@ class RunView:
         Raises:
             RunFolderError: somebody damaged the record, naming the line.
         """
-        path = self.path / "record.jsonl"
-        if not path.is_file():
-            return
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.endswith(b"\n"):
-                    try:
-                        event = json.loads(line)
-                    except ValueError as error:
-                        raise RunFolderError(f"{path}:{number} is damaged: {error}") from None
-                    yield event
+        return (event for _, event in self._read_record())
 
     def metrics(self) -> dict[str, Series]:
-        """Read every metric, by its recorded name."""
+        """Read every metric, by its recorded name.
+
+        Raises:
+            RunFolderError: somebody damaged the record, naming the line.
+        """
         import numpy as np
 
-        steps: dict[str, list[int]] = {}
+        steps: dict[str, list[Any]] = {}
         values: dict[str, list[float]] = {}
-        for event in self.events():
+        for number, event in self._read_record():
             if event["event"] == "metrics":
-                for name, value in event["metrics"].items():
-                    steps.setdefault(name, []).append(event["step"])
-                    values.setdefault(name, []).append(float(value))
-        return {
-            name: Series(np.array(steps[name], dtype=np.int64), np.array(values[name], dtype=np.float64))
-            for name in steps
-        }
+                try:
+                    step = np.int64(event["step"])
+                    for name, value in event["metrics"].items():
+                        values.setdefault(name, []).append(float(value))
+                        steps.setdefault(name, []).append(step)
+                except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                    raise RunFolderError(
+                        f"{self._record}:{number} is damaged: expected a step, and numbers as metrics: {error!r}"
+                    ) from None
+        return {name: Series(np.array(steps[name]), np.array(values[name])) for name in steps}
+
+    @property
+    def _record(self) -> Path:
+        return self.path / "record.jsonl"
+
+    def _read_record(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the number of each line of the record, and its event."""
+        if not self._record.is_file():
+            return
+        try:
+            with self._record.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.endswith(b"\n"):
+                        yield number, self._parse_event(line, number)
+        except OSError as error:
+            raise RunFolderError(f"{self._record} cannot be read: {error}") from error
+
+    def _parse_event(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise RunFolderError(f"{self._record}:{number} is damaged: {error}") from None
+        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+            raise RunFolderError(f"{self._record}:{number} is damaged: expected an event, got {event!r:.60}")
+        return event
 
     def load_model(self, model: "nn.Module", which: str = "best") -> "nn.Module":
         """Load the weights of a verified checkpoint into a model, which is returned.
@@ -240,14 +261,10 @@ def _run_folders(root: Path) -> Iterator[Path]:
 def _open_sound(path: Path) -> RunView | None:
     """Open a run; None and a warning if it is damaged."""
     try:
-        view = RunView(path)
+        return RunView(path)
     except RunFolderError as error:
         warn(f"{error}; the run is left out")
         return None
-    if missing := _NEEDED - view.info.keys():
-        warn(f"{path / 'run.yaml'} is damaged, it has no {', '.join(sorted(missing))}; the run is left out")
-        return None
-    return view
 
 
 def _may_hold(path: Path, words: list[str]) -> bool:
@@ -256,7 +273,7 @@ def _may_hold(path: Path, words: list[str]) -> bool:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return True
-    return all(word in text for word in words) or not all(f"{key}:" in text for key in _NEEDED)
+    return all(word in text for word in words) or not all(f"{key}:" in text for key in NEEDED)
 
 
 def _age(path: Path) -> tuple[int, str]:

@@ -332,7 +332,10 @@ class Session:
         """Write down the code, the environment and the model."""
         for problem in snapshot(folder.path, Path(self._script.path) if self._script.path else None):
             state.warn(problem)
-        (folder.path / "model.txt").write_text(summarize_model(state.model), encoding="utf-8")
+        try:
+            (folder.path / "model.txt").write_text(summarize_model(state.model), encoding="utf-8")
+        except OSError as error:
+            state.warn(f"the summary of the model could not be kept: {error}")
 
     def _end(self, error: BaseException | None, interruption: str | None = None) -> None:
         """Note how the run ended: by an error, an interruption, or as it should."""
