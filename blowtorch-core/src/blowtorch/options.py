@@ -38,6 +38,7 @@ class RunOptions:
     inference_mode: bool = _option(False, "validate under `torch.inference_mode`; what a model caches is then spoiled")
     log_every: str = _option("50 steps", "interval between recordings of the training metrics")
     optimize_metric: str | None = _option(None, "name of the returned value to minimise; `loss` when there is one")
+    loss_is: str = _option("mean", "whether the loss is the `mean` or the `sum` over the samples of a batch")
     accumulate: int = _option(1, "batches that make one optimizer step, as if they were one large batch")
     clip_grad_norm: float | None = _option(None, "largest norm of each optimizer's gradients, taken together")
     clip_grad_value: float | None = _option(None, "largest absolute value of a gradient")
@@ -109,7 +110,11 @@ class RunOptions:
 
 _TIMES = ("max_time", "logger_timeout")
 _INTERVALS = ("validate_every", "log_every", "checkpoint_every", *_TIMES)
-_CHOICES = {"on_nan": ("stop", "warn", "skip", "ignore"), "precision": ("fp32", "bf16", "fp16")}
+_CHOICES = {
+    "on_nan": ("stop", "warn", "skip", "ignore"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "loss_is": ("mean", "sum"),
+}
 _LEAST = {
     "max_epochs": 1,
     "max_steps": 1,

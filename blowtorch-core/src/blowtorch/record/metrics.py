@@ -59,9 +59,14 @@ class Window:
         return total.value, total.weight
 
     def add(self, metrics: Mapping[str, Any], weight: float) -> None:
-        """Add the metrics of one batch: name → scalar tensor, which is not waited for, or number."""
+        """Add the metrics of one batch: name → scalar tensor, which is not waited for, or number.
+
+        Without weight, only those count of which no mean is taken.
+        """
         self._take_back()
         for name, value in metrics.items():
+            if not weight and name not in self.reductions:
+                continue
             if isinstance(value, Tensor):
                 if not value.is_cpu:
                     self._wait_for(name, weight, value)

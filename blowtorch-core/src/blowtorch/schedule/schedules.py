@@ -1,5 +1,7 @@
 """When learning rates change: after a step, after an epoch, or after a validation that measured a metric."""
 
+import contextlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,13 +49,21 @@ class Schedules:
         """Return the learning rates of now, by the names under which they are recorded."""
         return {name: float(optimizer.param_groups[index]["lr"]) for name, (optimizer, index) in self._groups.items()}
 
-    def after_step(self, state: RunState) -> None:
-        """Step the schedules that follow optimizer steps; `rates` keeps the rates that the step itself used."""
+    def after_step(self, state: RunState, has_stepped: bool = True) -> None:
+        """Step the schedules that follow optimizer steps; `rates` keeps the rates that the step itself used.
+
+        Args:
+            state: where the run stands.
+            has_stepped: whether the optimizers have; a step counts all the same if its batches were left out.
+        """
         self.rates = self.read_rates()
         time = state.time()
-        for name in self._each_step:
-            if self.triggers[name].fire(time):
-                self._advance(name, state)
+        with contextlib.nullcontext() if has_stepped else warnings.catch_warnings():
+            if not has_stepped:
+                warnings.filterwarnings("ignore", "Detected call of")  # torch expects the very first step to be one
+            for name in self._each_step:
+                if self.triggers[name].fire(time):
+                    self._advance(name, state)
 
     def after_metrics(self, state: RunState, measured: Mapping[str, float]) -> None:
         """Step the schedules whose metric was measured."""

@@ -5,7 +5,9 @@ begins; on a step only the batch is put into place, and the function is called d
 """
 
 import copy
+import dis
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +62,11 @@ class Function:
         """Whether it goes backward and steps the optimizers itself, so that the loop does not."""
         return self.kind == "train_epoch" or "optimizers" in self.asks_for
 
+    @property
+    def has_no_return(self) -> bool:
+        """Whether it cannot return anything but None, as where its author forgot to."""
+        return _has_no_return(self.function)
+
     def bind(
         self, state: RunState, is_validate: bool = False, backward: Callable[..., None] = Tensor.backward
     ) -> "Function":
@@ -106,6 +113,21 @@ class Function:
             self.arguments["step"] = self._state.step + (self.kind == "train_step")
         if "epoch" in self.asks_for:
             self.arguments["epoch"] = self._state.epoch
+
+
+def _has_no_return(function: Callable[..., Any]) -> bool:
+    """Return whether all that a function of Python's can return is None; where it does so depends on the version."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None or code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE):
+        return False
+    instructions = [instruction for instruction in dis.get_instructions(code) if instruction.opname != "NOP"]
+    for before, instruction in itertools.pairwise(instructions):
+        is_none = before.opname == "LOAD_CONST" and before.argval is None and not instruction.is_jump_target
+        if instruction.opname == "RETURN_VALUE" and not is_none:
+            return False
+        if instruction.opname == "RETURN_CONST" and instruction.argval is not None:
+            return False
+    return True
 
 
 def _without_batch(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,6 @@
 """What steps return: names, a scalar for each, the size of the batch, and the loss among them."""
 
+import math
 import numbers
 from collections.abc import Callable, Container, Mapping
 from typing import Any
@@ -14,6 +15,8 @@ from blowtorch.record.metrics import Window, count_samples
 from blowtorch.script.functions import Function
 
 _PAIRS = (tuple, list)  # batches whose first element counts
+_OF_BATCH = ("batch_size", "weight")  # what is said of a batch, and is no metric
+LEFT_OUT = "left_out_batches"  # the metric that counts the batches of which a step returned nothing
 
 Reader = Callable[[Any, Any], tuple[Any, int, dict[str, Any] | None]]
 
@@ -29,8 +32,11 @@ class Returns:
         warn: warns of values that are no scalars.
         objects: takes the metric objects that the function returns.
         only_finite: leave values out that are not finite.
+        summed: names the metric that is a sum over the samples, and not their mean; None where none is.
+        has_no_return: whether the function cannot return anything, so that its first None is a mistake.
 
     Attributes:
+        weight: what the last batch weighs, where its step returned `weight`; whoever weighs its gradient takes it out.
         window: the means of what was taken since it was last closed.
         objects: the metric objects that were returned.
     """
@@ -42,7 +48,12 @@ class Returns:
         warn: Callable[[str], None],
         objects: MetricObjects | None = None,
         only_finite: bool = False,
+        summed: "Loss | None" = None,
+        has_no_return: bool = False,
     ) -> None:
+        self.weight: float | None = None
+        self._summed = summed
+        self._has_no_return = has_no_return
         self.window = Window(only_finite=only_finite)
         self.objects = objects or MetricObjects()
         self._logged = logged.values
@@ -67,8 +78,9 @@ class Returns:
 
         Returns:
             A function of what was returned and the batch. It gives the tensor to minimise, or None without `loss`; the
-            number of samples in the batch; and the metrics, without `batch_size`, or None for a lone tensor. It raises
-            a `ScriptError` for what is nothing of that kind.
+            number of samples in the batch; and the metrics, without `batch_size` and `weight`, or None for a lone
+            tensor. Of a batch that is left out it gives None, 0 and no metrics. It raises a `ScriptError` for what is
+            nothing of that kind.
         """
         if loss is not None:
             loss.choose_anew()
@@ -85,14 +97,14 @@ class Returns:
         def read(returned: Any, batch: Any) -> tuple[Any, int, dict[str, Any] | None]:
             nonlocal is_lone, is_lent, value, weight
             if is_lone and type(returned) is Tensor and not logged:
-                if not is_lent:
-                    value, weight = window.lend("loss", give_back)
-                    is_lent = True
                 try:
                     first = batch[0] if type(batch) in _PAIRS else batch
                     samples = first.shape[0] if type(first) is Tensor else count_samples(batch)
                     if not samples:
                         return self._take_anything(returned, batch, loss)
+                    if not is_lent:
+                        value, weight = window.lend("loss", give_back)
+                        is_lent = True
                     value += returned.item() * samples
                 except (IndexError, RuntimeError):  # the batch is empty or has no dimension, or the loss has several
                     return self._take_anything(returned, batch, loss)
@@ -110,13 +122,42 @@ class Returns:
 
     def _take_anything(self, returned: Any, batch: Any, loss: "Loss | None") -> tuple[Any, int, dict[str, Any]]:
         """Take what a step returned, whatever it is."""
+        if returned is None and (loss is not None or not self._logged):
+            return self._leave_out(self._read_logged())
         metrics = self.as_scalars(returned)
         samples = metrics.pop("batch_size") if "batch_size" in metrics else self.count_samples(batch)
+        self.weight = metrics.pop("weight", None)
+        if not samples or self.weight == 0:
+            return self._leave_out(metrics, is_counted=samples > 0)
         self._scalars.clear()
-        if not self._has_warned and not self.window.only_finite:  # else each value needs a closer look
+        if not self._has_warned and not self.window.only_finite and self._summed is None:  # else look closer at each
             self._scalars.update(name for name, value in metrics.items() if _is_plain(value))
-        self.window.add(metrics, samples)
-        return (None if loss is None else loss.of(metrics)), samples, metrics
+        chosen = None if loss is None else loss.of(metrics)
+        weight = samples if self.weight is None else self.weight
+        if self._summed is not None and self._summed.name in metrics:
+            self.window.add({**metrics, self._summed.name: metrics[self._summed.name] / weight}, weight)
+        else:
+            self.window.add(metrics, weight)
+        return chosen, samples, metrics
+
+    def _read_logged(self) -> dict[str, Any]:
+        """Return what was logged in a step that returned nothing.
+
+        Raises:
+            ScriptError: it has no return that gives anything, so that its author must have forgotten it.
+        """
+        if self._has_no_return and self._is_first:
+            raise self._refusal(None)
+        return self.as_scalars({}) if self._logged else {}
+
+    def _leave_out(self, metrics: dict[str, Any], is_counted: bool = True) -> tuple[None, int, dict[str, Any]]:
+        """Leave a batch out: it has no gradient and no weight; only its logged sums, largest and smallest count."""
+        self.weight = None
+        self.window.add(metrics, 0)
+        if is_counted:
+            self.window.reductions[LEFT_OUT] = "sum"
+            self.window.add({LEFT_OUT: 1}, 1)
+        return None, 0, {}
 
     def count_samples(self, batch: Any) -> int:
         """Return the number of samples in a batch; the first one of an epoch is looked at closely."""
@@ -142,7 +183,8 @@ class Returns:
         for name in metrics if returned else ():
             if name in earlier or name in self.window.totals:
                 raise ScriptError(f"{self._function} returns {name!r} and logs it too; give one of them another name")
-        self.window.add(metrics, metrics.pop("batch_size", weight))
+        size = metrics.pop("batch_size", weight)
+        self.window.add(metrics, metrics.pop("weight", size))
 
     def as_scalars(self, returned: Any) -> dict[str, Any]:
         """Return name → scalar tensor or number, of what a step returned and logged; a lone tensor is called `loss`.
@@ -150,7 +192,7 @@ class Returns:
         Raises:
             ScriptError: it is nothing of that kind.
         """
-        is_plain = type(returned) is dict and not self._logged and "batch_size" not in returned
+        is_plain = type(returned) is dict and not self._logged and returned.keys().isdisjoint(_OF_BATCH)
         metrics = returned if is_plain else self._merge(returned)
         for value in metrics.values():
             if isinstance(value, Tensor):
@@ -171,10 +213,7 @@ class Returns:
         elif returned is None and logged:
             returned = {}
         elif not isinstance(returned, Mapping):
-            raise ScriptError(
-                f"{self._function} returned {_described(returned)}; expected a scalar tensor or a dict of name to "
-                f"tensor or number, such as {{'loss': loss}}"
-            )
+            raise self._refusal(returned)
         for name in logged:
             if name in returned:
                 raise ScriptError(f"{self._function} returns {name!r} and logs it too; give one of them another name")
@@ -186,9 +225,32 @@ class Returns:
         if "batch_size" in metrics:
             size = int(metrics["batch_size"])
             if size < 1:
-                raise ScriptError(f"{self._function} returned 'batch_size' as {size}; it is a number above 0")
+                raise ScriptError(
+                    f"{self._function} returned 'batch_size' as {size}; it is a number above 0. To leave a batch out, "
+                    f"return None"
+                )
             metrics["batch_size"] = size
+        if "weight" in metrics:
+            metrics["weight"] = self._read_weight(metrics["weight"])
         return metrics
+
+    def _read_weight(self, value: Any) -> float:
+        try:
+            weight: float = value.item() if hasattr(value, "item") else value
+            if weight >= 0 and math.isfinite(weight):
+                return weight
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            pass
+        raise ScriptError(
+            f"{self._function} returned 'weight' as {_described(value)}; it is what the batch weighs in means and in "
+            f"gradients, such as its number of tokens: a finite number from 0 up. Give a metric another name"
+        )
+
+    def _refusal(self, returned: Any) -> ScriptError:
+        return ScriptError(
+            f"{self._function} returned {_described(returned)}; expected a scalar tensor or a dict of name to tensor "
+            f"or number, such as {{'loss': loss}}"
+        )
 
     def _tidy(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """A copy with a scalar for every tensor, and a plain number for every other value."""
@@ -197,7 +259,7 @@ class Returns:
             if isinstance(value, Tensor):
                 tidy[name] = self._average(name, value) if value.ndim else value
             elif isinstance(value, numbers.Real):
-                tidy[name] = value if name == "batch_size" else float(value)
+                tidy[name] = value if name in _OF_BATCH else float(value)
             elif is_metric_object(value):
                 self.objects.add(name, value)
                 del tidy[name]

@@ -141,21 +141,24 @@ def assemble_steps(
     assert train is not None
     count_steps(workspace, batches.num_batches)
     schedules = build_optimizers(script, workspace, scheduler)
-    gradients = _build_gradients(script, workspace, batches)
-    function = train.bind(state, backward=gradients.backward)
     roots = {"model": state.model, **script.kept}
+    loss = Loss(train, state.options.optimize_metric)
+    returns = Returns(
+        train.name,
+        workspace.logged,
+        workspace.lines.warn_new,
+        MetricObjects(lambda: find_metric_objects(train.function, roots)),
+        only_finite=state.options.on_nan == "skip",
+        summed=loss if state.options.loss_is == "sum" else None,
+        has_no_return=train.has_no_return,
+    )
+    gradients = _build_gradients(script, workspace, batches, returns)
     return Steps(
         workspace=workspace,
-        function=function,
+        function=train.bind(state, backward=gradients.backward),
         batches=batches,
-        returns=Returns(
-            function.name,
-            workspace.logged,
-            workspace.lines.warn_new,
-            MetricObjects(lambda: find_metric_objects(train.function, roots)),
-            only_finite=state.options.on_nan == "skip",
-        ),
-        loss=Loss(function, state.options.optimize_metric),
+        returns=returns,
+        loss=loss,
         gradients=gradients,
         schedules=schedules,
         callbacks=call_callbacks(state),
@@ -173,7 +176,7 @@ def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder
 
     steps = assemble_steps(script, workspace, plan.batches.train, plan.extensions.scheduler, call_callbacks)
     epoch_window = Window(steps.returns.window.reductions)
-    validations = _build_validations(workspace, plan.batches)
+    validations = _build_validations(workspace, plan.batches, steps.loss)
     progress.validations = tuple(validation.name for validation in validations)
     record_trigger = Trigger(Interval.parse(state.options.log_every))
     checkpoint_trigger = _trigger(state.options.checkpoint_every)
@@ -267,7 +270,7 @@ def _plain(instance: Any) -> Any:
     return without_compilation(instance) if isinstance(instance, torch.nn.Module) else instance
 
 
-def _build_gradients(script: Script, workspace: Workspace, batches: Batches) -> Gradients:
+def _build_gradients(script: Script, workspace: Workspace, batches: Batches, returns: Returns) -> Gradients:
     assert script.train is not None
     options, is_self_driven = workspace.state.options, script.train.drives_itself
     if is_self_driven:
@@ -275,11 +278,11 @@ def _build_gradients(script: Script, workspace: Workspace, batches: Batches) -> 
     if not are_changed(options):
         return Gradients()
     return ChangedGradients(
-        workspace.state, workspace.progress, workspace.logged, workspace.lines, batches, is_self_driven
+        workspace.state, workspace.progress, workspace.logged, workspace.lines, batches, is_self_driven, returns
     )
 
 
-def _build_validations(workspace: Workspace, data: RunBatches) -> list[Validation]:
+def _build_validations(workspace: Workspace, data: RunBatches, loss: Loss) -> list[Validation]:
     options, validations = workspace.state.options, []
     for request, batches in data.validations:
         assert request.function is not None
@@ -288,7 +291,13 @@ def _build_validations(workspace: Workspace, data: RunBatches) -> list[Validatio
                 name=request.name,
                 function=request.function.bind(workspace.state, is_validate=True),
                 batches=batches,
-                returns=Returns(request.function.name, workspace.logged, workspace.lines.warn_new),
+                returns=Returns(
+                    request.function.name,
+                    workspace.logged,
+                    workspace.lines.warn_new,
+                    summed=loss if options.loss_is == "sum" else None,
+                    has_no_return=request.function.has_no_return,
+                ),
                 trigger=_trigger(request.every or options.validate_every),
                 is_at_start=options.validate_at_start if request.at_start is None else request.at_start,
             )

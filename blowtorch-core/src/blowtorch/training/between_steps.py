@@ -10,7 +10,7 @@ from typing import Any
 from blowtorch.clock import NEVER
 from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError, nearest
 from blowtorch.record.metrics import means
-from blowtorch.script.returns import Returns
+from blowtorch.script.returns import LEFT_OUT, Returns
 from blowtorch.streams import derive_seed, isolated_random, random_state, restore_random_state
 from blowtorch.training.training import Training
 from blowtorch.training.validation import ValidationCutError, report_length, validate
@@ -77,6 +77,7 @@ def end_epoch(training: Training) -> None:
     if steps.function.kind == "train_step":
         report_length(steps.batches, progress.batch, state)
     record_training(training, closes_epoch=True)
+    report_left_out(training)
     progress.is_epoch_done = True
     try:
         validate_due(training)
@@ -90,6 +91,17 @@ def end_epoch(training: Training) -> None:
     steps.schedules.after_epoch(state)
     report_missing_metric(training)
     decide_and_save(training)
+
+
+def report_left_out(training: Training) -> None:
+    """Warn, once, of an epoch in which nothing was trained, since the step left every batch out."""
+    progress = training.progress
+    if progress.measured_now().get(f"train_epoch/{LEFT_OUT}") == progress.batch:
+        training.workspace.lines.warn_once(
+            "nothing is trained",
+            f"{training.steps.function.name} left out every batch of epoch {progress.epoch}, so nothing was trained; "
+            f"does it forget to return its loss?",
+        )
 
 
 def plan_next_event(training: Training) -> None:

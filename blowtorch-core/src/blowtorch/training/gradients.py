@@ -13,6 +13,7 @@ from blowtorch.options import RunOptions
 from blowtorch.progress import Progress
 from blowtorch.record.lines import Lines
 from blowtorch.record.logged import Logged
+from blowtorch.script.returns import Returns
 from blowtorch.state import RunState
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -80,6 +81,7 @@ class ChangedGradients(Gradients):
         batches: of which an epoch has as many as it says, or others.
         is_self_driven: whether a function of the user's steps the optimizers. All of this then hangs on the optimizers
             themselves, as hooks before their steps, since nobody else knows when they come.
+        returns: what the train step returned, which may say what its batch weighs.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class ChangedGradients(Gradients):
         lines: Lines,
         batches: Batches,
         is_self_driven: bool,
+        returns: Returns,
     ) -> None:
         options = state.options
         self.accumulate, self.prepare = self._accumulate, self._prepare_all
@@ -104,7 +107,9 @@ class ChangedGradients(Gradients):
         self.has_state = self._scaler is not None  # other options may be set anew when a run is continued
         self._unscaled: set[str] = set()  # the optimizers that have stepped since the scaler was brought up to date
         self._has_lost_overflow = False  # the scaler was brought up to date before it could heed one
-        self._planned = 0.0  # samples of an accumulation group, if all its batches have the size of the first
+        self._returns = returns
+        self._planned = 0.0  # weight of an accumulation group, if all its batches weigh as much as the first
+        self._weight = 0.0  # of the group so far
         self._samples = 0  # of the group so far
         self._samples_before = progress.samples  # before the group; a run that goes on says so by `remember`
         self._is_skipping = False
@@ -131,15 +136,18 @@ class ChangedGradients(Gradients):
     def _accumulate(self, loss: Tensor) -> None:
         """Go backward from the loss of one batch.
 
-        A mean over samples is weighted by their number. The divisor is the size of the group, as it will be if all its
-        batches are as large as the first; usually this is the number of batches, and `_weigh` corrects it otherwise.
+        A mean over samples is weighted by their number, or by the weight that the step returned. The divisor is the
+        weight of the group, as it will be if all its batches weigh as much as the first; usually this is the number of
+        batches, and `_weigh` corrects it otherwise. Sums over samples just add up.
         """
-        if self._state.options.accumulate > 1:
+        if self._state.options.accumulate > 1 and self._state.options.loss_is == "mean":
             samples = self._progress.samples - self._samples_before - self._samples
-            if self._samples == 0:
-                self._planned = self._planned_batches() * float(samples)
+            weight = samples if self._returns.weight is None else self._returns.weight
+            if self._weight == 0:
+                self._planned = self._planned_batches() * float(weight)
             self._samples += samples
-            loss = loss / (self._planned / samples)
+            self._weight += weight
+            loss = loss / (self._planned / weight)
         self.backward(loss)
 
     def _prepare_all(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
@@ -160,7 +168,7 @@ class ChangedGradients(Gradients):
             self._scaler.update(self._scaler.get_scale() * factor if self._has_lost_overflow else None)
         self._unscaled.clear()
         self._has_lost_overflow = False
-        self._samples = 0
+        self._samples, self._weight = 0, 0.0
         if not self._is_skipping:
             self._progress.num_skipped = 0
             self.remember()
@@ -252,11 +260,11 @@ class ChangedGradients(Gradients):
         self._unscaled.add(name)
 
     def _weigh(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Mend the divisor of a group whose batches were not all of one size, or fewer than planned."""
-        if self._samples and self._samples != self._planned:
+        """Mend the divisor of a group whose batches did not all weigh the same, or were fewer than planned."""
+        if self._weight and self._weight != self._planned:
             for parameter in parameters:
                 assert parameter.grad is not None
-                parameter.grad.mul_(self._planned / self._samples)
+                parameter.grad.mul_(self._planned / self._weight)
 
 
 def are_changed(options: RunOptions) -> bool:

@@ -150,7 +150,7 @@ def train_epoch(steps: Steps, batches: Iterator[Any], do_what_is_due: Callable[[
             loss, samples, metrics = read(returned, batch)
             progress.batch += 1
             progress.samples += samples
-            if backward is not None:  # else the step has driven itself
+            if backward is not None and loss is not None:  # else the step has driven itself, or left the batch out
                 backward(loss)
             batches_left -= 1
             if not batches_left or (following := next(batches, _NO_BATCH)) is _NO_BATCH:
@@ -158,7 +158,7 @@ def train_epoch(steps: Steps, batches: Iterator[Any], do_what_is_due: Callable[[
             batch = following
         if prepare is not None:
             prepare(named_optimizers)  # gradients: unscale, weigh, skip, clip
-        for optimizer in optimizers:
+        for optimizer in optimizers if progress.samples != samples_before else ():  # else all batches were left out
             optimizer.step()
         progress.step += 1
         if is_watched or logged:
@@ -173,7 +173,7 @@ def finish_step(steps: Steps, batch: Any, metrics: Mapping[str, Any], samples: i
     """Let schedules and callbacks know of a step that is done, and take what was logged since its function returned."""
     steps.gradients.finish_step()
     if steps.schedules.wants_steps:
-        steps.schedules.after_step(steps.state)
+        steps.schedules.after_step(steps.state, has_stepped=samples > 0)
     for call in steps.callbacks.step_calls:
         call(batch, metrics)
     if steps.workspace.logged.values:

@@ -13,7 +13,7 @@ from blowtorch.errors import CheckpointError, ScriptError
 from blowtorch.record.metric_objects import find_metric_objects, put_aside
 from blowtorch.runs.view import POINTERS, find_newest, read_pointer
 from blowtorch.script.functions import Function
-from blowtorch.script.returns import Returns
+from blowtorch.script.returns import Loss, Returns
 from blowtorch.script.script import Script, ValidationRequest
 from blowtorch.state import RunState
 from blowtorch.streams import SeparateStreams, derive_seed
@@ -51,7 +51,14 @@ def _evaluate_one(script: Script, workspace: Workspace, request: ValidationReque
     objects = find_metric_objects(request.function.function, {"model": state.model, **script.kept})
     with contextlib.closing(batches), put_aside(objects.values()):  # a training under way may use the same ones
         function = request.function.bind(state, is_validate=True)
-        returns = Returns(function.name, workspace.logged, workspace.lines.warn)
+        loss = Loss(function, state.options.optimize_metric)
+        returns = Returns(
+            function.name,
+            workspace.logged,
+            workspace.lines.warn_new,
+            summed=loss if state.options.loss_is == "sum" else None,
+            has_no_return=request.function.has_no_return,
+        )
         return validate(Validation(request.name, function, batches, returns), state)
 
 
