@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from blowtorch import BlowtorchError, ScriptError, find_runs
+from blowtorch import BlowtorchError, ScriptError, find_runs, hookimpl
 from tests.core import small_runs
 
 QUIET = {**small_runs.QUIET, "save_path": "runs"}
@@ -36,6 +36,14 @@ class Homeless(nn.Linear):
 
     def to(self, *arguments, **keywords):
         raise Trouble
+
+
+class Listener:
+    """A logger that keeps nothing."""
+
+    @hookimpl
+    def log_metrics(self, metrics):
+        pass
 
 
 @pytest.fixture
@@ -104,19 +112,23 @@ def test_a_model_that_cannot_be_placed_leaves_no_folder(make_run, loader, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["record.jsonl", "model.txt"])
-def test_a_run_that_cannot_write_what_it_begins_with_is_given_back(make_run, net, loader, tmp_path, surroundings, name):
+@pytest.mark.parametrize(("name", "was"), [("record.jsonl", "file"), ("loggers", "folder")])
+def test_a_run_that_cannot_write_what_it_begins_with_is_given_back(
+    make_run, net, loader, tmp_path, surroundings, name, was
+):
     """To open the record, and to begin: both may meet something in their way when a run goes on."""
+    options = {"max_epochs": 1, "loggers": [Listener()], **QUIET}
     with pytest.raises(Trouble):
-        prepare(make_run, "step", trouble)(net, loader, max_epochs=1, **QUIET)
+        prepare(make_run, "step", trouble)(net, loader, **options)
     [view] = find_runs(tmp_path / "runs")
-    (view.path / name).unlink()
-    (view.path / name).mkdir()
+    place, aside = view.path / name, tmp_path / "aside"
+    place.rename(aside)
+    place.mkdir() if was == "file" else place.touch()
     with pytest.raises((BlowtorchError, OSError)):
-        make_run(validates=False)(net, loader, max_epochs=1, resume=str(view.path), **QUIET)
-    (view.path / name).rmdir()
-    (view.path / name).touch()
-    result = make_run(validates=False)(net, loader, max_epochs=1, resume=str(view.path), **QUIET)
+        make_run(validates=False)(net, loader, resume=str(view.path), **options)
+    place.rmdir() if was == "file" else place.unlink()
+    aside.rename(place)
+    result = make_run(validates=False)(net, loader, resume=str(view.path), **options)
     assert (result.status, result.folder) == ("finished", view.path)
 
 
