@@ -42,6 +42,7 @@ from blowtorch.training.between_steps import (
     until_end,
     wait_for_checkpoint,
 )
+from blowtorch.training.coverage import report_evaluating
 from blowtorch.training.gradients import computing
 from blowtorch.training.training import Steps, Training
 from blowtorch.training.validation import EpochLoader, ValidationCutError, validate
@@ -87,6 +88,7 @@ def start_run(training: Training) -> None:
     training.checkpoints.remember_finiteness()
     for line in training.news:
         training.workspace.lines.say(line)
+    report_evaluating(training.workspace)
     if options.sanity_batches:
         assert training.workspace.media is not None
         with training.workspace.media.muted():

@@ -18,6 +18,7 @@ from blowtorch.script.returns import Returns
 from blowtorch.state import RunState
 from blowtorch.streams import derive_seed, isolated_random
 from blowtorch.training.gradients import computing
+from blowtorch.training.modes import begin_evaluation, read_modes, set_modes
 
 
 class Pace:
@@ -119,17 +120,15 @@ def judging(state: RunState) -> Iterator[None]:
 
     Each of its modules is then in the mode in which it was, and the weights are those of training again.
     """
-    modules = list(state.model.modules())
-    modes = [module.training for module in modules]
-    state.model.eval()
+    modes = read_modes(state.model)
+    begin_evaluation(state.model)
     # Not inference_mode unless asked for: what a module caches here must still be usable in training.
     without_gradients = torch.inference_mode() if state.options.inference_mode else torch.no_grad()
     try:
         with swapped_in(state.model, state.averaged), without_gradients, computing(state):
             yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
+        set_modes(modes)
 
 
 class EpochLoader:

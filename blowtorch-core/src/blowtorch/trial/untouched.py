@@ -13,6 +13,7 @@ from blowtorch.record.metric_objects import find_metric_objects, put_aside
 from blowtorch.script.script import Script
 from blowtorch.streams import isolated_random
 from blowtorch.training.model import choose_device, compile_model
+from blowtorch.training.modes import read_modes, set_modes
 from blowtorch.training.workspace import Workspace, make_workspace
 
 
@@ -36,7 +37,7 @@ def left_as_it_was(script: Script, model: nn.Module, seed: int, callbacks: Seque
         if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
             stateful[str(id(callback))] = callback
     before = WarmCopies().take({name: owner.state_dict() for name, owner in stateful.items()})
-    modes = [(module, module.training) for module in model.modules()]
+    modes = read_modes(model)
     device = next((parameter.device for parameter in model.parameters()), None)
     objects = {} if script.train is None else find_metric_objects(script.train.function, stateful)
     with put_aside(objects.values()), isolated_random(seed):
@@ -52,8 +53,7 @@ def left_as_it_was(script: Script, model: nn.Module, seed: int, callbacks: Seque
             model.to(device)
             for name, owner in stateful.items():
                 owner.load_state_dict(before[name])
-            for module, mode in modes:
-                module.training = mode
+            set_modes(modes)
 
 
 def _members(module: nn.Module) -> dict[str, dict[str, Any]]:

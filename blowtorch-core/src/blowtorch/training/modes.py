@@ -1,0 +1,92 @@
+"""In which mode each module of a model is: training or evaluation.
+
+A module may have a method `train` of its own, which keeps a BatchNorm in evaluation mode or merges weights, say. It is
+called as by `model.train()` and `model.eval()`. One that does something else, such as training on data that it is
+given, is not called.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+ModulesInModes = Sequence[tuple[nn.Module, bool]]  # parents before their parts; True for training
+
+
+def read_modes(model: nn.Module) -> ModulesInModes:
+    """Return each module of a model with whether it is in training mode."""
+    return [(module, module.training) for module in model.modules()]
+
+
+def begin_training(model: nn.Module) -> None:
+    """Have a model in training mode, but for those of its modules that are in evaluation mode: they stay so."""
+    modes = read_modes(model)
+    _ask_for_training(model)
+    set_modes([(module, is_training) for module, is_training in modes if not is_training])
+
+
+def begin_evaluation(model: nn.Module) -> None:
+    """Have a whole model in evaluation mode."""
+    if _is_own(model, "eval") and not inspect.signature(model.eval).parameters:
+        model.eval()
+    _ask_for_evaluation(model)
+    for module in model.modules():
+        module.training = False
+
+
+def set_modes(modes: ModulesInModes) -> None:
+    """Have each of these modules in its mode."""
+    for module, is_training in modes:
+        if module.training != is_training and _has_own_train(module):
+            module.train(is_training)  # which may change the modes of its parts
+    for module, is_training in modes:
+        module.training = is_training
+
+
+def find_evaluating(model: nn.Module) -> Iterator[str]:
+    """Yield the names of the outermost modules that are in evaluation mode as a whole; an empty one for the model."""
+    evaluating = {id(module) for module, is_training in read_modes(model) if not is_training}
+    whole = {
+        name: all(id(part) in evaluating for part in module.modules())
+        for name, module in model.named_modules(remove_duplicate=False)
+    }
+    for name, is_whole in whole.items():
+        if is_whole and not (name and whole[name.rpartition(".")[0]]):
+            yield name
+
+
+def _ask_for_training(module: nn.Module) -> None:
+    if module.training and _has_own_train(module):
+        module.train(True)
+    else:
+        for child in module.children():
+            _ask_for_training(child)
+
+
+def _ask_for_evaluation(module: nn.Module) -> None:
+    if _has_own_train(module):
+        module.train(False)
+    else:
+        for child in module.children():
+            _ask_for_evaluation(child)
+
+
+def _has_own_train(module: nn.Module) -> bool:
+    """Return whether a module has a `train` of its own that takes what torch's does: a mode, whatever it is called."""
+    if not _is_own(module, "train"):
+        return False
+    signature = inspect.signature(module.train)
+    try:
+        signature.bind(True)
+    except TypeError:
+        return False
+    parameters: list[Any] = list(signature.parameters.values())
+    return any(
+        parameter.kind is parameter.VAR_POSITIONAL or isinstance(parameter.default, bool) or "mode" in parameter.name
+        for parameter in parameters
+    )
+
+
+def _is_own(module: nn.Module, method: str) -> bool:
+    return method in vars(module) or getattr(type(module), method) is not getattr(nn.Module, method)
