@@ -48,8 +48,8 @@ LAYERS = [
 # Highest first, within each wing.
 ROOMS = {
     "trial": ["dry_run", "batch_size", "evaluation", "untouched"],
-    "training": """session loop between_steps assembly training coverage workspace model start interruption trace
-        validation callbacks gradients modes""".split(),
+    "training": """session loop between_steps assembly training coverage model start interruption trace validation
+        callbacks gradients workspace modes""".split(),
     "runs": ["view", "stored"],
     "script": ["decorators", "script", "returns", "functions", "command_line"],
     "checkpoint": ["checkpoints", "retention", "store", "contents", "frozen", "finiteness", "tensors"],

@@ -292,14 +292,17 @@ class Run(Decorators):
         Raises:
             ScriptError: something is missing for that, or a single sample does not fit.
         """
-        with self._in_progress(self._detach(model, None, options)) as workspace:
+        with self._in_progress(self._detach(model, None, options, is_judged=False)) as workspace:
             return find_batch_size(self._script, workspace, loader, largest)
 
-    def _detach(self, model: nn.Module, checkpoint: str | Path | None, options: Mapping[str, Any]) -> Workspace:
-        """Return a workspace that belongs to no run."""
+    def _detach(
+        self, model: nn.Module, checkpoint: str | Path | None, options: Mapping[str, Any], is_judged: bool = True
+    ) -> Workspace:
+        """Return a workspace that belongs to no run; what is only judged may be in training just now."""
         self._refuse_in_worker()
         resolved = resolve_options(options, self._configured_options())
-        workspace = detached_workspace(model, resolved, self.config, self.seed)
+        training = self._current if is_judged and checkpoint is None else None
+        workspace = detached_workspace(model, resolved, self.config, self.seed, training)
         load_checkpoint(checkpoint, workspace.state, self._script, self._last_folder)
         return workspace
 

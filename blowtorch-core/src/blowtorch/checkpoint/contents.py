@@ -98,6 +98,7 @@ class Contents:
         window: the open recording window.
         others: whatever else has a state, by name.
         frozen: what is left out; None where the model is saved whole.
+        read_judged: returns copies of the weights by which an optimizer would have the model judged.
     """
 
     def __init__(
@@ -109,17 +110,24 @@ class Contents:
         window: Window,
         others: Mapping[str, Part],
         frozen: FrozenWeights | None = None,
+        read_judged: Callable[[], Mapping[str, torch.Tensor]] = dict,
     ) -> None:
+        self._read_judged = read_judged
         self._model = model
         self._frozen = frozen
         self._judged = judged
         self.triggers = triggers
         self.window = window
         self._parts: dict[str, Part] = {"state": progress, "triggers": triggers, "window": window, **others}
-        trained = {name: part for name, part in others.items() if isinstance(part, nn.Module | torch.optim.Optimizer)}
+        optimizers = {
+            name
+            for name, part in others.items()
+            if name.startswith("optimizers/") or isinstance(part, torch.optim.Optimizer)
+        }
+        modules = {name for name, part in others.items() if isinstance(part, nn.Module)}
         self._finiteness = {
-            name: Finiteness(is_made_by_training=isinstance(part, torch.optim.Optimizer))
-            for name, part in {"model": model, **trained}.items()
+            name: Finiteness(is_made_by_training=name in optimizers)
+            for name in ("model", *(name for name in others if name in optimizers | modules))
         }
 
     def check(self) -> None:
@@ -173,11 +181,12 @@ class Contents:
         left_out = {} if self._frozen is None else self._frozen.find_unchanged()
         for name in left_out:
             del weights[name]
-        if self._judged.now:
+        judged = {**self._read_judged(), **(self._judged.now or {})}
+        if judged:
             training["weights"] = weights
             weights = copy.copy(weights)  # it carries the versions of the modules
-            judged = {plain_name(name): value for name, value in self._judged.now.items()}
-            weights.update({name: value for name, value in judged.items() if name not in left_out})
+            named = {plain_name(name): value for name, value in judged.items()}
+            weights.update({name: value for name, value in named.items() if name not in left_out})
         return {"training.pt": training, "model.pt": weights}, left_out
 
     def put_back(self, directory: Path, checkpoint: str, without: set[str]) -> tuple[int, dict[str, Any]]:

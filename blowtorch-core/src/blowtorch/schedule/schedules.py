@@ -130,10 +130,10 @@ def read_configured(returned: Any) -> tuple[dict[str, torch.optim.Optimizer], di
     optimizers = returned
     if isinstance(returned, tuple) and len(returned) == 2:
         optimizers, schedulers = returned
-    if isinstance(optimizers, torch.optim.Optimizer):
+    if is_optimizer(optimizers):
         optimizers = {"optimizer": optimizers}
     is_valid = isinstance(optimizers, Mapping) and optimizers
-    if not is_valid or not all(isinstance(value, torch.optim.Optimizer) for value in optimizers.values()):
+    if not is_valid or not all(is_optimizer(value) for value in optimizers.values()):
         raise ScriptError(
             f"configure_optimizers returned {returned!r:.200}; expected an optimizer, a dict of named optimizers, or "
             f"a pair (optimizers, schedulers)"
@@ -147,6 +147,14 @@ def read_configured(returned: Any) -> tuple[dict[str, torch.optim.Optimizer], di
     return dict(optimizers), dict(schedulers)
 
 
+def is_optimizer(value: Any) -> bool:
+    """Return whether a value is an optimizer, or does what one does: some wrap another one and are none of torch."""
+    methods = ("step", "zero_grad", "state_dict", "load_state_dict")
+    return isinstance(value, torch.optim.Optimizer) or (
+        hasattr(value, "param_groups") and all(callable(getattr(value, method, None)) for method in methods)
+    )
+
+
 def as_schedule(name: str, scheduler: Any, checkpoint_metric: str) -> Schedule:
     """Return the schedule of a scheduler that the script made.
 
@@ -156,7 +164,7 @@ def as_schedule(name: str, scheduler: Any, checkpoint_metric: str) -> Schedule:
         is_plateau = isinstance(scheduler.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if is_plateau and scheduler.metric is None:
             raise ScriptError(f"scheduler {name!r}: ReduceLROnPlateau needs Schedule(..., metric='val/loss')")
-        if isinstance(scheduler.scheduler, torch.optim.Optimizer):
+        if is_optimizer(scheduler.scheduler):
             raise ScriptError(f"scheduler {name!r}: Schedule(...) expects a scheduler, got an optimizer")
         return scheduler
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):

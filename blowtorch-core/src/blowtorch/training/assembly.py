@@ -1,9 +1,11 @@
 """Puts together what the loop works with: extensions, batches, optimizers, and everything that a checkpoint holds."""
 
+import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -188,6 +190,7 @@ def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder
     contents = Contents(
         model=state.model,
         judged=workspace.judged,
+        read_judged=partial(workspace.optimizer_modes.read_judged, state.model),
         progress=SavedProgress(progress, state.options, store.path_of),
         triggers=Triggers({name: trigger for name, trigger in named.items() if trigger is not None}, progress.time),
         window=steps.returns.window,
@@ -222,6 +225,7 @@ def build_optimizers(script: Script, workspace: Workspace, scheduler: SchedulerO
     configure = script.configure_optimizers.bind(state)
     optimizers, schedulers = read_configured(configure.call())
     workspace.optimizers.update(optimizers)
+    workspace.optimizer_modes.begin_training()
     if script.train is not None and not script.train.drives_itself:
         _refuse_closures(optimizers)
     schedules: dict[str, Schedule] = {
@@ -244,12 +248,13 @@ def own_folder(folder: RunFolder, plugin: Plugin) -> Any:
 
 
 def _refuse_closures(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Raise a `ScriptError` for an optimizer that computes the loss several times in a step, as the loop does not."""
+    """Raise a `ScriptError` for an optimizer that computes the loss itself in a step, as the loop does not let it."""
     for name, optimizer in optimizers.items():
-        if isinstance(optimizer, torch.optim.LBFGS):
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
             raise ScriptError(
-                f"optimizer {name!r} is LBFGS, which is stepped with a closure; have the train step ask for "
-                f"`optimizers` and call optimizers[{name!r}].step(closure) itself"
+                f"optimizer {name!r} is {type(optimizer).__name__}, which is stepped with a closure; have the "
+                f"train step ask for `optimizers` and call optimizers[{name!r}].step(closure) itself"
             )
 
 

@@ -215,7 +215,8 @@ def validate_due(training: Training) -> None:
         if trigger is not None and trigger.is_due(time):
             announce_validation(training, validation.name)
             with training.steps.returns.objects.put_aside():
-                metrics = validate(validation, training.state, may_be_cut=training.steps.function.kind == "train_step")
+                may_be_cut = training.steps.function.kind == "train_step"
+                metrics = validate(validation, training.workspace, may_be_cut)
             trigger.mark_done(time)
             record_validation(training, validation.name, metrics)
 

@@ -114,15 +114,13 @@ class ChangedGradients(Gradients):
         self._samples_before = progress.samples  # before the group; a run that goes on says so by `remember`
         self._is_skipping = False
         self._buffers: dict[str, Tensor] = {}  # as they were before the step, where steps may be left out
-        self._handles = []
+        self._handles: list[Any] = []
         self._changes = ", ".join(_find_changes(options))
         if self._changes:
             _refuse_shared(state.optimizers, self._changes)
         for name, optimizer in state.optimizers.items():
-            if self._changes and is_self_driven:
-                self._handles.append(optimizer.register_step_pre_hook(self._hook(name)))
-            if self.autocast is not None:
-                self._handles.append(optimizer.register_step_post_hook(_forget_casts))
+            if is_self_driven:
+                self._watch(name, optimizer)
 
     def backward(self, loss: Tensor, **options: Any) -> None:
         """Go backward as `loss.backward(**options)` does, under any precision."""
@@ -214,6 +212,19 @@ class ChangedGradients(Gradients):
         most, said = self._state.options.accumulate, self._batches.num_batches
         left = most if said is None else said - self._progress.batch + 1  # the first of the group is counted already
         return min(most, left) if left > 0 else most
+
+    def _watch(self, name: str, optimizer: torch.optim.Optimizer) -> None:
+        """Do what is to be done around the steps of an optimizer which a function of the user's steps."""
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ScriptError(
+                f"optimizer {name!r} is a {type(optimizer).__name__}, whose steps torch has no hooks for, so "
+                f"{self._changes or 'another precision'} cannot be heeded where a function steps it itself; leave that "
+                f"out, or let the loop step it: by a train step that does not ask for `optimizers`"
+            )
+        if self._changes:
+            self._handles.append(optimizer.register_step_pre_hook(self._hook(name)))
+        if self.autocast is not None:
+            self._handles.append(optimizer.register_step_post_hook(_forget_casts))
 
     def _hook(self, name: str) -> Any:
         """Return the hook before the steps of one optimizer."""

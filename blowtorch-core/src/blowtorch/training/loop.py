@@ -85,6 +85,7 @@ def start_run(training: Training) -> None:
     """Do what comes before the first step of a process, and of a run."""
     options = training.state.options
     notify(training, "run_start")
+    training.workspace.judged.earlier = None  # whoever averages has taken it
     training.checkpoints.remember_finiteness()
     for line in training.news:
         training.workspace.lines.say(line)
@@ -98,7 +99,7 @@ def start_run(training: Training) -> None:
         for validation in training.validations:
             if validation.is_at_start:
                 announce_validation(training, validation.name)
-                record_validation(training, validation.name, validate(validation, training.state))
+                record_validation(training, validation.name, validate(validation, training.workspace))
         decide_and_save(training)
 
 
@@ -106,7 +107,7 @@ def try_validations(training: Training, most_batches: int) -> None:
     """Do a little of each validation, so that a mistake in it shows now and not after an epoch of training."""
     for validation in training.validations:
         with training.steps.returns.objects.put_aside():
-            validate(validation, training.state, most_batches=most_batches)
+            validate(validation, training.workspace, most_batches=most_batches)
 
 
 def start_batches(steps: Steps) -> Iterator[Any]:
@@ -221,5 +222,6 @@ def end_run(training: Training) -> None:
         wait_for_checkpoint(training)
     if not checkpoints.is_current():
         raise CheckpointError("the last checkpoint of the run could not be written; see the warnings above")
+    training.workspace.optimizer_modes.end_training()
     if progress.interruption is None and state.averaged:
         state.model.load_state_dict({**state.model.state_dict(), **state.averaged})

@@ -1,15 +1,18 @@
-"""In which mode each module of a model is: training or evaluation.
+"""In which mode each module of a model is, and each optimizer that has modes: training or evaluation.
 
 A module may have a method `train` of its own, which keeps a BatchNorm in evaluation mode or merges weights, say. It is
 called as by `model.train()` and `model.eval()`. One that does something else, such as training on data that it is
 given, is not called.
 """
 
+import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 ModulesInModes = Sequence[tuple[nn.Module, bool]]  # parents before their parts; True for training
 
@@ -90,3 +93,67 @@ def _has_own_train(module: nn.Module) -> bool:
 
 def _is_own(module: nn.Module, method: str) -> bool:
     return method in vars(module) or getattr(type(module), method) is not getattr(nn.Module, method)
+
+
+class OptimizerModes:
+    """The modes of optimizers that have weights for judging besides those for training: methods `train` and `eval`.
+
+    Args:
+        optimizers: by name; those that have no such methods are left alone.
+    """
+
+    def __init__(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+        self._optimizers = optimizers
+        self._are_training = False
+
+    def begin_training(self) -> None:
+        """Have the weights for training in the model; to be called before a state is loaded, which is of this mode."""
+        for optimizer in self._find():
+            optimizer.train()
+        self._are_training = True
+
+    def end_training(self) -> None:
+        """Leave the weights for judging in the model."""
+        for optimizer in self._find():
+            optimizer.eval()
+        self._are_training = False
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Have the weights for judging in the model, and then those for training again, bit for bit.
+
+        Optimizers compute one from the other, so they come back only nearly to where they were.
+        """
+        if not self._are_training or not self._find():
+            yield
+            return
+        parameters = [parameter for parameter in self._find_parameters() if not is_lazy(parameter)]
+        kept = [parameter.detach().clone() for parameter in parameters]
+        self.end_training()
+        try:
+            yield
+        finally:
+            self.begin_training()
+            for parameter, values in zip(parameters, kept, strict=True):
+                parameter.detach().copy_(values)
+
+    def read_judged(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """Return copies of the weights for judging, by their names in a model, where they differ from those in it."""
+        if not self._are_training or not self._find():
+            return {}
+        with self.evaluating():
+            copies = {id(parameter): parameter.detach().clone() for parameter in self._find_parameters()}
+            names = {name: id(value) for name, value in model.state_dict(keep_vars=True).items()}
+            return {name: copies[key] for name, key in names.items() if key in copies}
+
+    def _find(self) -> list[Any]:
+        return [
+            optimizer
+            for optimizer in self._optimizers.values()
+            if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+        ]
+
+    def _find_parameters(self) -> Iterator[nn.Parameter]:
+        for optimizer in self._find():
+            for group in optimizer.param_groups:
+                yield from group["params"]

@@ -19,6 +19,7 @@ from blowtorch.state import RunState
 from blowtorch.streams import derive_seed, isolated_random
 from blowtorch.training.gradients import computing
 from blowtorch.training.modes import begin_evaluation, read_modes, set_modes
+from blowtorch.training.workspace import Workspace
 
 
 class Pace:
@@ -71,7 +72,7 @@ class ValidationCutError(Exception):
 
 
 def validate(
-    validation: Validation, state: RunState, may_be_cut: bool = False, most_batches: int | None = None
+    validation: Validation, workspace: Workspace, may_be_cut: bool = False, most_batches: int | None = None
 ) -> dict[str, float]:
     """Validate once, and return the means of what the function returns, by their recorded names.
 
@@ -80,9 +81,9 @@ def validate(
     Raises:
         ValidationCutError: the run was asked to stop meanwhile, and the validation `may_be_cut`.
     """
-    function, returns = validation.function, validation.returns
+    state, function, returns = workspace.state, validation.function, validation.returns
     try:
-        with judging(state), isolated_random(derive_seed(state.seed, state.step, validation.name)):
+        with judging(workspace), isolated_random(derive_seed(state.seed, state.step, validation.name)):
             batches = validation.batches.iterate(state.step + 1)
             batches = validation.pace.watch(itertools.islice(batches, most_batches))
             if function.kind == "validate_epoch":
@@ -115,17 +116,25 @@ def report_length(batches: Batches, num_given: int, state: RunState) -> None:
 
 
 @contextlib.contextmanager
-def judging(state: RunState) -> Iterator[None]:
+def judging(workspace: Workspace) -> Iterator[None]:
     """Have the model as it is judged: in evaluation mode, without gradients, with averaged weights if there are any.
+
+    Optimizers that have modes are in that for evaluation.
 
     Each of its modules is then in the mode in which it was, and the weights are those of training again.
     """
+    state = workspace.state
     modes = read_modes(state.model)
     begin_evaluation(state.model)
     # Not inference_mode unless asked for: what a module caches here must still be usable in training.
     without_gradients = torch.inference_mode() if state.options.inference_mode else torch.no_grad()
     try:
-        with swapped_in(state.model, state.averaged), without_gradients, computing(state):
+        with (
+            workspace.optimizer_modes.evaluating(),
+            swapped_in(state.model, state.averaged),
+            without_gradients,
+            computing(state),
+        ):
             yield
     finally:
         set_modes(modes)

@@ -16,6 +16,7 @@ from blowtorch.record.lines import Lines
 from blowtorch.record.logged import Logged
 from blowtorch.record.media import Media
 from blowtorch.state import JudgedWeights, RunInfo, RunState
+from blowtorch.training.modes import OptimizerModes
 
 NO_RUN = RunInfo(id="", name="", folder=Path(), own_folder=None, config={}, resumed=False)
 
@@ -28,6 +29,7 @@ class Workspace:
         state: all of this as functions and extensions are shown it.
         progress: where it stands.
         optimizers: by name; empty until the script has made them.
+        optimizer_modes: switches them where they have modes.
         judged: weights that stand in for those of the model wherever it is judged.
         logged: what `log` was given.
         lines: what is said.
@@ -37,6 +39,7 @@ class Workspace:
     state: RunState
     progress: Progress
     optimizers: dict[str, torch.optim.Optimizer]
+    optimizer_modes: OptimizerModes
     judged: JudgedWeights
     logged: Logged
     lines: Lines
@@ -51,6 +54,7 @@ def make_workspace(
     device: torch.device,
     info: RunInfo = NO_RUN,
     make_lines: Callable[[Progress], Lines] = lambda progress: Lines(),
+    optimizer_modes: OptimizerModes | None = None,
 ) -> Workspace:
     """Make a workspace in which nothing has happened yet.
 
@@ -62,6 +66,7 @@ def make_workspace(
         device: where the model is.
         info: the run, or `NO_RUN`.
         make_lines: makes what says lines, from where the run stands.
+        optimizer_modes: of the run that trains the model just now, from within which this is asked for.
     """
     progress, logged, judged = Progress(), Logged(), JudgedWeights()
     lines = make_lines(progress)
@@ -81,4 +86,5 @@ def make_workspace(
         say_by=lines.say,
         warn_by=lines.warn,
     )
-    return Workspace(state, progress, optimizers, judged, logged, lines)
+    modes = OptimizerModes(optimizers) if optimizer_modes is None else optimizer_modes
+    return Workspace(state, progress, optimizers, modes, judged, logged, lines)

@@ -59,7 +59,7 @@ def _evaluate_one(script: Script, workspace: Workspace, request: ValidationReque
             summed=loss if state.options.loss_is == "sum" else None,
             has_no_return=request.function.has_no_return,
         )
-        return validate(Validation(request.name, function, batches, returns), state)
+        return validate(Validation(request.name, function, batches, returns), workspace)
 
 
 def predict(script: Script, workspace: Workspace, loader: Any) -> Iterator[Any]:
@@ -73,16 +73,16 @@ def predict(script: Script, workspace: Workspace, loader: Any) -> Iterator[Any]:
     state = workspace.state
     loader = _choose_loader(loader, script.predict_loader, "predict", "predict_step")
     batches = Batches(loader, state.seed, state.device, name="predict")
-    return _predictions(script.predict.bind(state), state, batches)
+    return _predictions(script.predict.bind(state), workspace, batches)
 
 
-def _predictions(function: Function, state: RunState, batches: Batches) -> Iterator[Any]:
+def _predictions(function: Function, workspace: Workspace, batches: Batches) -> Iterator[Any]:
     """Yield predictions; between two of them modes, gradients and random streams are as the caller left them."""
-    streams = SeparateStreams(derive_seed(state.seed, "predict"))
+    streams = SeparateStreams(derive_seed(workspace.state.seed, "predict"))
     with contextlib.closing(batches):
         iterator = batches.iterate(1)
         for index in itertools.count():
-            with streams, judging(state):
+            with streams, judging(workspace):
                 batch = next(iterator, _NOTHING)
                 if batch is _NOTHING:
                     return

@@ -17,10 +17,23 @@ from blowtorch.training.modes import read_modes, set_modes
 from blowtorch.training.workspace import Workspace, make_workspace
 
 
-def detached_workspace(model: nn.Module, options: RunOptions, config: Config, seed: int) -> Workspace:
-    """Make a workspace that belongs to no run and has no folder; the model is moved to its device."""
+def detached_workspace(
+    model: nn.Module, options: RunOptions, config: Config, seed: int, training: Workspace | None = None
+) -> Workspace:
+    """Make a workspace that belongs to no run and has no folder; the model is moved to its device.
+
+    Args:
+        model: what is tried out.
+        options: those that hold.
+        config: the resolved configuration.
+        seed: from which every random stream is derived.
+        training: of the run from within which this is asked for, which may train the same model.
+    """
     device = choose_device(options.device)
-    return make_workspace(compile_model(model.to(device), options), config, options, seed, device)
+    models = compile_model(model.to(device), options)
+    is_trained = training is not None and training.state.model is models[0]
+    modes = training.optimizer_modes if training is not None and is_trained else None
+    return make_workspace(models, config, options, seed, device, optimizer_modes=modes)
 
 
 @contextlib.contextmanager
