@@ -147,9 +147,14 @@ class StochasticWeightAveraging(WeightAverage):
 def _floating(state: RunState) -> "dict[str, Tensor]":
     """Return what is averaged of a model; anew each time, since modules may replace their buffers by other tensors."""
     import torch
+    from torch.nn.parameter import is_lazy
 
     weights = state.model.state_dict()
-    return {name: own for name, own in weights.items() if isinstance(own, torch.Tensor) and own.is_floating_point()}
+    return {
+        name: own
+        for name, own in weights.items()
+        if isinstance(own, torch.Tensor) and own.is_floating_point() and not is_lazy(own)
+    }
 
 
 def _is_finite(weights: "Tensor") -> bool:

@@ -11,10 +11,12 @@ from torch import nn
 from blowtorch.checkpoint.finiteness import Finiteness
 from blowtorch.checkpoint.frozen import FrozenWeights, fill_in
 from blowtorch.checkpoint.tensors import (
+    KeptModule,
     by_own_names,
     find_unplain,
     load_weights,
     plain_name,
+    read_shaped_weights,
     read_tensors,
     read_weights,
 )
@@ -119,16 +121,12 @@ class Contents:
         self.triggers = triggers
         self.window = window
         self._parts: dict[str, Part] = {"state": progress, "triggers": triggers, "window": window, **others}
-        optimizers = {
-            name
-            for name, part in others.items()
-            if name.startswith("optimizers/") or isinstance(part, torch.optim.Optimizer)
-        }
-        modules = {name for name, part in others.items() if isinstance(part, nn.Module)}
-        self._finiteness = {
-            name: Finiteness(is_made_by_training=name in optimizers)
-            for name in ("model", *(name for name in others if name in optimizers | modules))
-        }
+        self._finiteness = {"model": Finiteness()}
+        for name, part in others.items():
+            if name.startswith("optimizers/") or isinstance(part, torch.optim.Optimizer):
+                self._finiteness[name] = Finiteness(is_made_by_training=True)
+            elif isinstance(part, nn.Module | KeptModule):
+                self._finiteness[name] = Finiteness()
 
     def check(self) -> None:
         """Make sure that every part can be stored, before hours are spent on it.
@@ -177,7 +175,7 @@ class Contents:
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
             "random": random_state(),
         }
-        weights = read_weights(self._model)
+        weights = read_shaped_weights(self._model)
         left_out = {} if self._frozen is None else self._frozen.find_unchanged()
         for name in left_out:
             del weights[name]

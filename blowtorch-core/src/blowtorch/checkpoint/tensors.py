@@ -9,6 +9,7 @@ from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from blowtorch.errors import CheckpointError
 from blowtorch.folder.manifest import HashedFile
@@ -42,7 +43,7 @@ class WarmCopies:
         return map_leaves(lambda leaf: next(remaining), state, _is_leaf)  # in the order in which `walk` went
 
     def _copy(self, leaf: Any, place: Place, taken: dict[Place, Tensor], shared: dict[tuple[Any, ...], Tensor]) -> Any:
-        if not isinstance(leaf, Tensor):
+        if not isinstance(leaf, Tensor) or is_lazy(leaf):
             return leaf
         if leaf.layout is not torch.strided:
             return leaf.detach().cpu().clone()
@@ -109,10 +110,21 @@ def read_weights(model: nn.Module, keep_vars: bool = False) -> dict[str, Any]:
     return weights
 
 
+def read_shaped_weights(model: nn.Module) -> dict[str, Any]:
+    """Return the state of a model as checkpoints hold it, without what gets its shape only with the first batch."""
+    weights = read_weights(model)
+    for name in [name for name, value in weights.items() if is_lazy(value)]:
+        del weights[name]
+    return weights
+
+
 def by_own_names(model: nn.Module, weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Return weights by the names that a model has for them, some of whose modules may be compiled."""
+    """Return weights by the names that a model has for them, some of whose modules may be compiled.
+
+    What they lack stays as it is: it had no shape yet when they were saved.
+    """
     state, versions = model.state_dict(), _versions(weights)
-    own = OrderedDict((name, weights[plain_name(name)]) for name in state)
+    own = OrderedDict((name, weights.get(plain_name(name), value)) for name, value in state.items())
     _set_versions(own, {prefix: versions.get(plain_name(prefix), {}) for prefix in _versions(state)})
     return own
 
@@ -135,6 +147,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], origin: str) -> N
     mine = read_weights(model)
     advice = "is it a checkpoint of another model or configuration?"
     for name, value in mine.items():
+        if is_lazy(value):
+            continue  # it takes the shape that was saved
         if name not in weights:
             raise CheckpointError(f"{origin} has no tensor {name!r}, which the model has; {advice}")
         if isinstance(value, torch.Tensor) and value.shape != weights[name].shape:
@@ -146,6 +160,21 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], origin: str) -> N
         if name not in mine:
             raise CheckpointError(f"{origin} has a tensor {name!r}, which the model has not; {advice}")
     model.load_state_dict(by_own_names(model, weights))
+
+
+class KeptModule:
+    """A module that is kept beside the model, and is saved and loaded like that."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return its weights."""
+        return read_shaped_weights(self._module)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load weights."""
+        load_weights(self._module, state, "it")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from blowtorch.checkpoint.checkpoints import Checkpoints
 from blowtorch.checkpoint.contents import Contents, SavedProgress
 from blowtorch.checkpoint.frozen import FrozenWeights
 from blowtorch.checkpoint.store import Store
-from blowtorch.checkpoint.tensors import without_compilation
+from blowtorch.checkpoint.tensors import KeptModule
 from blowtorch.clock import Interval, Trigger, Triggers
 from blowtorch.data.batches import Batches
 from blowtorch.errors import ScriptError
@@ -271,8 +271,9 @@ def _checkpoint_parts(steps: Steps, kept: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(instance: Any) -> Any:
-    """Return what is kept, a module by the names that it has where it is not compiled."""
-    return without_compilation(instance) if isinstance(instance, torch.nn.Module) else instance
+    """Return what is kept, a module as the model itself is saved: whether it is compiled or has shapes yet or not."""
+    is_module = isinstance(instance, torch.nn.Module) and type(instance).state_dict is torch.nn.Module.state_dict
+    return KeptModule(instance) if is_module else instance
 
 
 def _build_gradients(script: Script, workspace: Workspace, batches: Batches, returns: Returns) -> Gradients:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from blowtorch.data.batches import Batches
 from blowtorch.errors import NotFiniteError, OptionError, ScriptError
@@ -157,7 +158,8 @@ class ChangedGradients(Gradients):
         """Remember how far the run is, and what the forward of the next step changes, in case that it is left out."""
         self._samples_before = self._progress.samples
         if self._state.options.on_nan == "skip":
-            self._buffers = {name: buffer.clone() for name, buffer in self._state.model.named_buffers()}
+            buffers = self._state.model.named_buffers()
+            self._buffers = {name: buffer.clone() for name, buffer in buffers if not is_lazy(buffer)}
 
     def finish_step(self) -> None:
         """Take note that all optimizers have stepped, and that the step is counted."""
@@ -172,10 +174,20 @@ class ChangedGradients(Gradients):
             self.remember()
             return
         self._is_skipping = False
-        for name, buffer in self._state.model.named_buffers() if self._buffers else ():
-            buffer.copy_(self._buffers[name])
+        self._restore_buffers()
         self._samples_before = self._progress.samples
         self._report_skipped()
+
+    def _restore_buffers(self) -> None:
+        """Undo what the forward of a step that is left out has changed; what it has made begins anew."""
+        if self._state.options.on_nan != "skip":
+            return
+        for prefix, module in self._state.model.named_modules():
+            buffers = dict(module.named_buffers(prefix, recurse=False))
+            if any(name not in self._buffers for name in buffers) and hasattr(module, "reset_running_stats"):
+                module.reset_running_stats()
+            for name in buffers.keys() & self._buffers.keys():
+                buffers[name].copy_(self._buffers[name])
 
     def close(self) -> None:
         """Take the hooks off the optimizers."""

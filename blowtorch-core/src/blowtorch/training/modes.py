@@ -142,7 +142,8 @@ class OptimizerModes:
         if not self._are_training or not self._find():
             return {}
         with self.evaluating():
-            copies = {id(parameter): parameter.detach().clone() for parameter in self._find_parameters()}
+            parameters = [parameter for parameter in self._find_parameters() if not is_lazy(parameter)]
+            copies = {id(parameter): parameter.detach().clone() for parameter in parameters}
             names = {name: id(value) for name, value in model.state_dict(keep_vars=True).items()}
             return {name: copies[key] for name, key in names.items() if key in copies}
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from blowtorch.data.batches import Batches
 from blowtorch.data.digests import digest
@@ -42,7 +43,9 @@ class Trace:
                 "batch": digest(batch),
                 "random": {name: digest(stream) for name, stream in random_state().items()},
                 "metrics": {name: _number(value) for name, value in metrics.items()},
-                "weights": {name: digest(value) for name, value in state.model.state_dict().items()},
+                "weights": {
+                    name: digest(value) for name, value in state.model.state_dict().items() if not is_lazy(value)
+                },
             }
         )
 

@@ -18,6 +18,7 @@ from blowtorch.script.returns import Returns
 from blowtorch.state import RunState
 from blowtorch.streams import derive_seed, isolated_random
 from blowtorch.training.gradients import computing
+from blowtorch.training.lazy import left_uninitialized
 from blowtorch.training.modes import begin_evaluation, read_modes, set_modes
 from blowtorch.training.workspace import Workspace
 
@@ -83,7 +84,11 @@ def validate(
     """
     state, function, returns = workspace.state, validation.function, validation.returns
     try:
-        with judging(workspace), isolated_random(derive_seed(state.seed, state.step, validation.name)):
+        with (
+            left_uninitialized(state.model),
+            judging(workspace),
+            isolated_random(derive_seed(state.seed, state.step, validation.name)),
+        ):
             batches = validation.batches.iterate(state.step + 1)
             batches = validation.pace.watch(itertools.islice(batches, most_batches))
             if function.kind == "validate_epoch":

@@ -12,6 +12,7 @@ from blowtorch.options import RunOptions
 from blowtorch.record.metric_objects import find_metric_objects, put_aside
 from blowtorch.script.script import Script
 from blowtorch.streams import isolated_random
+from blowtorch.training.lazy import left_uninitialized
 from blowtorch.training.model import choose_device, compile_model
 from blowtorch.training.modes import read_modes, set_modes
 from blowtorch.training.workspace import Workspace, make_workspace
@@ -55,14 +56,15 @@ def left_as_it_was(script: Script, model: nn.Module, seed: int, callbacks: Seque
     objects = {} if script.train is None else find_metric_objects(script.train.function, stateful)
     with put_aside(objects.values()), isolated_random(seed):
         try:
-            yield
+            with left_uninitialized(*(owner for owner in stateful.values() if isinstance(owner, nn.Module))):
+                yield
         finally:
             for module, members in structure:
                 for name, earlier in members.items():
                     getattr(module, name).clear()
                     getattr(module, name).update(earlier)
             for parameter, needs_gradient in needs:
-                parameter.requires_grad_(needs_gradient)
+                parameter.requires_grad = needs_gradient
             model.to(device)
             for name, owner in stateful.items():
                 owner.load_state_dict(before[name])
