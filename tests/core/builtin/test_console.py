@@ -23,7 +23,7 @@ def state(tmp_path):
     options = types.SimpleNamespace(checkpoint_metric="val/loss", loggers=(), resume="never", dry_run=False)
     folder = tmp_path / "train_logs" / "26-11-23_18-42-01_brave-otter-3"
     folder.mkdir(parents=True)
-    write_command(folder, ["python", "train.py"])
+    write_info(folder, command=["python", "train.py"])
     return types.SimpleNamespace(
         info=types.SimpleNamespace(name="brave-otter-3"),
         options=options,
@@ -46,8 +46,9 @@ def state(tmp_path):
     )
 
 
-def write_command(folder, command):
-    (folder / "run.yaml").write_text(json.dumps({"command": command}))
+def write_info(folder, **more):
+    info = {"id": "1a2b3c4d", "name": "brave-otter-3", "number": 3, "status": "running"}
+    (folder / "run.yaml").write_text(json.dumps({**info, **more}))
 
 
 def last_line(state):
@@ -227,14 +228,14 @@ def test_an_early_end_has_its_reason(state):
 )
 @pytest.mark.parametrize("status", ["stopped", "failed"])
 def test_a_run_that_did_not_finish_says_what_continues_it(state, status, command, resume, expected):
-    write_command(state.folder, command)
+    write_info(state.folder, command=command)
     state.options.resume = resume
     Console().run_end(state, status)
     assert last_line(state) == f"  continue  {expected}"
 
 
 def test_a_run_that_failed_before_its_command_was_written_down_says_nothing_of_it(state):
-    (state.folder / "run.yaml").write_text("status: running\n")
+    write_info(state.folder)
     Console().run_end(state, "failed")
     assert [line.split()[0] for line in state.lines] == ["brave-otter-3", "folder"]
 
@@ -249,7 +250,7 @@ def test_a_stopped_run_says_by_what(state):
     ("run_name", "resume"), [(None, "train_logs/26-11-23_18-42-01_brave-otter-3"), ("brave-otter", "auto")]
 )
 def test_without_a_script_there_is_a_call_to_repeat(state, run_name, resume):
-    (state.folder / "run.yaml").write_text(json.dumps({"command": ["python", "-m", "pytest"], "script": ""}))
+    write_info(state.folder, command=["python", "-m", "pytest"], script="")
     state.options.run_name = run_name
     Console().run_end(state, "stopped")
     assert last_line(state) == f'  continue  the same call with resume="{resume}"'
