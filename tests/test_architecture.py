@@ -47,9 +47,9 @@ LAYERS = [
 ]
 # Highest first, within each wing.
 ROOMS = {
-    "trial": ["dry_run", "batch_size", "evaluation", "untouched"],
-    "training": """session loop between_steps assembly training coverage model start interruption trace validation
-        callbacks gradients workspace modes lazy""".split(),
+    "trial": ["dry_run", "forecast", "batch_size", "evaluation", "untouched"],
+    "training": """session loop between_steps assembly training coverage model start interruption trace snapshot
+        validation callbacks gradients workspace modes lazy""".split(),
     "runs": ["view", "stored"],
     "script": ["decorators", "script", "returns", "functions", "command_line"],
     "checkpoint": ["checkpoints", "retention", "store", "contents", "frozen", "finiteness", "tensors"],

@@ -207,13 +207,14 @@ class Run(Decorators):
         self._refuse_in_worker()
         resolved = resolve_options(options, self._configured_options())
 
-        def make_session(options: RunOptions) -> Session:
-            loaders = (train_loader, validate_loader)
-            return Session(self._script, self.config, options, self._plugins, model, loaders, self._in_progress)
+        loaders = (train_loader, validate_loader)
+
+        def make_session(script: Script, options: RunOptions) -> Session:
+            return Session(script, self.config, options, self._plugins, model, loaders, self._in_progress)
 
         if resolved.dry_run:
-            return as_result(do_dry_run(self._script, model, resolved, make_session))
-        session = make_session(resolved)
+            return as_result(do_dry_run(self._script, model, resolved, loaders, make_session))
+        session = make_session(self._script, resolved)
         with session as training:
             self._last_folder, self._last_backend = training.state.folder, resolved.checkpoint_backend
             train(training)

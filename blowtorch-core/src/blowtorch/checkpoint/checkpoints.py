@@ -20,9 +20,10 @@ from blowtorch.checkpoint.contents import Contents, check_plain
 from blowtorch.checkpoint.retention import delete_superseded
 from blowtorch.checkpoint.store import Store
 from blowtorch.checkpoint.tensors import WarmCopies, write_tensors
-from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError, nearest
+from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError
 from blowtorch.folder.files import replace_files
-from blowtorch.folder.manifest import checkpoint_name, checkpoint_step, write_manifest
+from blowtorch.folder.folder import RunFolder
+from blowtorch.folder.manifest import checkpoint_name, write_manifest
 from blowtorch.progress import Checkpoint, Progress
 from blowtorch.record.record import Record
 from blowtorch.state import RunState
@@ -202,20 +203,8 @@ class Checkpoints:
         Raises:
             CheckpointError: it belongs to another model or version, or holds not just what this script needs.
         """
-        names = self._store.names()
-        if at_most is not None and at_most not in names:
-            raise CheckpointError(
-                f"{self._folder.parent} has no checkpoint {at_most!r}.{nearest(at_most, names)} There are "
-                f"{', '.join(names) or 'none'}"
-            )
-        for name in reversed(names):
-            if at_most is not None and checkpoint_step(name) > checkpoint_step(at_most):
-                continue
-            with self._store.fetched(name) as (directory, problems):
-                if not problems:
-                    return name, self._restore(name, directory)
-            warn(f"checkpoint {name} is damaged ({'; '.join(problems)}); an earlier one is taken")
-        return None
+        with self._store.newest_good(warn, at_most) as (name, directory):
+            return None if name is None else (name, self._restore(name, directory))
 
     def start_anew(self) -> None:
         """Put aside whatever there is: the run begins again from its beginning."""
@@ -233,6 +222,19 @@ class Checkpoints:
                 raise CheckpointError(f"checkpoint {name} was written, and is damaged: {'; '.join(problems)}")
             self._contents.put_back(directory, name, set())
             return sum(path.stat().st_size for path in directory.iterdir())
+
+    def try_to_continue(self, folder: RunFolder, warn: Callable[[str], None], at_most: str | None) -> str | None:
+        """Load the checkpoint from which another run would go on, and return its name; that run stays as it is.
+
+        The checkpoints of this run cannot be reached any more, since the backend is now that of the other.
+
+        Raises:
+            CheckpointError: it belongs to another model or version, or holds not just what this script needs.
+        """
+        with self._store.of_another(folder).newest_good(warn, at_most) as (name, directory):
+            if name is not None:
+                self._contents.put_back(directory, name, set(self._state.options.resume_without))
+            return name
 
     def delete_all(self) -> None:
         """Delete every checkpoint of the run."""

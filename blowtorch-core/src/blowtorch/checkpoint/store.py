@@ -1,14 +1,15 @@
 """Where the checkpoints of a run are stored: a backend, and what the core asks of it."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from blowtorch.errors import BlowtorchError, CheckpointError
+from blowtorch.errors import BlowtorchError, CheckpointError, nearest
 from blowtorch.folder.folder import RunFolder
 from blowtorch.folder.manifest import (
     FILE_NAME,
@@ -38,6 +39,7 @@ class Store:
     def __init__(self, folder: RunFolder, backend: Plugin, info: RunInfo, reads_only: bool = False) -> None:
         self._folder = folder
         self._backend = backend
+        self._info = info
         self._reads_only = reads_only
         backend.call(CheckpointBackendSpec.checkpoint_open, run=info, reads_only=reads_only)
 
@@ -45,6 +47,16 @@ class Store:
     def is_local(self) -> bool:
         """Whether checkpoints stay in the run folder."""
         return self._backend.name == "local"
+
+    def of_another(self, folder: RunFolder) -> "Store":
+        """Open the same backend for the run of another folder, which is continued."""
+        own_folder = (
+            None if self._info.own_folder is None else folder.own_folder(self._backend.kind, self._backend.name)
+        )
+        info = dataclasses.replace(
+            self._info, id=folder.id, name=folder.name, folder=folder.path, own_folder=own_folder, resumed=True
+        )
+        return Store(folder, self._backend, info, reads_only=True)
 
     def names(self) -> list[str]:
         """Return the names of all complete checkpoints, in ascending order."""
@@ -86,6 +98,29 @@ class Store:
             else:
                 problems = verify(directory)
             yield directory, problems
+
+    @contextlib.contextmanager
+    def newest_good(self, warn: Callable[[str], None], at_most: str | None) -> Iterator[tuple[str | None, Path]]:
+        """Have the newest checkpoint that is complete and undamaged inside, `at_most` this one; else None as its name.
+
+        Raises:
+            CheckpointError: it was written by a version whose format this one does not read, or there is no such one.
+        """
+        names = self.names()
+        if at_most is not None and at_most not in names:
+            raise CheckpointError(
+                f"{self._folder.path} has no checkpoint {at_most!r}.{nearest(at_most, names)} There are "
+                f"{', '.join(names) or 'none'}"
+            )
+        for name in reversed(names):
+            if at_most is not None and checkpoint_step(name) > checkpoint_step(at_most):
+                continue
+            with self.fetched(name) as (directory, problems):
+                if not problems:
+                    yield name, directory
+                    return
+            warn(f"checkpoint {name} is damaged ({'; '.join(problems)}); an earlier one is taken")
+        yield None, self._folder.checkpoints
 
     @contextlib.contextmanager
     def weights_of(self, name: str) -> Iterator[Path]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from blowtorch.data.loaders import has_firm_length, is_empty, length_of
-from blowtorch.data.sources import choose_source
+from blowtorch.data.sources import choose_source, holders_of_position
 from blowtorch.data.transfer import SideStream, one_ahead
 from blowtorch.errors import ScriptError
 from blowtorch.streams import derive_seed
@@ -64,6 +64,11 @@ class Batches:
         self.num_batches = self._count()
         self._source = choose_source(loader, name, derive_seed(seed, name), device)
         self.has_state = self._source.has_state
+
+    @property
+    def holders_of_position(self) -> list[Any]:
+        """What remembers how far the loader has been iterated."""
+        return holders_of_position(self._loader)
 
     @property
     def has_firm_length(self) -> bool:

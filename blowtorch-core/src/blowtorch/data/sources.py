@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, IterDataPipe
 
 from blowtorch.data.loaders import copy_loader, end_workers, has_own_iterator
 from blowtorch.data.order import EpochOrder
-from blowtorch.data.samplers import has_state, tell_epoch
+from blowtorch.data.samplers import chain_of, has_state, tell_epoch
 from blowtorch.data.workers import SeededDataset, SeededStream, WorkerSetup, starting_workers
 from blowtorch.errors import warn
 from blowtorch.streams import SeparateStreams, derive_seed, random_state, restore_random_state
@@ -278,6 +278,15 @@ def _has_shuffle_buffer(stream: Any) -> bool:
         stages += [inner for inner in (getattr(stage, "ex_iterable", None),) if inner is not None]
         stages += getattr(stage, "ex_iterables", [])
     return False
+
+
+def holders_of_position(loader: Any) -> list[Any]:
+    """Return what remembers how far a loader has been iterated: streams with a state, and the script's own samplers."""
+    if not isinstance(loader, DataLoader):
+        return [loader] if has_state(loader) else []
+    samplers = chain_of(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
+    own = [sampler for sampler in samplers if not type(sampler).__module__.startswith("torch.utils.data.")]
+    return [loader.dataset, *own] if has_state(loader.dataset) else own
 
 
 def draw_forward(iterable: Iterable[Any], seed: int, position: int) -> Iterator[Any]:

@@ -21,6 +21,7 @@ from blowtorch.folder.secrets import mask_command_line, mask_secrets
 
 _ADJECTIVES = "amber bold brave bright brisk calm clever crisp eager early fond fresh gentle glad golden grand happy keen kind light lively lucky mellow merry neat noble plucky proud quick quiet rapid ready shiny silver smart snowy solid steady sunny swift tidy vivid warm wise witty young".split()  # noqa: E501
 _ANIMALS = "badger beaver bison bear crane crow deer dove duck eagle falcon finch fox gecko goose hare hawk heron ibex jay koala lark lemur lion llama lynx marten mole moose mouse newt otter owl panda perch puffin raven robin salmon seal shrew skunk sloth snail stork swan tapir tern tiger toad trout vole wolf wren yak".split()  # noqa: E501
+_LONGEST_NAME = 225  # file systems take 255 bytes, of which the time and the number need some
 _FOLDER = re.compile(r"\d\d-\d\d-\d\d_\d\d-\d\d-\d\d_(.+)-(\d+)")
 
 
@@ -55,9 +56,7 @@ class RunFolder:
         Raises:
             RunFolderError: `save_path` cannot be written, or nothing of `run_name` can stand in a file name.
         """
-        name = _random_name() if run_name is None else safe_name(run_name)
-        if not name:
-            raise RunFolderError(f"expected a run_name with letters or digits, got {run_name!r}")
+        name = check_run_name(run_name) or _random_name()
         root = Path(save_path).absolute()
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -181,6 +180,25 @@ class RunFolder:
         changed |= find_differences(earlier.get("options", options), options, "run")
         changed.pop("run.resume", None)
         return changed
+
+
+def check_run_name(run_name: str | None) -> str:
+    """Return the name of a run as it can stand in the name of its folder; nothing where the run has none.
+
+    Raises:
+        RunFolderError: nothing of it can, or it is too long.
+    """
+    if run_name is None:
+        return ""
+    name = safe_name(run_name)
+    if not name:
+        raise RunFolderError(f"expected a run_name with letters or digits, got {run_name!r}")
+    if (length := len(os.fsencode(name))) > _LONGEST_NAME:
+        raise RunFolderError(
+            f"expected a run_name of at most {_LONGEST_NAME} bytes, since it stands in the name of a folder, got "
+            f"{length}: {run_name!r:.60}"
+        )
+    return name
 
 
 def _make_directory(root: Path, name: str) -> Path:

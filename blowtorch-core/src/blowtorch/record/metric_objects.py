@@ -116,6 +116,13 @@ def _has_state(metric: Any) -> bool:
 
 def find_metric_objects(function: Callable[..., Any], roots: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metric objects in the variables that a function names and in `roots`, by the place where each lies."""
+    return find_objects(function, roots, is_metric_object)
+
+
+def find_objects(
+    function: Callable[..., Any], roots: Mapping[str, Any], is_wanted: Callable[[Any], bool]
+) -> dict[str, Any]:
+    """Return what is wanted in the variables that a function names and in `roots`, by the place where each lies."""
     function = inspect.unwrap(function)
     variables: dict[str, Any] = {"self": getattr(function, "__self__", function)}
     plain = getattr(function, "__func__", function)
@@ -124,25 +131,25 @@ def find_metric_objects(function: Callable[..., Any], roots: Mapping[str, Any]) 
         variables |= {**named.globals, **named.nonlocals}
     by_place: dict[str, Any] = {}
     for place, value in {**variables, **roots}.items():
-        _collect(place, value, by_place, depth=2)
+        _collect(place, value, is_wanted, by_place, depth=2)
     return by_place
 
 
-def _collect(place: str, value: Any, by_place: dict[str, Any], depth: int) -> None:
-    """Add the metric objects inside of a value; an attribute costs two of the depth, an item one."""
+def _collect(place: str, value: Any, is_wanted: Callable[[Any], bool], by_place: dict[str, Any], depth: int) -> None:
+    """Add what is wanted inside of a value; an attribute costs two of the depth, an item one."""
     if isinstance(value, type | ModuleType) or depth < 0:
         return
-    if is_metric_object(value):
+    if is_wanted(value):
         by_place[place] = value
     elif isinstance(value, nn.Module):
         modules = {f"{place}.{name}": module for name, module in value.named_modules()}
-        by_place |= {name: module for name, module in modules.items() if is_metric_object(module)}
+        by_place |= {name: module for name, module in modules.items() if is_wanted(module)}
     elif isinstance(value, Mapping | list | tuple):
         for key, child in children_of(value) or ():
-            _collect(f"{place}[{key!r}]", child, by_place, depth - 1)
+            _collect(f"{place}[{key!r}]", child, is_wanted, by_place, depth - 1)
     elif hasattr(value, "__dict__") and not inspect.isroutine(value):
         for name, item in vars(value).items():
-            _collect(f"{place}.{name}", item, by_place, depth - 2)
+            _collect(f"{place}.{name}", item, is_wanted, by_place, depth - 2)
 
 
 def is_metric_object(value: Any) -> bool:

@@ -76,6 +76,18 @@ class Script:
     def __post_init__(self) -> None:
         self.path = find_script(self.command_line)
 
+    def functions(self) -> list[Function]:
+        """Return every function that was decorated."""
+        single = [self.train, self.predict, self.configure_optimizers]
+        validations = [request.function for request in self.validations.values()]
+        moments = [function for functions in self.moments.values() for function in functions]
+        return [function for function in (*single, *validations, *self.init, *moments) if function is not None]
+
+    def loaders(self) -> list[Any]:
+        """Return every loader that was given to a decorator."""
+        validations = [request.loader for request in self.validations.values()]
+        return [loader for loader in (self.train_loader, self.predict_loader, *validations) if loader is not None]
+
     def check(self, model: Any, optimize_metric: str | None) -> None:
         """Raise a `ScriptError` if nothing can be trained: something is missing, or two things do not go together."""
         world_size = os.environ.get("WORLD_SIZE", "1")

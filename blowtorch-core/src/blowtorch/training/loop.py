@@ -44,6 +44,7 @@ from blowtorch.training.between_steps import (
 )
 from blowtorch.training.coverage import report_evaluating
 from blowtorch.training.gradients import computing
+from blowtorch.training.snapshot import take_snapshot
 from blowtorch.training.training import Steps, Training
 from blowtorch.training.validation import EpochLoader, ValidationCutError, validate
 
@@ -104,9 +105,14 @@ def start_run(training: Training) -> None:
 
 
 def try_validations(training: Training, most_batches: int) -> None:
-    """Do a little of each validation, so that a mistake in it shows now and not after an epoch of training."""
+    """Do a little of each validation, so that a mistake in it shows now and not after an epoch of training.
+
+    What it changes is then as it was before.
+    """
     for validation in training.validations:
-        with training.steps.returns.objects.put_aside():
+        holders = validation.batches.holders_of_position
+        before = take_snapshot(training.state.model, [validation.function.function], holders, is_trained=False)
+        with before, training.steps.returns.objects.put_aside():
             validate(validation, training.workspace, most_batches=most_batches)
 
 

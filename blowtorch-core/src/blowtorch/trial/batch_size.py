@@ -37,7 +37,7 @@ def find_batch_size(script: Script, workspace: Workspace, loader: Any, largest: 
     if most < 1:
         raise ScriptError(f"run.find_batch_size has nothing to try: at most {most} samples may make a batch")
     fits: dict[int, bool] = {}
-    with left_as_it_was(script, state.model, derive_seed(state.seed, "find_batch_size")):
+    with left_as_it_was(script, state.model, derive_seed(state.seed, "find_batch_size"), [loader]):
         script.prepare(state)
         while size >= 1 and size not in fits:
             size = min(size, most)

@@ -18,6 +18,7 @@ from blowtorch.script.script import Script, ValidationRequest
 from blowtorch.state import RunState
 from blowtorch.streams import SeparateStreams, derive_seed
 from blowtorch.training.model import load_initial_weights
+from blowtorch.training.snapshot import take_snapshot
 from blowtorch.training.validation import Validation, judging, validate
 from blowtorch.training.workspace import Workspace
 from blowtorch.tree import move
@@ -49,7 +50,12 @@ def _evaluate_one(script: Script, workspace: Workspace, request: ValidationReque
     assert request.function is not None
     batches = Batches(loader, state.seed, state.device, state.options.limit_validate_batches, request.name)
     objects = find_metric_objects(request.function.function, {"model": state.model, **script.kept})
-    with contextlib.closing(batches), put_aside(objects.values()):  # a training under way may use the same ones
+    before = take_snapshot(state.model, [request.function.function], batches.holders_of_position, is_trained=False)
+    with (
+        before,
+        contextlib.closing(batches),
+        put_aside(objects.values()),  # a training under way may use the same ones
+    ):
         function = request.function.bind(state, is_validate=True)
         loss = Loss(function, state.options.optimize_metric)
         returns = Returns(
@@ -77,17 +83,28 @@ def predict(script: Script, workspace: Workspace, loader: Any) -> Iterator[Any]:
 
 
 def _predictions(function: Function, workspace: Workspace, batches: Batches) -> Iterator[Any]:
-    """Yield predictions; between two of them modes, gradients and random streams are as the caller left them."""
-    streams = SeparateStreams(derive_seed(workspace.state.seed, "predict"))
-    with contextlib.closing(batches):
-        iterator = batches.iterate(1)
-        for index in itertools.count():
-            with streams, judging(workspace):
-                batch = next(iterator, _NOTHING)
-                if batch is _NOTHING:
-                    return
-                output = move(function.call(batch=batch, batch_index=index), _CPU)
-            yield output
+    """Yield predictions; between two of them modes, gradients and random streams are as the caller left them.
+
+    In the end, so is what the step has changed of the model, unless the caller has trained it meanwhile.
+    """
+    state = workspace.state
+    streams = SeparateStreams(derive_seed(state.seed, "predict"))
+    before = take_snapshot(state.model, [function.function], batches.holders_of_position, is_trained=False)
+    versions = before.versions()
+    try:
+        with contextlib.closing(batches):
+            iterator = batches.iterate(1)
+            for index in itertools.count():
+                with streams, judging(workspace):
+                    batch = next(iterator, _NOTHING)
+                    if batch is _NOTHING:
+                        return
+                    output = move(function.call(batch=batch, batch_index=index), _CPU)
+                versions = before.versions()
+                yield output
+    finally:
+        if before.versions() == versions:
+            before.put_back()
 
 
 _NOTHING = object()

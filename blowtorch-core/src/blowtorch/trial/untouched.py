@@ -1,20 +1,22 @@
 """Trials that belong to no run, and leave everything as it was."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from blowtorch.checkpoint.tensors import WarmCopies
 from blowtorch.config.config import Config
+from blowtorch.data.sources import holders_of_position
 from blowtorch.options import RunOptions
 from blowtorch.record.metric_objects import find_metric_objects, put_aside
 from blowtorch.script.script import Script
 from blowtorch.streams import isolated_random
-from blowtorch.training.lazy import left_uninitialized
 from blowtorch.training.model import choose_device, compile_model
-from blowtorch.training.modes import read_modes, set_modes
+from blowtorch.training.snapshot import Snapshot, take_snapshot
 from blowtorch.training.workspace import Workspace, make_workspace
 
 
@@ -38,39 +40,45 @@ def detached_workspace(
 
 
 @contextlib.contextmanager
-def left_as_it_was(script: Script, model: nn.Module, seed: int, callbacks: Sequence[Any] = ()) -> Iterator[None]:
+def left_as_it_was(
+    script: Script, model: nn.Module, seed: int, loaders: Iterable[Any], callbacks: Sequence[Any] = ()
+) -> Iterator[None]:
     """Train inside, on random streams of this seed, and have all that it changes as it was before.
 
-    That is the model with its modules, their modes, their device and what needs gradients; metric objects; and whatever
-    the script keeps, callbacks that are objects with a state among it.
+    That is the model with its modules, buffers, gradients, modes, device and attributes; modules, optimizers,
+    schedulers, random generators and metric objects that the script has made itself; what the script keeps; callbacks
+    that are objects; and streams and samplers, which go on from where they stood.
     """
-    structure = [(module, _members(module)) for module in model.modules()]
-    needs = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    stateful: dict[str, Any] = {"model": model, **script.kept}
+    functions = [function.function for function in script.functions()]
+    snapshot = take_snapshot(model, functions, [holder for loader in loaders for holder in _holders(loader)])
+    for value in (script.kept, *script.kept.values()):
+        snapshot.add(value)
     for callback in callbacks:
-        if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
-            stateful[str(id(callback))] = callback
-    before = WarmCopies().take({name: owner.state_dict() for name, owner in stateful.items()})
-    modes = read_modes(model)
-    device = next((parameter.device for parameter in model.parameters()), None)
-    objects = {} if script.train is None else find_metric_objects(script.train.function, stateful)
-    with put_aside(objects.values()), isolated_random(seed):
-        try:
-            with left_uninitialized(*(owner for owner in stateful.values() if isinstance(owner, nn.Module))):
-                yield
-        finally:
-            for module, members in structure:
-                for name, earlier in members.items():
-                    getattr(module, name).clear()
-                    getattr(module, name).update(earlier)
-            for parameter, needs_gradient in needs:
-                parameter.requires_grad = needs_gradient
-            model.to(device)
-            for name, owner in stateful.items():
-                owner.load_state_dict(before[name])
-            set_modes(modes)
+        if not isinstance(callback, str | Mapping):
+            snapshot.add_whole(callback)
+    for optimizer in _find_alive(Optimizer, lambda optimizer: _trains_some_of(snapshot, optimizer)):
+        snapshot.add(optimizer)
+    for scheduler in _find_alive(LRScheduler, lambda scheduler: snapshot.holds(scheduler.optimizer)):
+        snapshot.add(scheduler)
+    roots = {"model": model, **script.kept}
+    objects = {} if script.train is None else find_metric_objects(script.train.function, roots)
+    with snapshot, put_aside(objects.values()), isolated_random(seed):
+        yield
 
 
-def _members(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return the modules, parameters and buffers that a module is made of, by the attributes that hold them."""
-    return {name: dict(getattr(module, name)) for name in ("_modules", "_parameters", "_buffers")}
+def _holders(loader: Any) -> list[Any]:
+    """Return what remembers how far a loader has been iterated, or each of several that are called by name."""
+    loaders = loader.values() if isinstance(loader, Mapping) else [loader]
+    return [holder for loader in loaders if loader is not None for holder in holders_of_position(loader)]
+
+
+def _find_alive(kind: type, is_wanted: Callable[[Any], bool]) -> list[Any]:
+    """Return the objects of a kind that are alive, wherever the script keeps them."""
+    alive = [candidate for candidate in gc.get_objects() if issubclass(type(candidate), kind)]
+    return [candidate for candidate in alive if is_wanted(candidate)]
+
+
+def _trains_some_of(snapshot: Snapshot, optimizer: Any) -> bool:
+    """Return whether an optimizer changes a weight that the snapshot holds."""
+    groups = getattr(optimizer, "param_groups", ())  # another thread may be making it right now
+    return any(snapshot.holds(parameter) for group in groups for parameter in group["params"])
