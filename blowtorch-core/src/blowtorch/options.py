@@ -1,6 +1,7 @@
 """All options of a run, in one place, with their meaning."""
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from blowtorch.clock import Interval
+from blowtorch.config.containers import unpack
 from blowtorch.errors import OptionError, nearest
 
 
@@ -135,6 +137,7 @@ RunOptions.__doc__ = f"{RunOptions.__doc__}\n    Options:\n" + "\n".join(
 
 _TYPES: dict[str, Any] = typing.get_type_hints(RunOptions)
 _LISTS = ("loggers", "callbacks", "resume_without")
+_PATHS = ("save_path", "resume", "initialize_from")
 
 
 def resolve_options(keywords: Mapping[str, Any], configured: Mapping[str, Any]) -> RunOptions:
@@ -150,14 +153,26 @@ def resolve_options(keywords: Mapping[str, Any], configured: Mapping[str, Any]) 
                 raise OptionError(f"unknown option {name!r} in {origin}.{nearest(name, names)}")
     values = {**keywords, **configured}
     for name, value in values.items():
-        if name in _LISTS:
-            values[name] = _as_list(name, value)
-        elif isinstance(value, Path):
-            values[name] = str(value)
+        values[name] = _as_list(unpack(value)) if name in _LISTS else _as_option(name, value)
     return RunOptions(**values)
 
 
-def _as_list(name: str, value: Any) -> tuple[Any, ...]:
+def _as_option(name: str, value: Any) -> Any:
+    """Return a value as the type of its option where there is no doubt, such as a whole number for `1e6`."""
+    value, expected = unpack(value), _TYPES[name]
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a number of NumPy's or torch's
+        value = value.item()
+    if type(value) is float and value.is_integer() and expected in (int, int | None):
+        return int(value)
+    if expected in (str, str | None):
+        if isinstance(value, Path) or type(value) is int or type(value).__name__ == "device":  # `torch.device`
+            value = str(value)
+        if name in _PATHS and isinstance(value, str):
+            value = os.path.expanduser(value)  # noqa: PTH111 - this one raises nothing, and leaves `auto` as it is
+    return value
+
+
+def _as_list(value: Any) -> tuple[Any, ...]:
     """Make a tuple of a list, of one item, or of names with commas between them."""
     if value is None:
         return ()

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from blowtorch.config.containers import unpack
 from blowtorch.errors import ScriptError
 from blowtorch.progress import Checkpoint, Progress
 
@@ -32,7 +33,7 @@ class RunInfo:
         folder: the run folder.
         own_folder: a folder for this extension alone, kept over restarts; None for those that ship with the core
             and keep nothing there, and where there is no run.
-        config: the resolved configuration, secrets masked.
+        config: the resolved configuration as dicts, lists and plain values, secrets masked; a copy each time.
         resumed: whether the run continues an earlier one.
     """
 
@@ -42,6 +43,10 @@ class RunInfo:
     own_folder: Path | None
     config: Mapping[str, Any]
     resumed: bool
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        return unpack(value) if name == "config" else value  # nobody changes what others are told
 
 
 @dataclass

@@ -31,10 +31,11 @@ def test_what_is_not_there_is_not_contained_and_get_gives_the_default(load):
 
 
 def test_keys_that_contain_dots_are_found_as_they_are_written(load):
-    config = load("'a.b': 1\na: {b: 2, 'c.d': {e: 3}}", overrides=["a.c.d.e=4", "a.b=5"])
-    assert config["a.b"] == 5 and config["a"]["b"] == 2
+    config = load("'a.b': 1\na: {'c.d': {e: 3}}", overrides=["a.c.d.e=4", "a.b=5"])
+    assert config["a.b"] == 5 and "b" not in config["a"]
     assert config["a.c.d.e"] == config["a"]["c.d"]["e"] == 4
-    assert dict(config) == {"a.b": 5, "a": {"b": 2, "c.d": {"e": 4}}}
+    assert dict(config) == {"a.b": 5, "a": {"c.d": {"e": 4}}}
+    assert config.origin("a.b") == config.origin("a.c.d.e") == "command line"
 
 
 def test_a_missing_key_names_its_path_the_nearest_one_and_those_that_are_there(load):

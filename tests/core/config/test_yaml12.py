@@ -117,3 +117,29 @@ def test_merge_keys_give_what_stands_beside_them_precedence():
 def test_lines_are_those_of_the_keys_and_of_the_elements_of_lists():
     value = parse_yaml("# comment\na:\n  b: >\n    long\n    text\n  c:\n    - 1\n    - d: 2\n", "c.yaml")
     assert value.lines == {"a": 2, "a.b": 3, "a.c": 6, "a.c.0": 7, "a.c.1": 8, "a.c.1.d": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a:\t1\t# one\nb: \t 2\t", {"a": 1, "b": 2}),
+        ("-\tx\n-\ty z", ["x", "y z"]),
+        ("a: x\ty", {"a": "x\ty"}),
+        ("a\t: {b:\t1,\tc: [2,\n\t3]\t}", {"a": {"b": 1, "c": [2, 3]}}),
+        ("a:\n  b: 1\n\t\n \t# c\n  c: 2", {"a": {"b": 1, "c": 2}}),
+        ("a: |\t# text\n  x\nb: >-\t\n  y", {"a": "x\n", "b": "y"}),
+        ("a: 'x'\t\nb: \"y\"\t# z", {"a": "x", "b": "y"}),
+        ("a: x\n  \ty", {"a": "x y"}),
+        ("a:\t!!str\t1\nb: &b\t2\nc: *b\t", {"a": "1", "b": 2, "c": 2}),
+        ("a:\t<<\nb: [<<]", {"a": "<<", "b": ["<<"]}),
+        ("a: &a {b: <<}\nc:\n  <<:\t*a", {"a": {"b": "<<"}, "c": {"b": "<<"}}),
+    ],
+)
+def test_tabs_separate_words_and_two_brackets_alone_are_a_string(text, expected):
+    assert parse_yaml(text, "c.yaml") == expected
+
+
+@pytest.mark.parametrize("text", ["\ta: 1", "a:\n\tb: 1", "-\ta: 1", "-\t- a", "a:\n  - b\n\t- c"])
+def test_tabs_are_no_indentation(text):
+    with pytest.raises(ConfigError, match=r"^c\.yaml:\d: not valid YAML"):
+        parse_yaml(text, "c.yaml")

@@ -16,11 +16,12 @@ class JsonSource:
         """Return the mapping of a file."""
 
         def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            keys = [key for key, _ in pairs]
-            for key in keys:
-                if keys.count(key) > 1:
+            values: dict[str, Any] = {}
+            for key, value in pairs:
+                if key in values:
                     raise ConfigError(f"{source}: key {key!r} stands twice in one object")
-            return dict(pairs)
+                values[key] = value
+            return values
 
         try:
             values = json.loads(Path(source).read_text(encoding="utf-8-sig"), object_pairs_hook=refuse_duplicates)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from blowtorch.config.containers import Unpacked
 from blowtorch.config.yaml12 import join_path, parse_yaml
 from blowtorch.errors import ConfigError, MissingKeyError, nearest, warn
 
@@ -18,7 +19,7 @@ Origin = Callable[[str], str]  # of a value, by its dotted key
 
 _MISSING = object()
 _COMMAND_LINE = "command line"
-_MAX_DEPTH = 100  # far below what Python's own stack carries, here and where the configuration is written
+_SCRIPT = "script"
 _SCHEME = re.compile(r"([A-Za-z_][\w-]+):(.*)", re.DOTALL)
 
 
@@ -64,10 +65,11 @@ class Config(Mapping[str, Any]):
         Raises:
             MissingKeyError: no source had the key.
         """
-        path = self._find_present(key)[1]
-        while not (keys := [key for key in self._origins if _is_within(key, path)]):
-            path = path.rpartition(".")[0]
-        return self._origins[keys[0]]
+        value, path = self._find_present(key)
+        leaf = next(filter(self._origins.__contains__, _paths(value, path)), path)
+        while leaf not in self._origins:
+            leaf = leaf.rpartition(".")[0]
+        return self._origins[leaf]
 
     def origins(self) -> dict[str, str]:
         """Return the origin of every value, by dotted key."""
@@ -96,7 +98,7 @@ class Config(Mapping[str, Any]):
         return (_child(holder, names[0]) if len(names) == 1 else _MISSING), join_path(path, names[0])
 
     def _give(self, value: Any, path: str) -> Any:
-        if value == {} or not isinstance(value, dict):
+        if not isinstance(value, dict) or not value:
             self._read.add(path)
         return Config(value, self._origins, self._read, path) if isinstance(value, dict) else _copy(value)
 
@@ -105,7 +107,7 @@ class Config(Mapping[str, Any]):
         if value is not _MISSING:
             return value, path
         holder, path, _ = _descend(self._values, key.split("."), self._path)
-        keys = [inner.removeprefix(join_path(self._path, "")) for inner in _paths(self._values, self._path)]
+        keys = [inner.removeprefix(join_path(self._path, "")) for inner in _paths(self._values, self._path)][1:]
         message = f"no configuration source has {join_path(self._path, key)!r}.{nearest(key, keys)}"
         if isinstance(holder, list):
             raise MissingKeyError(f"{message} {path!r} is a list of {len(holder)}.")
@@ -121,7 +123,8 @@ def _is_within(path: str, section: str) -> bool:
 
 def _child(holder: Any, name: str) -> Any:
     if isinstance(holder, list):
-        holder = {str(index): item for index, item in enumerate(holder)}
+        is_index = name.isdecimal() and name == str(int(name[:9])) and int(name) < len(holder)
+        return holder[int(name)] if is_index else _MISSING
     return holder.get(name, _MISSING) if isinstance(holder, dict) else _MISSING
 
 
@@ -153,30 +156,23 @@ def _leaves(value: Any, path: str) -> Iterator[str]:
 
 
 def _paths(value: Any, path: str) -> Iterator[str]:
-    """Yield the paths of all sections and values below a path."""
+    """Yield a path, and those of all sections, elements and values below it."""
+    yield path
     for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        inner = join_path(path, str(key))
-        yield inner
-        yield from _paths(item, inner)
+        yield from _paths(item, join_path(path, str(key)))
 
 
-def _copy(value: Any, source: str = "", depth: int = 0) -> Any:
-    if depth > _MAX_DEPTH:
-        raise ConfigError(f"{source}: nested more than {_MAX_DEPTH} levels deep, or contains itself")
-    if isinstance(value, Mapping):
-        return {str(key): _copy(item, source, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_copy(item, source, depth + 1) for item in value]
-    return value
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
-def load_config(
-    base: Mapping[str, Any] | None, files: Sequence[str | Path], command_line: Sequence[str], read_source: ReadSource
-) -> Config:
+def load_config(base: Any, files: Sequence[str | Path], command_line: Sequence[str], read_source: ReadSource) -> Config:
     """Merge a configuration from the script's mapping, its files, and what follows `with` on the command line.
 
     Args:
-        base: the lowest layer.
+        base: the lowest layer; a mapping, or an object of a kind that `Unpacked` names.
         files: sources in order.
         command_line: only what stands behind the first word `with` counts: `key=value` overrides, whose values are
             YAML, and names of further sources.
@@ -186,7 +182,7 @@ def load_config(
         ConfigError: a source or an override cannot be used.
     """
     config = Config({}, {}, set())
-    _merge(config, {} if base is None else base, lambda _: "script", "Run(config=...)")
+    missing = _merge(config, {} if base is None else base, lambda _: _SCRIPT, "Run(config=...)")
     for file in files:
         _merge_source(config, str(file), read_source)
     for item in split_command_line(command_line)[1]:
@@ -199,7 +195,25 @@ def load_config(
             _override(config, item)
         else:
             _merge_source(config, item, read_source)
+    _check_whole(config, missing)
     return config
+
+
+def _check_whole(config: Config, missing: list[str]) -> None:
+    """Raise a `ConfigError` if a value is still missing, or if one path leads to two values."""
+    if still := [path for path in missing if config._origins.get(path) == _SCRIPT]:
+        raise ConfigError(
+            f"Run(config=...): {', '.join(map(repr, still))} must be set, in a file or on the command line, "
+            f"such as `with {still[0]}=...`"
+        )
+    known: set[str] = set()
+    for path in _paths(config._values, ""):
+        if path in known:
+            raise ConfigError(
+                f"{path!r} stands here as a key that contains a dot, and there inside of a section "
+                f"({config.origin(path)}); write it in one way"
+            )
+        known.add(path)
 
 
 def split_command_line(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -233,6 +247,7 @@ def split_source(source: str) -> tuple[str, str]:
 
 
 def _merge_source(config: Config, source: str, read_source: ReadSource) -> None:
+    source = os.path.expanduser(source)  # noqa: PTH111 - this one raises nothing, and a scheme has no such letter
     if split_source(source)[1] == source and not os.path.exists(source):  # noqa: PTH110
         names: list[str] = []
         with suppress(OSError, ValueError):  # there is no such folder, or can be none
@@ -250,26 +265,31 @@ def _merge_source(config: Config, source: str, read_source: ReadSource) -> None:
     _merge(config, values, origin, source)
 
 
-def _merge(config: Config, values: Any, origin: Origin, source: str) -> None:
-    if not isinstance(values, Mapping):
+def _merge(config: Config, values: Any, origin: Origin, source: str) -> list[str]:
+    """Merge a layer, and return the keys that it names without a value."""
+    unpacked = Unpacked(values, source)
+    if not isinstance(unpacked.value, dict):
         raise ConfigError(f"{source}: expected a mapping at the top, got {values!r:.80}")
-    for name, value in _copy(values, source).items():
+    for name, value in unpacked.value.items():
         _set(config, (config._values, ""), name, value, origin)
+    return unpacked.missing
 
 
 def _set(config: Config, place: tuple[Any, str], name: str, value: Any, origin: Origin) -> None:
     """Set one value of a section or list, given with its path; sections are merged, anything else is replaced."""
     holder, path = place
     inner, present = join_path(path, name), _child(holder, name)
-    if present and isinstance(present, dict) and isinstance(value, dict):
+    if isinstance(present, dict) and present and isinstance(value, dict):
         for key, item in value.items():
             _set(config, (present, inner), key, item, origin)
         return
     if present is not _MISSING:
-        for replaced in [key for key in config._origins if _is_within(key, inner)]:
-            del config._origins[replaced]
+        for replaced in _paths(present, inner):
+            config._origins.pop(replaced, None)
     holder[int(name) if isinstance(holder, list) else name] = value
-    config._origins.update((leaf, origin(leaf)) for leaf in _leaves(value, inner))
+    for leaf in _leaves(value, inner):
+        earlier = config._origins.get(leaf)  # by a key with a dot, which `_check_whole` refuses
+        config._origins[leaf] = origin(leaf) if earlier is None else f"{earlier} and {origin(leaf)}"
 
 
 def _override(config: Config, item: str) -> None:
@@ -277,8 +297,12 @@ def _override(config: Config, item: str) -> None:
     key, _, text = item.partition("=")
     if not all(key.split(".")):
         raise ConfigError(f"{_COMMAND_LINE}: expected key=value with a dotted key, got {item!r}")
-    value = _copy(parse_yaml(text, f"{_COMMAND_LINE}, {key}"), f"{_COMMAND_LINE}, {key:.80}", key.count(".") + 1)
+    value = parse_yaml(text, f"{_COMMAND_LINE}, {key}")
+    value = Unpacked(value, f"{_COMMAND_LINE}, {key:.80}", depth=key.count(".") + 1).value
     holder, path, names = _descend(config._values, key.split("."), "")
+    if holder is None:  # a section of which every line is a comment
+        holder, path, sections = _descend(config._values, path.split("."), "")
+        names = [*sections, *names]
     if isinstance(holder, list) and _child(holder, names[0]) is _MISSING:
         raise ConfigError(f"{_COMMAND_LINE}: {path!r} is a list of {len(holder)}, so {names[0]!r} is no element of it")
     if not isinstance(holder, dict | list):

@@ -1,7 +1,7 @@
 """YAML as its version 1.2 reads and writes it: `1e-3` is a number, `no` is a string."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -16,6 +16,8 @@ _TAG = "tag:yaml.org,2002:"
 # order, explicit keys and tags, and comments behind `|` and `>`.
 _READ_IN_TWO_WAYS = re.compile(r"[\t\ufeff?!]|[|>][-+0-9]*#")
 
+_ENDS_LINE = re.compile(r"[ \t]*[\0#\r\n\x85\u2028\u2029]")
+
 
 class _CoreSchema(SafeConstructor, Resolver):
     """Reads plain scalars as YAML 1.2 does."""
@@ -28,7 +30,65 @@ class _CoreSchema(SafeConstructor, Resolver):
 
 
 class _PureLoader(_CoreSchema, yaml.SafeLoader):
-    """Reads everywhere, and decides what is an error and what it is called."""
+    """Reads everywhere, and decides what is an error and what it is called.
+
+    PyYAML takes spaces alone as what separates words; here tabs do so too, but for those in the place of indentation.
+    """
+
+    _are_tabs_spaces = False
+
+    def scan_to_next_token(self) -> None:
+        super().scan_to_next_token()
+        while self.peek() == "\t" and self._is_behind_indentation():
+            self._skip_blanks()
+            if not self.flow_level:
+                self.allow_simple_key = False  # no section begins behind a tab
+            super().scan_to_next_token()
+
+    def scan_plain_spaces(self, indent: int, start_mark: yaml.Mark) -> list[str] | None:
+        blanks: str = self._skip_blanks()
+        if self.peek() not in "\r\n\x85\u2028\u2029":
+            return [blanks] if blanks else []
+        breaks: list[str] | None = super().scan_plain_spaces(indent, start_mark)
+        if breaks and (self.flow_level or self.column >= indent):
+            self._skip_blanks()
+        return breaks
+
+    def scan_block_scalar_indicators(self, start_mark: yaml.Mark) -> tuple[bool | None, int | None]:
+        indicators: tuple[bool | None, int | None] = self._scan_as_spaces(
+            super().scan_block_scalar_indicators, start_mark
+        )
+        self._skip_blanks()
+        return indicators
+
+    def scan_tag(self) -> yaml.TagToken:
+        tag: yaml.TagToken = self._scan_as_spaces(super().scan_tag)
+        return tag
+
+    def peek(self, index: int = 0) -> str:
+        character: str = super().peek(index)
+        return " " if self._are_tabs_spaces and character == "\t" else character
+
+    def _scan_as_spaces(self, scan: Callable[..., Any], *arguments: Any) -> Any:
+        """Scan what may end at a tab, which PyYAML would refuse."""
+        self._are_tabs_spaces = True
+        try:
+            return scan(*arguments)
+        finally:
+            self._are_tabs_spaces = False
+
+    def _skip_blanks(self) -> str:
+        length = 0
+        while self.peek(length) in " \t":
+            length += 1
+        blanks: str = self.prefix(length)
+        self.forward(length)
+        return blanks
+
+    def _is_behind_indentation(self) -> bool:
+        """Return whether something stands before a tab on its line, or nothing but a comment behind it."""
+        before = self.buffer[self.pointer - self.column : self.pointer]
+        return bool(self.flow_level or before.strip() or _ENDS_LINE.match(self.buffer, self.pointer))
 
 
 def _construct_int(loader: _CoreSchema, node: yaml.ScalarNode) -> int:
@@ -50,6 +110,7 @@ def _yaml_error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
 
 _CoreSchema.yaml_constructors = {
     **{f"{_TAG}{kind}": yaml.SafeLoader.yaml_constructors[f"{_TAG}{kind}"] for kind in "null bool str seq map".split()},
+    f"{_TAG}merge": yaml.SafeLoader.yaml_constructors[f"{_TAG}str"],  # `<<` means something as a key alone
     f"{_TAG}int": _construct_int,
     f"{_TAG}float": _construct_float,
     None: _refuse_tag,

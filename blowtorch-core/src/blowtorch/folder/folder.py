@@ -1,6 +1,7 @@
 """The folder of a run: how it is named, who owns it, and what stands in it besides the record and the checkpoints."""
 
 import contextlib
+import math
 import os
 import re
 import secrets
@@ -22,6 +23,7 @@ from blowtorch.folder.secrets import mask_command_line, mask_secrets
 _ADJECTIVES = "amber bold brave bright brisk calm clever crisp eager early fond fresh gentle glad golden grand happy keen kind light lively lucky mellow merry neat noble plucky proud quick quiet rapid ready shiny silver smart snowy solid steady sunny swift tidy vivid warm wise witty young".split()  # noqa: E501
 _ANIMALS = "badger beaver bison bear crane crow deer dove duck eagle falcon finch fox gecko goose hare hawk heron ibex jay koala lark lemur lion llama lynx marten mole moose mouse newt otter owl panda perch puffin raven robin salmon seal shrew skunk sloth snail stork swan tapir tern tiger toad trout vole wolf wren yak".split()  # noqa: E501
 _LONGEST_NAME = 225  # file systems take 255 bytes, of which the time and the number need some
+_MOST_NUMBERS = 1000  # of an array; NumPy shows the ends of a longer one
 _FOLDER = re.compile(r"\d\d-\d\d-\d\d_\d\d-\d\d-\d\d_(.+)-(\d+)")
 
 
@@ -283,8 +285,9 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if value is None or type(value) in (str, int, float, bool):
         return value
-    if getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None)):  # a number of NumPy's or torch's
-        return value.item()
+    if hasattr(value, "shape") and hasattr(value, "tolist") and math.prod(value.shape) <= _MOST_NUMBERS:
+        with contextlib.suppress(NotImplementedError):  # a tensor without data
+            return plain(value.tolist())
     # An object that does not describe itself would show its address, which differs every time.
     return f"a {type(value).__qualname__}" if getattr(type(value), "__repr__", None) is object.__repr__ else str(value)
 

@@ -15,7 +15,7 @@ from torch import nn
 from blowtorch.clock import Interval
 from blowtorch.config.config import Config
 from blowtorch.errors import BlowtorchError, CheckpointError, RunFolderError, warn
-from blowtorch.folder.folder import RunFolder
+from blowtorch.folder.folder import RunFolder, plain
 from blowtorch.folder.provenance import git_commit, snapshot, summarize_model, versions
 from blowtorch.folder.secrets import mask_secrets
 from blowtorch.options import RunOptions
@@ -191,7 +191,7 @@ class Session:
             name=folder.name,
             folder=folder.path,
             own_folder=None,
-            config=mask_secrets(self._config.snapshot()),
+            config=plain(mask_secrets(self._config.snapshot())),
             resumed=plan.start.folder is not None,
         )
 
