@@ -1,7 +1,11 @@
 import dataclasses
+from collections import UserList, deque
 from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
 import pytest
+import torch
 
 from blowtorch import OptionError, RunOptions
 from blowtorch.options import resolve_options
@@ -42,7 +46,8 @@ def test_an_unknown_option_is_an_error_that_says_where_and_names_the_nearest():
         ("progress", 1, "option progress: expected bool, got 1"),
         ("smaller_is_better", None, "option smaller_is_better: expected bool, got None"),
         ("device", 0, "option device: expected str, got 0"),
-        ("run_name", 7, "option run_name: expected str or null, got 7"),
+        ("run_name", True, "option run_name: expected str or null, got True"),
+        ("run_name", 1.5, "option run_name: expected str or null, got 1.5"),
         ("log_every", 50, "option log_every: expected str, got 50"),
         ("log_every", None, "option log_every: expected str, got None"),
         ("validate_every", "2 epoc", "option validate_every: unknown unit 'epoc' in '2 epoc'. Did you mean 'epochs'"),
@@ -105,3 +110,40 @@ def test_every_option_says_what_it_means():
 
 def test_the_defaults_can_be_used():
     assert resolve_options({}, {}) == RunOptions()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("max_steps", np.int64(3), 3),
+        ("max_steps", np.array(3), 3),
+        ("clip_grad_norm", np.float32(0.5), 0.5),
+        ("clip_grad_norm", torch.tensor(0.5), 0.5),
+        ("checkpoint_async", np.bool_(False), False),
+        ("device", torch.device("cpu"), "cpu"),
+        ("run_name", 2024, "2024"),
+        ("save_path", 2024, "2024"),
+    ],
+)
+def test_a_value_of_another_type_that_can_mean_one_thing_only_is_taken(option, value, expected):
+    for keywords, configured in (({option: value}, {}), ({}, {option: value})):
+        taken = getattr(resolve_options(keywords, configured), option)
+        assert taken == expected and type(taken) is type(expected)
+
+
+@pytest.mark.parametrize("option", ["save_path", "resume", "initialize_from"])
+def test_a_path_begins_at_home_as_in_a_shell(option, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for value in ("~/runs", Path("~/runs")):
+        assert getattr(resolve_options({option: value}, {}), option) == "/home/me/runs"
+    assert getattr(resolve_options({}, {option: "a/~b"}), option) == "a/~b"
+    assert resolve_options({}, {"run_name": "~"}).run_name == "~"
+
+
+def test_containers_of_other_libraries_are_dicts_and_lists():
+    options = resolve_options(
+        {"callbacks": UserList(["ema"]), "scheduler": MappingProxyType({"cosine": MappingProxyType({"floor": 0.1})})},
+        {"loggers": deque(["tensorboard"])},
+    )
+    assert options.callbacks == ("ema",) and options.loggers == ("tensorboard",)
+    assert options.scheduler == {"cosine": {"floor": 0.1}} and type(options.scheduler["cosine"]) is dict

@@ -91,3 +91,29 @@ def test_lines_are_said_to_who_shows_them_and_what_is_said_meanwhile_is_only_kep
     result = run(net, loader, progress=False)
     assert "half time" in shown and not any(line.startswith("shown: ") for line in shown)
     assert "shown: half time" in (result.folder / "console.log").read_text()
+
+
+def test_a_configuration_that_an_extension_changes_is_a_copy_of_its_own(make_run, net, loader):
+    seen = []
+
+    class First:
+        @hookimpl
+        def run_start(self, state):
+            state.info.config["model"]["widths"].append(0)
+            state.info.config.clear()
+
+    class Second:
+        @hookimpl
+        def run_start(self, state):
+            seen.append(state.info.config)
+
+    class Logger:
+        @hookimpl
+        def log_start(self, run):
+            seen.append(run.config)
+            run.config["model"] = None
+            seen.append(run.config)
+
+    run = make_run(validates=False, config={"model": {"widths": [1, 2]}})
+    run(net, loader, callbacks=[First(), Second()], loggers=[Logger(), Logger()], progress=False)
+    assert seen == 5 * [{"model": {"widths": [1, 2]}}]

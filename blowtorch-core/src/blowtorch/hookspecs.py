@@ -84,6 +84,7 @@ class ConfigSourceSpec:
         Returns:
             A mapping of plain values. If it has an attribute `lines`, a mapping of dotted key to line number, the
             origins of values say `source:line`; where that holds a text instead of a number, the text is the origin.
+            With an attribute `ignores_case` that is true, keys mean those that are there in upper or lower case.
 
         Raises:
             ConfigError: the source is malformed; say the file and the line.

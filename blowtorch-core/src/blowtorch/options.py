@@ -138,6 +138,7 @@ RunOptions.__doc__ = f"{RunOptions.__doc__}\n    Options:\n" + "\n".join(
 _TYPES: dict[str, Any] = typing.get_type_hints(RunOptions)
 _LISTS = ("loggers", "callbacks", "resume_without")
 _PATHS = ("save_path", "resume", "initialize_from")
+_NAMES = ("run_name", *_PATHS)  # `run_name=2024` is a number to YAML
 
 
 def resolve_options(keywords: Mapping[str, Any], configured: Mapping[str, Any]) -> RunOptions:
@@ -158,17 +159,16 @@ def resolve_options(keywords: Mapping[str, Any], configured: Mapping[str, Any]) 
 
 
 def _as_option(name: str, value: Any) -> Any:
-    """Return a value as the type of its option where there is no doubt, such as a whole number for `1e6`."""
-    value, expected = unpack(value), _TYPES[name]
+    """Return a value as the type that its option has, where there is no doubt of what is meant."""
+    value = unpack(value)
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a number of NumPy's or torch's
         value = value.item()
-    if type(value) is float and value.is_integer() and expected in (int, int | None):
-        return int(value)
-    if expected in (str, str | None):
-        if isinstance(value, Path) or type(value) is int or type(value).__name__ == "device":  # `torch.device`
-            value = str(value)
-        if name in _PATHS and isinstance(value, str):
-            value = os.path.expanduser(value)  # noqa: PTH111 - this one raises nothing, and leaves `auto` as it is
+    if isinstance(value, Path) or type(value).__name__ == "device":  # `torch.device`, which is not imported here
+        value = str(value)
+    if name in _NAMES and type(value) is int:
+        value = str(value)
+    if name in _PATHS and isinstance(value, str):
+        value = os.path.expanduser(value)  # noqa: PTH111 - this one raises nothing, whatever the name
     return value
 
 

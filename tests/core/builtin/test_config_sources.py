@@ -172,6 +172,29 @@ def test_an_error_of_a_built_in_source_comes_as_it_is():
         Run("c.yaml", 1, command_line=[])
 
 
+def test_variables_find_keys_in_upper_and_lower_case(variables):
+    variables(APP_MODEL__NUMLAYERS="3", APP_LR="0.1", APP_MODEL__NEW="5", APP_new__Key="6", APP_NEW__KEY2="7")
+    run = Run("env:APP_", 1, config={"Model": {"numLayers": 1}, "LR": 1}, command_line=[])
+    new = {"Key": 6, "key2": 7}
+    assert run.config == {"Model": {"numLayers": 3, "new": 5}, "LR": 0.1, "new": new}
+    assert run.config.origin("Model.numLayers") == "env:APP_MODEL__NUMLAYERS"
+    assert run.config.origin("LR") == "env:APP_LR" and run.config.origin("new.Key") == "env:APP_new__Key"
+
+
+def test_a_variable_that_may_mean_two_keys_is_an_error_unless_it_is_one_of_them(variables):
+    variables(APP_LR="0.1")
+    assert Run("env:APP_", 1, config={"LR": 1, "lr": 2}, command_line=[]).config == {"LR": 1, "lr": 0.1}
+    with pytest.raises(ConfigError, match="'lr' may be any of 'LR', 'Lr'; write it as one of them"):
+        Run("env:APP_", 1, config={"LR": 1, "Lr": 2}, command_line=[])
+
+
+def test_a_file_may_be_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    Path("a.yaml").write_text("a: 1\nb: 2")
+    run = Run("~/a.yaml", 1, command_line=["train.py", "with", "a=2", "~/a.yaml"])
+    assert run["a"] == 1 and run.config.origin("b") == f"{Path.cwd()}/a.yaml:2"
+
+
 @pytest.mark.parametrize("source", ["c.yamll", "envv:APP_"])
 def test_a_suffix_or_scheme_that_nothing_reads_is_an_error_that_names_the_nearest(source):
     Path("c.yamll").write_text("a: 1")

@@ -210,8 +210,8 @@ def _check_whole(config: Config, missing: list[str]) -> None:
     for path in _paths(config._values, ""):
         if path in known:
             raise ConfigError(
-                f"{path!r} stands here as a key that contains a dot, and there inside of a section "
-                f"({config.origin(path)}); write it in one way"
+                f"{path!r} is set twice ({config.origin(path)}), by a key that contains a dot and inside of a section; "
+                f"write it in one way"
             )
         known.add(path)
 
@@ -255,14 +255,38 @@ def _merge_source(config: Config, source: str, read_source: ReadSource) -> None:
         raise ConfigError(f"expected a file or an override (key=value), got {source!r}.{nearest(source, names)}")
     values = read_source(source)
     lines: Mapping[str, int | str] = getattr(values, "lines", {})
+    ignores_case = getattr(values, "ignores_case", False)
+    if ignores_case:
+        values = _with_known_keys(values, config._values, source)
+        lines = {path.lower(): line for path, line in lines.items()}
 
     def origin(path: str) -> str:
+        path = path.lower() if ignores_case else path
         while path and path not in lines:
             path = path.rpartition(".")[0]
         line = lines.get(path)
         return line if isinstance(line, str) else f"{source}:{line}" if line else source
 
     _merge(config, values, origin, source)
+
+
+def _with_known_keys(values: Mapping[str, Any], section: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return values under the keys that a section has already, in upper or lower case, and others under their own."""
+    known: dict[str, list[str]] = {}
+    for name in section:
+        known.setdefault(name.lower(), []).append(name)
+    renamed = {}
+    for name, value in values.items():
+        names = [name] if name in section else known.get(name.lower(), [name])
+        if len(names) > 1:
+            raise ConfigError(
+                f"{source}: {name!r} may be any of {', '.join(map(repr, names))}; write it as one of them"
+            )
+        present = section.get(names[0])
+        if isinstance(present, dict) and isinstance(value, Mapping):
+            value = _with_known_keys(value, present, source)
+        renamed[names[0]] = value
+    return renamed
 
 
 def _merge(config: Config, values: Any, origin: Origin, source: str) -> list[str]:

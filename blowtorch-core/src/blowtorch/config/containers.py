@@ -65,7 +65,8 @@ class Unpacked:
             if type(error).__name__ == "MissingMandatoryValue" and isinstance(name, str):
                 self.missing.append(join_path(path, name))
             else:
-                self._unreadable.append(f"{join_path(path, str(name))!r} ({type(error).__name__}: {error})")
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                self._unreadable.append(f"{join_path(path, str(name))!r} ({reason})")
             return None
 
 
