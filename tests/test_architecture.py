@@ -58,7 +58,7 @@ ROOMS = {
     "data": ["batches", "sources", "transfer", "workers", "order", "loaders", "samplers", "digests", "sizes"],
     "folder": ["folder", "provenance", "secrets", "lock", "manifest", "files"],
     "extension": ["found", "packages", "contracts"],
-    "config": ["config", "containers", "yaml12"],
+    "config": ["config", "yaml12", "containers"],
 }
 OUTSIDE = ["builtin", "testing"]  # made with public names alone; see below
 

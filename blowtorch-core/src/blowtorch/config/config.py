@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from blowtorch.config.containers import Unpacked
-from blowtorch.config.yaml12 import join_path, parse_yaml
+from blowtorch.config.containers import Unpacked, join_path
+from blowtorch.config.yaml12 import parse_yaml
 from blowtorch.errors import ConfigError, MissingKeyError, nearest, warn
 
 ReadSource = Callable[[str], Mapping[str, Any]]

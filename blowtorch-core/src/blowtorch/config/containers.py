@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from blowtorch.config.yaml12 import join_path
 from blowtorch.errors import ConfigError
 
 _MAX_DEPTH = 100  # far below what Python's own stack carries, here and where the configuration is written
@@ -105,3 +104,8 @@ def _names_and_reader(value: Any, *, is_option: bool) -> tuple[Iterable[Any], Ca
     if hasattr(kind, "keys") and hasattr(kind, "__getitem__") and not hasattr(kind, "ndim"):  # but no table
         return value.keys(), value.__getitem__
     return None
+
+
+def join_path(path: str, name: str) -> str:
+    """Return the dotted key of a name in the section at a path."""
+    return f"{path}.{name}" if path else name

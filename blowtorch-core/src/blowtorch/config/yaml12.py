@@ -9,6 +9,7 @@ from yaml.composer import Composer
 from yaml.constructor import SafeConstructor
 from yaml.resolver import Resolver
 
+from blowtorch.config.containers import join_path
 from blowtorch.errors import ConfigError
 
 _TAG = "tag:yaml.org,2002:"
@@ -261,8 +262,3 @@ def dump_yaml(value: Any, *, default_flow_style: bool = False, width: int = 120)
             if "\\U" not in text:  # libyaml writes an emoji as a number, which nobody can read
                 return text
     return str(yaml.dump(value, Dumper=_PureDumper, **style))
-
-
-def join_path(path: str, name: str) -> str:
-    """Return the dotted key of a name in the section at a path."""
-    return f"{path}.{name}" if path else name

@@ -14,7 +14,8 @@ from typing import Any
 
 from blowtorch.clock import now
 from blowtorch.config.config import Config
-from blowtorch.config.yaml12 import dump_yaml, join_path, parse_yaml
+from blowtorch.config.containers import join_path
+from blowtorch.config.yaml12 import dump_yaml, parse_yaml
 from blowtorch.errors import ConfigError, RunFolderError
 from blowtorch.folder.files import replace_files
 from blowtorch.folder.lock import OwnerLock, locked_directory
