@@ -52,7 +52,7 @@ ROOMS = {
         validation callbacks gradients workspace modes lazy""".split(),
     "runs": ["view", "stored"],
     "script": ["decorators", "script", "returns", "functions", "command_line"],
-    "checkpoint": ["checkpoints", "retention", "store", "contents", "frozen", "finiteness", "tensors"],
+    "checkpoint": ["checkpoints", "retention", "store", "contents", "frozen", "finiteness", "tensors", "plain"],
     "record": ["feed", "media", "arrays", "record", "lines", "metric_objects", "metrics", "logged"],
     "schedule": ["schedules", "option", "sequence"],
     "data": ["batches", "sources", "transfer", "workers", "order", "loaders", "samplers", "digests", "sizes"],

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from blowtorch import CheckpointError
-from blowtorch.checkpoint.tensors import WarmCopies, find_unplain, read_tensors, write_tensors
+from blowtorch.checkpoint.plain import find_unplain
+from blowtorch.checkpoint.tensors import WarmCopies, read_tensors, write_tensors
 from blowtorch.folder.manifest import HashedFile, checksum
 
 

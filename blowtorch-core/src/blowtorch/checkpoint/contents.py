@@ -10,10 +10,10 @@ from torch import nn
 
 from blowtorch.checkpoint.finiteness import Finiteness
 from blowtorch.checkpoint.frozen import FrozenWeights, fill_in
+from blowtorch.checkpoint.plain import find_unplain, make_original, make_plain
 from blowtorch.checkpoint.tensors import (
     KeptModule,
     by_own_names,
-    find_unplain,
     load_weights,
     plain_name,
     read_shaped_weights,
@@ -135,7 +135,7 @@ class Contents:
             CheckpointError: one whose state holds something else than tensors and plain values.
         """
         for name, part in self._parts.items():
-            check_plain(part.state_dict(), name)
+            check_plain(make_plain(part.state_dict())[0], name)
         self.remember_finiteness()
         if self._frozen is not None:
             self._frozen.remember()
@@ -170,9 +170,11 @@ class Contents:
 
         Whoever loads the model wants it as it was judged; only training goes on from the weights before averaging.
         """
+        parts, originals = make_plain({name: part.state_dict() for name, part in self._parts.items()})
         training = {
             "record_length": record_length,
-            "parts": {name: part.state_dict() for name, part in self._parts.items()},
+            "parts": parts,
+            "originals": originals,
             "random": random_state(),
         }
         weights = read_shaped_weights(self._model)
@@ -213,9 +215,10 @@ class Contents:
         if "weights" in training:
             average |= {name: weights[name].clone() for name in frozen if name in weights}
             self._judged.earlier = by_own_names(self._model, average)
+        parts = make_original(training["parts"], training.get("originals", ()))
         for name, part in self._parts.items():
             if name not in without:
-                _load(part, training["parts"][name], name, checkpoint)
+                _load(part, parts[name], name, checkpoint)
         random = {stream: state for stream, state in training["random"].items() if f"random/{stream}" not in without}
         return training["record_length"], random
 
@@ -224,7 +227,10 @@ def check_plain(state: Any, name: str) -> None:
     """Raise a `CheckpointError` if a state holds something else than tensors and plain values."""
     problem = find_unplain(state, name)
     if problem is not None:
-        raise CheckpointError(f"{problem}; only tensors, numbers, strings, lists and mappings can be stored")
+        raise CheckpointError(
+            f"{problem}; what can be stored is tensors, arrays, numbers, strings, and lists, sets, deques and mappings "
+            f"of these"
+        )
 
 
 def check_names(checkpoint: str, saved: Sequence[str], needed: Sequence[str], without: set[str]) -> None:

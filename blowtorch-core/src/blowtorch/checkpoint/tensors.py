@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from blowtorch.checkpoint.plain import is_leaf
 from blowtorch.errors import CheckpointError
 from blowtorch.folder.manifest import HashedFile
 from blowtorch.tree import Place, map_leaves, walk
 
-_PLAIN = (type(None), bool, int, float, str, bytes, complex, torch.Size, torch.dtype, torch.device)
-_CONTAINERS = (list, tuple, dict, OrderedDict, Counter)  # no subclass of these: to read one back could run its code
 _COMPILED = "_orig_mod"  # what `torch.compile` calls the module inside of what it returns
 
 
@@ -35,12 +34,12 @@ class WarmCopies:
         taken: dict[Place, Tensor] = {}
         shared: dict[tuple[Any, ...], Tensor] = {}
         with torch.no_grad():
-            copies = [self._copy(leaf, place, taken, shared) for place, leaf in walk(state, _is_leaf)]
+            copies = [self._copy(leaf, place, taken, shared) for place, leaf in walk(state, is_leaf)]
         if any(buffer.is_pinned() for buffer in taken.values()):
             torch.cuda.synchronize()  # copies into pinned memory have only been asked for
         self._buffers = taken
         remaining = iter(copies)
-        return map_leaves(lambda leaf: next(remaining), state, _is_leaf)  # in the order in which `walk` went
+        return map_leaves(lambda leaf: next(remaining), state, is_leaf)  # in the order in which `walk` went
 
     def _copy(self, leaf: Any, place: Place, taken: dict[Place, Tensor], shared: dict[tuple[Any, ...], Tensor]) -> Any:
         if not isinstance(leaf, Tensor) or is_lazy(leaf):
@@ -192,19 +191,3 @@ def swapped_in(model: nn.Module, weights: Mapping[str, Tensor] | None) -> Iterat
     finally:
         for name, value in kept.items():
             own[name].copy_(value)
-
-
-def find_unplain(value: Any, place: str) -> str | None:
-    """Return a sentence on the first thing in a state that is neither a tensor nor a plain value, or None.
-
-    >>> find_unplain({"rates": [0.1, object]}, "schedulers/main")
-    "schedulers/main['rates'][1] is a type"
-    """
-    for keys, leaf in walk(value, _is_leaf):
-        if not isinstance(leaf, torch.Tensor) and type(leaf) not in _PLAIN:
-            return f"{place}{''.join(f'[{key!r}]' for key in keys)} is a {type(leaf).__name__}"
-    return None
-
-
-def _is_leaf(value: Any) -> bool:
-    return type(value) not in _CONTAINERS

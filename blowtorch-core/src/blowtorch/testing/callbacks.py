@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from blowtorch.checkpoint.tensors import find_unplain
+from blowtorch.checkpoint.plain import find_unplain, make_plain
 from blowtorch.hookspecs import hookimpl
 from blowtorch.progress import Checkpoint
 from blowtorch.run import Run
@@ -78,7 +78,7 @@ class CallbackContract(Contract):
         assert has in ([], [*_STATE_METHODS]), f"a callback has both of state_dict and load_state_dict; got {has}"
         if has:
             for moment in ("before a run", "after a run"):
-                problem = find_unplain(callback.state_dict(), "state_dict()")
+                problem = find_unplain(make_plain(callback.state_dict())[0], "state_dict()")
                 assert problem is None, f"a state holds tensors, numbers, strings, lists and mappings; got {problem}"
                 if moment == "before a run":
                     _train(tmp_path, callback)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from blowtorch.checkpoint.tensors import find_unplain
+from blowtorch.checkpoint.plain import find_unplain, make_plain
 from blowtorch.errors import BlowtorchError
 from blowtorch.hookspecs import Schedule, SchedulerSpec
 from blowtorch.testing.contract import Contract, cause_of, expected
@@ -68,7 +68,7 @@ class SchedulerContract(Contract):
         optimizer = _sgd(2)
         schedule = self._build(tmp_path, optimizer)
         for step in range(_TOTAL_STEPS // 2):
-            problem = find_unplain(schedule.scheduler.state_dict(), "state_dict()")
+            problem = find_unplain(make_plain(schedule.scheduler.state_dict())[0], "state_dict()")
             assert problem is None, f"a state holds tensors, numbers, strings, lists and mappings; got {problem}"
             _step(optimizer, schedule, step)
 
