@@ -145,8 +145,10 @@ def test_what_follows_with_beats_everything(script):
 
 def test_secrets_are_kept_nowhere(script):
     folder = script()
-    done = execute(folder, "with", "run.max_epochs=1", "service.api_key=hunter2")
+    words = ["service.api_key=hunter2", "store=redis://me:hunter2@host", "credentials={user: hunter2}"]
+    done = execute(folder, "--token", "hunter2", "with", "run.max_epochs=1", *words)
     assert done.returncode == 0, done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
     for path in only_run(folder).rglob("*"):
         if path.is_file():
             assert b"hunter2" not in path.read_bytes(), path

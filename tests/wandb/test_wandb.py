@@ -187,6 +187,19 @@ def test_a_run_names_it_and_every_metric_arrives(tmp_path):
     assert logged[-2]["train/loss"] == result.metrics["train/loss"]
 
 
+def test_secrets_on_the_command_line_are_not_kept(monkeypatch):
+    words = ["train.py", "--token", "hunter2", "with", "store=redis://me:hunter2@host", "api_key=hunter2"]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "orig_argv", ["python", *words])
+    run = Run(config={"store": "", "api_key": ""}, random_seed=1, command_line=words)
+    assert run["api_key"] == "hunter2" and run["store"] == "redis://me:hunter2@host"
+    run.train_step(lambda batch, model: model(batch).pow(2).mean())
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.01))
+    result = run(torch.nn.Linear(4, 1), [torch.ones(8, 4)] * 2, loggers=["wandb"], progress=False)
+    assert rows(read(result.folder / "loggers" / "wandb"))
+    assert not any(b"hunter2" in path.read_bytes() for path in result.folder.rglob("*") if path.is_file())
+
+
 @pytest.mark.parametrize("library", ["torch", "wandb", "numpy"])
 def test_importing_it_imports_no_heavy_library(library):
     code = f"import sys, blowtorch_wandb; sys.exit({library!r} in sys.modules)"

@@ -3,12 +3,13 @@
 import html
 import netrc
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from blowtorch import RunInfo, hookimpl
+from blowtorch import BlowtorchError, RunInfo, hookimpl, open_run
 
 if TYPE_CHECKING:
     import wandb
@@ -75,7 +76,13 @@ class WandbLogger:
             # Offline, wandb cannot ask its server whether the run exists, and says so; the id alone does it there.
             resume="allow" if mode == "online" else None,
             reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                disable_git=True,
+                save_code=False,
+                x_disable_meta=has_secret_arguments(run.folder),
+            ),
         )
         # Steps are a metric of their own: wandb drops what comes for an earlier step of its own counter.
         self._run.define_metric("step", hidden=True)
@@ -143,6 +150,15 @@ def rebinned(counts: Sequence[int], edges: Sequence[float], most: int) -> tuple[
     width = -(-len(counts) // most)
     starts = range(0, len(counts), width)
     return [sum(counts[start : start + width]) for start in starts], [*edges[:-1:width], edges[-1]]
+
+
+def has_secret_arguments(folder: Path) -> bool:
+    """Tell whether wandb must not see how the script was started: its metadata would repeat each word as it is."""
+    try:
+        recorded = open_run(folder).info.get("command", [])
+    except BlowtorchError:  # there is no run, so nothing says what is secret
+        return False
+    return any(word not in recorded for word in sys.argv[1:])
 
 
 def has_account() -> bool:

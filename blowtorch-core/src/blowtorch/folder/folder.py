@@ -19,7 +19,7 @@ from blowtorch.config.yaml12 import dump_yaml, parse_yaml
 from blowtorch.errors import ConfigError, RunFolderError
 from blowtorch.folder.files import replace_files
 from blowtorch.folder.lock import OwnerLock, locked_directory
-from blowtorch.folder.secrets import mask_command_line, mask_secrets
+from blowtorch.folder.secrets import mask_command_line, mask_secrets, mask_text
 
 _ADJECTIVES = "amber bold brave bright brisk calm clever crisp eager early fond fresh gentle glad golden grand happy keen kind light lively lucky mellow merry neat noble plucky proud quick quiet rapid ready shiny silver smart snowy solid steady sunny swift tidy vivid warm wise witty young".split()  # noqa: E501
 _ANIMALS = "badger beaver bison bear crane crow deer dove duck eagle falcon finch fox gecko goose hare hawk heron ibex jay koala lark lemur lion llama lynx marten mole moose mouse newt otter owl panda perch puffin raven robin salmon seal shrew skunk sloth snail stork swan tapir tern tiger toad trout vole wolf wren yak".split()  # noqa: E501
@@ -132,7 +132,7 @@ class RunFolder:
             RunFolderError: the folder is damaged, or cannot be written.
         """
         earlier = self.read_info()
-        settings, masked = mask_secrets(config.snapshot()), plain(mask_secrets(options))
+        settings, masked = mask_secrets(plain(config.snapshot())), mask_secrets(plain(options))
         changed = self._find_changes(earlier, settings, masked)
         session = {"started": now(), "host": socket.gethostname(), "process": os.getpid(), "status": "running"}
         session["command_line"] = mask_command_line(command_line)
@@ -141,8 +141,8 @@ class RunFolder:
         sessions = [*(earlier.get("sessions") or []), session]
         latest = {**earlier, "options": masked, **info, **copied, "ended": None, "sessions": sessions}
         contents = {
-            "config.yaml": dump_yaml(plain(settings)),
-            "origins.yaml": dump_yaml(config.origins()),
+            "config.yaml": dump_yaml(settings),
+            "origins.yaml": dump_yaml({key: mask_text(origin) for key, origin in config.origins().items()}),
             "run.yaml": dump_yaml(plain(latest)),
         }
         try:

@@ -1,4 +1,4 @@
-"""What must not be written down: values under keys such as `api_key`, `token` or `password`."""
+"""What must not be written down: values under keys such as `api_key`, and passwords within addresses and commands."""
 
 import re
 from collections.abc import Mapping
@@ -7,23 +7,61 @@ from typing import Any
 from blowtorch.config.yaml12 import dump_yaml, parse_yaml
 from blowtorch.errors import ConfigError
 
+HIDDEN = "***"  # stands where a secret stood
+
 _ENDLESS = 2**31 - 1  # columns
-_SECRET = re.compile(r"(api[_-]?key|token|password|passwd|secret)$", re.IGNORECASE)
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+# A key is taken apart into words, whether they are joined by signs or by capitals. These alone make it a secret,
+_SECRET = frozenset(
+    "password passwords passwd passphrase passcode pwd secret secrets credential credentials authorization "
+    "apikey apikeys apitoken accesstoken authtoken accesskey secretkey privatekey clientsecret".split()
+)
+# these behind one of those that stand beside them,
+_SECRET_BEHIND = {
+    "key": "access account api auth encryption license master private secret shared signing ssh storage subscription",
+    "token": "access api auth bearer refresh session",
+    "pass": "admin database db ftp mail mysql postgres proxy redis root smtp user",
+    "phrase": "pass",
+    "word": "pass",
+}
+# but not where the key ends with a word for something about a secret.
+_ABOUT = frozenset(
+    "count dir directory endpoint env expiry field file files folder id ids length manager name names path policy "
+    "provider size type uri url var variable".split()
+)
+# Any other token is a secret too, but for those of texts, which have names as these or look like `<pad>` and `[MASK]`.
+_OF_TEXTS = frozenset(
+    "assistant audio begin blank bos byte char class cls domain end eos eot fim first image img initializer lang "
+    "language last mask max middle min newline next num pad padding patch per placeholder position prefix query "
+    "register sep separator special speaker start stop sub subword suffix system target task text time trigger unk "
+    "unknown video word".split()
+)
+_LOOKS_LIKE_TEXT = re.compile(r"<[^<>]*>|\[\w+\]")
+
+_ADDRESS = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*://)([^\s/?:@]*)(:[^\s/?]*)?@")
+_NO_PASSWORDS = (":", ":x-oauth-basic")  # where these stand, the name before them is the secret
+_OPTION = re.compile(r"(?<!\S)(--?)([A-Za-z][\w-]*)(\s+)([^-\s]\S*)")
+_ASSIGNMENT = re.compile(r"(?<![\w.-])()([\w.-]+)(=)(\"[^\"]*\"|'[^']*'|[^\s&;\"']+)")
+_QUOTED = re.compile(r"([\"'])([\w.-]+)([\"']\s*:\s*)(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')")
+_LINE = re.compile(r"^([ \t]*)([\w-]+)(:[ \t]+)(\S.*)$", re.MULTILINE)
 
 
 def mask_secrets(value: Any) -> Any:
-    """Return a copy in which every value under a key such as `api_key`, `token` or `password` is `***`.
+    """Return a copy with `***` for every value under a key such as `api_key`, and for passwords within texts.
 
-    A key decides on all that stands under it, which no function of leaves can do.
+    A key decides on all that stands under it, which no function of leaves can do. Numbers, booleans and null are no
+    secrets. Within texts these are: the password of an address, and what follows an option or a name such as `token`.
+
+    >>> mask_secrets({"hf_token": "abc", "max_tokens": 5, "pad_token": "<pad>", "store": "redis://me:abc@host"})
+    {'hf_token': '***', 'max_tokens': 5, 'pad_token': '<pad>', 'store': 'redis://me:***@host'}
     """
     if isinstance(value, Mapping):
-        return {
-            key: "***" if _SECRET.search(str(key)) and item is not None else mask_secrets(item)
-            for key, item in value.items()
-        }
+        return {key: _mask_under(str(key), item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [mask_secrets(item) for item in value]
-    return value
+        is_command_line = value and all(isinstance(item, str) for item in value)
+        return mask_command_line(list(value)) if is_command_line else [mask_secrets(item) for item in value]
+    return mask_text(value) if isinstance(value, str) else value
 
 
 def mask_command_line(arguments: list[str]) -> list[str]:
@@ -36,15 +74,106 @@ def mask_command_line(arguments: list[str]) -> list[str]:
     is_value = False  # of an option before it
     for argument in arguments:
         key, sign, value = argument.partition("=")
-        is_secret = _SECRET.search(key) is not None
-        if is_value and not argument.startswith("--"):
-            masked.append("***")
-        elif sign:
-            masked.append(f"{key}={'***' if is_secret else _mask_inside(value)}")
+        is_secret = is_secret_path(key)
+        if is_value and not argument.startswith("--") and argument != "with":
+            masked.append(_hidden(argument))
+        elif is_secret and sign:
+            masked.append(f"{key}={_hidden(value)}")
         else:
-            masked.append(argument)
+            is_override = sign and re.fullmatch(r"-*[\w.-]+", key)
+            masked.append(f"{key}={_mask_inside(value)}" if is_override else mask_text(argument))
         is_value = is_secret and not sign and argument.startswith("-")
     return masked
+
+
+def mask_text(text: str) -> str:
+    """Return a text with the passwords of its addresses masked, and what it says of secrets by their names.
+
+    >>> mask_text("pull https://abc@host/x?key=1&token=abc as Reader(api_key='abc')")
+    'pull https://***@host/x?key=1&token=*** as Reader(api_key=***)'
+    """
+    text = _ADDRESS.sub(_mask_address, text)
+    for pattern in (_OPTION, _ASSIGNMENT, _QUOTED, _LINE):
+        text = pattern.sub(_mask_named, text)
+    return text
+
+
+def is_secret_path(path: str) -> bool:
+    """Return whether the value at a dotted key is a secret, by the key itself or by a section that holds it.
+
+    >>> [is_secret_path(path) for path in ("s3.AWSSecretAccessKey", "credentials.user", "eos_token", "token_type")]
+    [True, True, False, False]
+    """
+    *sections, key = path.split(".")
+    return is_secret(key) or any(is_secret(section) and not _is_mere_token(section) for section in sections)
+
+
+def is_secret(key: str) -> bool:
+    """Return whether what stands under a key is a secret, unless it is a number."""
+    words = _words(key)
+    if not words or words[-1] in _ABOUT:
+        return False
+    pairs = zip(["", *words], words, strict=False)
+    named = any(
+        word in _SECRET or before in _SECRET_BEHIND.get(word.removesuffix("s"), "").split() for before, word in pairs
+    )
+    return named or _is_mere_token(key)
+
+
+def _words(key: str) -> list[str]:
+    words = [word.lower() for word in _WORD.findall(key)]
+    while words and words[-1].isdecimal():  # `api_key_2`
+        words.pop()
+    return words
+
+
+def _is_mere_token(key: str) -> bool:
+    """Return whether nothing but the word `token` makes a key a secret; a section of that name is none."""
+    words = _words(key)
+    before = words[-2] if len(words) > 1 else ""
+    is_token = words[-1:] == ["token"] and before not in _OF_TEXTS
+    return is_token and before not in _SECRET_BEHIND["token"].split()
+
+
+def _mask_under(key: str, item: Any) -> Any:
+    is_masked = is_secret_path(key) and not (isinstance(item, Mapping) and _is_mere_token(key.rpartition(".")[2]))
+    return HIDDEN if is_masked and not _is_harmless(item) else mask_secrets(item)
+
+
+def _is_harmless(value: Any) -> bool:
+    """Return whether a value can be no secret: a number, a boolean, null, a token of texts, or only such inside."""
+    if isinstance(value, Mapping):
+        return all(map(_is_harmless, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_harmless, value))
+    if isinstance(value, str):
+        return _LOOKS_LIKE_TEXT.fullmatch(value) is not None
+    return value is None or isinstance(value, int | float)
+
+
+def _hidden(text: str) -> str:
+    """Return what stands for the value of a secret as it was typed."""
+    try:
+        return text if _is_harmless(parse_yaml(text, "value")) else HIDDEN
+    except ConfigError:
+        return HIDDEN
+
+
+def _mask_address(match: re.Match[str]) -> str:
+    scheme, user, password = match[1], match[2], match[3]
+    if password is not None and password not in _NO_PASSWORDS:
+        return f"{scheme}{user}:{HIDDEN}@"
+    # A name alone is a token where pages are fetched; elsewhere it is that of a user, a container or a bucket.
+    is_token = user and (password is not None or scheme.lower().endswith(("http://", "https://")))
+    return f"{scheme}{HIDDEN}{password or ''}@" if is_token else match[0]
+
+
+def _mask_named(match: re.Match[str]) -> str:
+    before, name, sign, value = match.groups()
+    if not is_secret_path(name):
+        return match[0]
+    inner = value.rstrip(",)]}") if value[0] not in "\"'" else value
+    return f"{before}{name}{sign}{_hidden(inner)}{value[len(inner) :]}"
 
 
 def _mask_inside(text: str) -> str:
@@ -52,6 +181,8 @@ def _mask_inside(text: str) -> str:
     try:
         value = parse_yaml(text, "override")
     except ConfigError:
-        return text
+        return mask_text(text)
+    if not isinstance(value, Mapping | list):
+        return mask_text(text)
     masked = mask_secrets(value)
     return text if masked == value else dump_yaml(masked, default_flow_style=True, width=_ENDLESS).strip()

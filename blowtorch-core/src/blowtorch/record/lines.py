@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from blowtorch.errors import warn
+from blowtorch.folder.secrets import mask_text
 
 
 class Lines:
-    """The lines that a run says.
+    """The lines that a run says; where they repeat a command, a configuration or an error, secrets are masked.
 
     Args:
         path: of `console.log`; None outside of a run.
@@ -29,6 +30,7 @@ class Lines:
 
     def say(self, text: str) -> None:
         """Put a line on the console and into `console.log`."""
+        text = mask_text(text)
         self._keep(text)
         if self._show is None or self._is_showing:  # what is said while a line is shown is kept alone
             return
@@ -40,13 +42,14 @@ class Lines:
 
     def warn(self, text: str) -> None:
         """Warn the user; the warning is kept in the record and in `console.log` too."""
-        self._record_warning(text)
+        self._record_warning(mask_text(text))
         self.warn_unrecorded(text)
 
     def warn_unrecorded(self, text: str) -> None:
         """Warn after `finish`, which is the last event of a process."""
-        self._keep(f"warning: {text}")
-        warn(text)
+        masked = mask_text(text)
+        self._keep(f"warning: {masked}")
+        warn(masked)
 
     def say_once(self, topic: str, text: str) -> None:
         """Say a line, unless something was said of its topic before."""

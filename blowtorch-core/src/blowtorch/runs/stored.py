@@ -72,5 +72,5 @@ def recorded_backend(info: Mapping[str, Any]) -> Any:
 
 def unmasked_backend(option: Any, info: Mapping[str, Any]) -> Any:
     """Return the value of an option if it is what a run has recorded, but with its secrets; None otherwise."""
-    is_recorded = plain(mask_secrets(option)) == recorded_backend(info)
+    is_recorded = mask_secrets(plain(option)) == recorded_backend(info)
     return option if is_recorded and str(info["id"]) not in _OBJECTS else None

@@ -17,7 +17,7 @@ from blowtorch.config.config import Config
 from blowtorch.errors import BlowtorchError, CheckpointError, RunFolderError, warn
 from blowtorch.folder.folder import RunFolder, plain
 from blowtorch.folder.provenance import git_commit, snapshot, summarize_model, versions
-from blowtorch.folder.secrets import mask_secrets
+from blowtorch.folder.secrets import mask_secrets, mask_text
 from blowtorch.options import RunOptions
 from blowtorch.plugins import Plugins
 from blowtorch.progress import Progress
@@ -191,7 +191,7 @@ class Session:
             name=folder.name,
             folder=folder.path,
             own_folder=None,
-            config=plain(mask_secrets(self._config.snapshot())),
+            config=mask_secrets(plain(self._config.snapshot())),
             resumed=plan.start.folder is not None,
         )
 
@@ -372,7 +372,7 @@ class Session:
             summary[f"best/{self._options.checkpoint_metric}"] = progress.best.metric
         reason = progress.interruption or progress.stop_reason
         if error is not None:
-            reason = f"{type(error).__name__}: {error}"
+            reason = mask_text(f"{type(error).__name__}: {error}")
         training.record.append("finish", **progress.stamp(), status=self.status, reason=reason, summary=summary)
         deadline = time.monotonic() + Interval.parse(self._options.logger_timeout).amount
         for feed in self.feeds:
