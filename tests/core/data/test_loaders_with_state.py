@@ -29,7 +29,6 @@ def test_what_has_a_state_goes_on_from_it_without_drawing_again(make):
 
 def test_a_state_of_workers_is_out_of_reach_and_they_are_drawn_forward():
     batches = Batches(DataLoader(CountedStream(), batch_size=2, num_workers=1), 3, CPU)
-    assert not batches.has_state
     with pytest.warns(BlowtorchWarning, match="2 batches are drawn again"):
         assert [batch.tolist() for batch in batches.iterate(1, 2)] == [[[5], [6]]]
     batches.close()

@@ -1,14 +1,15 @@
 """Where batches come from: for each kind of loader, how an epoch of (seed, epoch) is iterated from any position.
 
 A sequence of batches is iterated from an index on. A `DataLoader` is copied, and the copy has our order, and our seeds
-for its workers. An iterable that has a state restores its own position; any other is drawn again up to the position.
+for its workers. An iterable that has a state restores its own position; any other is drawn again up to the position,
+and checked to give the same batches again.
 """
 
 import contextlib
 import inspect
 import itertools
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, IterDataPipe
 from blowtorch.data.loaders import copy_loader, end_workers, has_own_iterator
 from blowtorch.data.order import EpochOrder
 from blowtorch.data.samplers import chain_of, has_state, tell_epoch
+from blowtorch.data.spot_checks import SpotChecks
 from blowtorch.data.workers import SeededDataset, SeededStream, WorkerSetup, starting_workers
 from blowtorch.errors import warn
 from blowtorch.streams import SeparateStreams, derive_seed, random_state, restore_random_state
@@ -33,14 +35,15 @@ class Source:
     Attributes:
         may_look_ahead: whether a batch may be fetched before the one ahead of it is trained on, since that moves no
             position that a checkpoint holds, and no random stream of this process.
-        has_state: whether `state_dict` holds the position in an epoch.
+        has_state: whether `state_dict` holds more of the position in an epoch than a number.
         order: the order of the samples, where it is ours.
     """
 
-    has_state = False
+    has_state = True
     order: EpochOrder | None = None
 
     def __init__(self, loader: Any, name: str, seed: int) -> None:
+        self._checks = SpotChecks(name)
         self._loader = loader
         self._name = name
         self._seed = seed
@@ -57,15 +60,16 @@ class Source:
         return self._iterate(seed, epoch, position)
 
     def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
-        self._warn_of_drawing(position)
-        return draw_forward(self._loader, seed, position)
+        self._start_drawing(position)
+        return self._checks.watch(draw_forward(self._loader, seed, position, self._checks.compare), position)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the middle of an epoch, if this source has a state."""
-        return {}
+        """Return what is known of the position in the middle of an epoch besides its number."""
+        return self._checks.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Keep a state for the next epoch that is iterated from a position other than its beginning."""
+        self._checks.load_state_dict(state)
 
     def forget_epoch(self) -> None:
         """Have `state_dict` tell of the epochs before, since this one will be iterated again after a restart."""
@@ -75,13 +79,16 @@ class Source:
         if isinstance(self._loader, DataLoader):
             end_workers(self._loader, None if self._running is None else self._running())
 
-    def _warn_of_drawing(self, position: int) -> None:
+    def _start_drawing(self, position: int) -> None:
+        self._checks.start_epoch(is_continued=position > 0)
         if position:
             warn(f"the loader for {self._name!r} has no position of its own: {position} batches are drawn again")
 
 
 class SequenceSource(Source):
     """A sequence of batches, which are reached by their index."""
+
+    has_state = False
 
     def __init__(self, loader: Sequence[Any], name: str, seed: int) -> None:
         super().__init__(loader, name, seed)
@@ -106,8 +113,6 @@ class SequenceSource(Source):
 class StatefulSource(Source):
     """A loader, or a dataset iterated in this process, whose own state holds its position."""
 
-    has_state = True
-
     def __init__(self, loader: Any, stateful: Any, name: str, seed: int) -> None:
         super().__init__(loader, name, seed)
         self.may_look_ahead = False
@@ -119,7 +124,7 @@ class StatefulSource(Source):
         if position and self._restored is not None:
             self._stateful.load_state_dict(self._restored)
             return self._note_end(draw_forward(self._loader, seed, 0))
-        self._warn_of_drawing(position)  # the checkpoint is of a time when the loader had no state
+        self._start_drawing(position)  # the checkpoint is of a time when the loader had no state
         return self._note_end(draw_forward(self._loader, seed, position))
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,10 +207,10 @@ class StreamLoaderSource(Source):
         with starting_workers():
             batches: Iterator[Any] = iter(self._loader)
         self._running = weakref.ref(batches)
-        self._warn_of_drawing(position)
-        for _ in itertools.islice(batches, position):
-            pass
-        return batches
+        self._start_drawing(position)
+        for number, batch in enumerate(itertools.islice(batches, position)):
+            self._checks.compare(batch, number)
+        return self._checks.watch(batches, position)
 
 
 def choose_source(loader: Any, name: str, seed: int, device: torch.device) -> Source:
@@ -289,18 +294,26 @@ def holders_of_position(loader: Any) -> list[Any]:
     return [loader.dataset, *own] if has_state(loader.dataset) else own
 
 
-def draw_forward(iterable: Iterable[Any], seed: int, position: int) -> Iterator[Any]:
+def draw_forward(
+    iterable: Iterable[Any], seed: int, position: int, compare: Callable[[Any, int], None] = lambda batch, number: None
+) -> Iterator[Any]:
     """Return the batches of an iterable from a position on; those before it are drawn in this call.
 
     An iterable may shuffle when its iteration begins, and draws that order from the global streams, which training has
     moved on since. So up to its first batch it is given other streams, seeded by `seed`, and has the same order again.
     Later batches draw from the global streams, as in a loop by hand; a checkpoint holds those.
+
+    Args:
+        iterable: of batches.
+        seed: of the epoch.
+        position: how many batches are left out.
+        compare: is called with each of these and how many are before it.
     """
     streams = SeparateStreams(seed)
     with streams:
         iterator = iter(iterable)
-        for _ in itertools.islice(iterator, position):
-            pass
+        for number, batch in enumerate(itertools.islice(iterator, position)):
+            compare(batch, number)
     return _draw_on(iterator, streams if position == 0 else contextlib.nullcontext())
 
 
