@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blowtorch.errors import ExtensionError
+from blowtorch.errors import ExtensionError, describe
 from blowtorch.extension.contracts import find_problems, implemented_hooks
-from blowtorch.extension.found import Extension, describe
+from blowtorch.extension.found import Extension
 from blowtorch.plugins import SPECS, load_class
 from blowtorch_cli.groups import load_command
 

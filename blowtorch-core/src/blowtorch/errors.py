@@ -68,6 +68,19 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
+def describe(error: BaseException) -> str:
+    """Return the type of an exception, and its text where it has one.
+
+    >>> describe(ValueError("no url"))
+    'ValueError: no url'
+    """
+    try:
+        text = str(error)
+    except Exception:  # a text that cannot be made must not hide the error
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def warn(message: str) -> None:
     """Warn with a `BlowtorchWarning` that points at the nearest line outside blowtorch.
 

@@ -16,9 +16,9 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 import pluggy
 
 from blowtorch import hookspecs
-from blowtorch.errors import BlowtorchError, ExtensionError
+from blowtorch.errors import BlowtorchError, ExtensionError, describe
 from blowtorch.extension.contracts import find_hidden_hooks, find_option_problems, find_problems, hooks
-from blowtorch.extension.found import Extension, describe, find_extensions, format_extensions, in_words, resolve
+from blowtorch.extension.found import Extension, find_extensions, format_extensions, in_words, resolve
 
 __all__ = ["SPECS", "Extension", "Plugin", "Plugins", "find_extensions", "load_class"]
 

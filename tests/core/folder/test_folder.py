@@ -69,6 +69,16 @@ def test_every_folder_exists_from_the_beginning(folder):
     assert found == ["checkpoints", "loggers", "media", "owner.lock", "run.yaml", "source"]
 
 
+def test_a_folder_that_cannot_be_filled_is_not_left_behind(monkeypatch):
+    def refuse(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(RunFolderError, match="No space left on device; choose another"):
+        RunFolder.create("train_logs", "full")
+    assert list(Path("train_logs").iterdir()) == []
+
+
 def test_a_run_name_becomes_a_file_name():
     assert RunFolder.create("train_logs", "../my run: ä/1").name == "my-run-ä-1-1"
 

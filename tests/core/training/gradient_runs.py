@@ -37,6 +37,6 @@ def start(configure=sgd):
 
 
 def copied(net):
-    twin = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0), nn.Linear(8, 1))
+    twin = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.0), nn.Linear(8, 1))
     twin.load_state_dict(net.state_dict())
     return twin

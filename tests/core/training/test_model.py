@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from blowtorch import BlowtorchWarning
 from tests.core.training.gradient_runs import QUIET, are_equal, batches, copied, start, weights
 
 
@@ -67,3 +68,16 @@ def test_a_validation_computes_with_the_compiled_model_in_evaluation_mode(net):
     run(net, batches(8), batches(8), compile={"backend": "eager"}, **QUIET)
     assert seen == [("OptimizedModule", False, False)]
     assert net.training
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda net: torch.jit.trace(net, torch.zeros(8, 4))])
+def test_a_module_of_torch_jit_is_trained_continued_and_loaded(net, make):
+    by_hand, jitted, again = copied(net), make(copied(net)), make(copied(net))
+    start()(by_hand, batches(8, 8, 8), **QUIET)
+    run = start()
+    run.on("train_step_end")(lambda state: state.stop("enough") if state.step == 2 else None)
+    stopped = run(jitted, batches(8, 8, 8), **QUIET)
+    with pytest.warns(BlowtorchWarning, match="torch.compile takes no .*Module, so the option compile is left out"):
+        start()(again, batches(8, 8, 8), resume=str(stopped.folder), compile=True, **QUIET)
+    assert are_equal(weights(by_hand), weights(again))

@@ -1,5 +1,6 @@
 """A session: whichever stage fails, and by whatever, nothing of the run stays in the process, and no lock is kept."""
 
+import os
 import signal
 import threading
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from blowtorch import BlowtorchError, ScriptError, find_runs, hookimpl
+from blowtorch import BlowtorchError, BlowtorchWarning, ScriptError, find_runs, hookimpl
 from tests.core import small_runs
 
 QUIET = {**small_runs.QUIET, "save_path": "runs"}
@@ -29,6 +30,10 @@ def trouble():
 
 def impatience():
     raise KeyboardInterrupt
+
+
+def leaving():
+    raise SystemExit(3)
 
 
 class Homeless(nn.Linear):
@@ -97,6 +102,46 @@ def test_a_run_that_fails_gives_everything_back(make_run, net, loader, tmp_path,
         again = prepare(make_run, "none", no_trouble)
         result = again(net, loader, resume=str(view.path), **options)
         assert (result.status, result.folder) == ("finished", view.path)
+
+
+@pytest.mark.parametrize(("do", "reason"), [(trouble, "Trouble"), (leaving, "SystemExit: 3")])
+def test_what_fails_in_the_last_words_of_a_run_is_the_reason_in_its_record(make_run, net, loader, do, reason):
+    with pytest.raises((Trouble, SystemExit)):
+        prepare(make_run, "run_end", do)(net, loader, max_epochs=1, **QUIET)
+    [view] = find_runs("runs")
+    *_, finish = view.events()
+    assert (view.status, finish["status"], finish["reason"]) == ("failed", "failed", reason)
+
+
+def test_who_leaves_in_the_last_words_does_not_hide_the_error_before(make_run, net, loader):
+    run = prepare(make_run, "run_end", leaving)
+    run.on("train_step_end")(trouble)
+    with pytest.raises(Trouble), pytest.warns(BlowtorchWarning, match="SystemExit: 3; the run had failed before"):
+        run(net, loader, max_epochs=1, **QUIET)
+
+
+def test_impatience_while_it_is_noted_how_a_run_ended_changes_nothing_about_that(make_run, net, loader, monkeypatch):
+    fsync = os.fsync
+
+    def be_impatient(file):
+        monkeypatch.setattr("os.fsync", fsync)
+        raise KeyboardInterrupt
+
+    run = prepare(make_run, "run_end", lambda: monkeypatch.setattr("os.fsync", be_impatient))
+    with pytest.raises(KeyboardInterrupt):
+        run(net, loader, max_epochs=1, **QUIET)
+    [view] = find_runs("runs")
+    assert view.status == "finished"
+
+
+def test_a_run_can_be_trained_where_the_working_directory_is_gone(make_run, net, loader, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.warns(BlowtorchWarning, match="code and environment could not be kept whole"):
+        result = make_run(validates=False)(net, loader, max_epochs=1, **{**QUIET, "save_path": tmp_path / "runs"})
+    assert result.status == "finished"
 
 
 @pytest.mark.parametrize("options", [{"loggers": ["no_such"]}, {"resume": "no/such/run"}, {"device": "no_such"}])

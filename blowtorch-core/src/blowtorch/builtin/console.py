@@ -165,7 +165,9 @@ def _count_parameters(model: "nn.Module") -> str:
 
 def _short(path: Path) -> str:
     """Return a path as one would type it here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    with contextlib.suppress(OSError, ValueError):  # where one stands was deleted, or it lies elsewhere
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
 
 
 def _names(choices: Any) -> list[str]:

@@ -83,8 +83,7 @@ def read_tensors(path: Path) -> Any:
 
 def without_compilation(module: nn.Module) -> nn.Module:
     """Return the module of which `torch.compile` made this one, or the module itself."""
-    original = module._modules.get(_COMPILED)
-    return module if original is None else original
+    return dict(module.named_children()).get(_COMPILED, module)
 
 
 def plain_name(name: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blowtorch.errors import ExtensionError, nearest
+from blowtorch.errors import ExtensionError, describe, nearest
 from blowtorch.extension.packages import Package, find_mismatch, find_packages, normalise
 
 GROUPS: Mapping[str, str] = {
@@ -125,19 +125,6 @@ def in_words(kind: str) -> str:
     'config source'
     """
     return kind.replace("-", " ")
-
-
-def describe(error: BaseException) -> str:
-    """Return the type of an exception, and its text where it has one.
-
-    >>> describe(ValueError("no url"))
-    'ValueError: no url'
-    """
-    try:
-        text = str(error)
-    except Exception:  # a text that cannot be made must not hide the error
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _read_extensions(package: Package, core: str, switches: Mapping[str, Sequence[str]]) -> Iterator[Extension]:

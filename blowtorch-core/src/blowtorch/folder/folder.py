@@ -5,6 +5,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import socket
 import sys
 from collections.abc import Mapping
@@ -161,14 +162,15 @@ class RunFolder:
 
     def _fill(self, info: Mapping[str, Any]) -> None:
         """Write what stands in the folder of a new run; the lock comes first, so that nobody sees it without owner."""
-        self.lock.acquire()
         try:
+            self.lock.acquire()
             for inner in ("checkpoints", "loggers", "media", "source"):
                 (self.path / inner).mkdir()
             first = {"id": self.id, "name": self.name, "number": self.number, "status": "running", "created": now()}
             self._write("run.yaml", {**first, **info})
         except BaseException:
             self.lock.release()
+            shutil.rmtree(self.path, ignore_errors=True)  # it is no run yet, and would be in the way of none
             raise
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:

@@ -1,9 +1,10 @@
 """Puts together what the loop works with: extensions, batches, optimizers, and everything that a checkpoint holds."""
 
+import dataclasses
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,7 +30,7 @@ from blowtorch.schedule.option import SchedulerOption, build_schedules, find_end
 from blowtorch.schedule.schedules import Schedules, as_schedule, read_configured
 from blowtorch.script.returns import Loss, Returns
 from blowtorch.script.script import Script, ValidationRequest
-from blowtorch.state import RunState
+from blowtorch.state import RunInfo, RunState
 from blowtorch.training.callbacks import Callbacks
 from blowtorch.training.gradients import ChangedGradients, Gradients, are_changed, check_self_driven
 from blowtorch.training.start import StartingPoint
@@ -245,6 +246,18 @@ def own_folder(folder: RunFolder, plugin: Plugin) -> Any:
     """Return the folder in which a callback or backend keeps what is its own; None for one that ships with the core."""
     is_built_in = plugin.package == "blowtorch-core"
     return None if is_built_in else folder.own_folder(plugin.kind, plugin.name)
+
+
+def make_logger_folders(plugins: Sequence[Plugin], folder: RunFolder, info: RunInfo) -> list[RunInfo]:
+    """Return what each logger is told of the run; a second one of a name has a folder of its own too."""
+    infos: list[RunInfo] = []
+    names: list[str] = []
+    for plugin in plugins:
+        names.append(plugin.name)
+        again = names.count(plugin.name)
+        own_folder = folder.own_folder("logger", plugin.name if again == 1 else f"{plugin.name}-{again}")
+        infos.append(dataclasses.replace(info, own_folder=own_folder))
+    return infos
 
 
 def _refuse_closures(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:

@@ -42,6 +42,7 @@ def _time_limit(progress: Progress, max_time: str | None) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        timer.join()
 
 
 @contextmanager

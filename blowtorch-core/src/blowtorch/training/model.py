@@ -48,6 +48,9 @@ def compile_model(model: nn.Module, options: RunOptions) -> tuple[nn.Module, Any
         return plain, model
     if options.compile is False:
         return model, None
+    if isinstance(model, torch.jit.ScriptModule):
+        warn(f"torch.compile takes no {type(model).__name__}, so the option compile is left out")
+        return model, None
     if "forward" not in vars(model) and type(model).forward is nn.Module.forward:
         name = next((name for name, _ in model.named_children()), "part")
         warn(

@@ -14,7 +14,7 @@ from torch import nn
 
 from blowtorch.clock import Interval
 from blowtorch.config.config import Config
-from blowtorch.errors import BlowtorchError, CheckpointError, RunFolderError, warn
+from blowtorch.errors import BlowtorchError, CheckpointError, RunFolderError, describe, warn
 from blowtorch.folder.folder import RunFolder, plain
 from blowtorch.folder.provenance import git_commit, snapshot, summarize_model, versions
 from blowtorch.folder.secrets import mask_secrets, mask_text
@@ -29,7 +29,7 @@ from blowtorch.runs.stored import note_backend
 from blowtorch.schedule.option import describe_scheduler_option
 from blowtorch.script.script import Script
 from blowtorch.state import RunInfo, RunState
-from blowtorch.training.assembly import Plan, RunBatches, RunExtensions, assemble
+from blowtorch.training.assembly import Plan, RunBatches, RunExtensions, assemble, make_logger_folders
 from blowtorch.training.between_steps import last_metrics, notify, wait_for_checkpoint
 from blowtorch.training.gradients import detecting_anomalies
 from blowtorch.training.interruption import interruptible
@@ -166,13 +166,22 @@ class Session:
         finally:
             try:
                 if self._has_begun or earlier is None:  # a run that could not be continued stays as it was
-                    folder.end_session(self.status)
-            except (OSError, BlowtorchError) as problem:
-                warn(f"the status {self.status} of the run could not be recorded: {problem}")
+                    self._note_end(folder)
             finally:
                 folder.lock.release()
                 if options.dry_run:
                     shutil.rmtree(folder.path, ignore_errors=True)
+
+    def _note_end(self, folder: RunFolder) -> None:
+        """Write down how the run ended, though somebody may lose patience just now."""
+        try:
+            try:
+                folder.end_session(self.status)
+            except KeyboardInterrupt:
+                folder.end_session(self.status)
+                raise
+        except (OSError, BlowtorchError) as problem:
+            warn(f"the status {self.status} of the run could not be recorded: {problem}")
 
     @contextlib.contextmanager
     def _open_record(
@@ -287,7 +296,7 @@ class Session:
         To close the data and to call `run_end` is every process's.
         """
         info, progress, callbacks = training.state.info, training.progress, training.steps.callbacks
-        logger_infos = _make_logger_folders(plan.extensions, folder, info)
+        logger_infos = make_logger_folders(plan.extensions.loggers, folder, info)
         changed = self._write_down(plan, folder, callbacks.order)
         if restored.name is None:
             training.record.append("start", step=0, epoch=0, time=time.time(), id=info.id, name=info.name)
@@ -357,11 +366,12 @@ class Session:
             if error is not None:
                 training.workspace.logged.values.clear()  # by the step that failed
             notify(training, "run_end", status=self.status)
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             if error is None:
-                self._end(problem)
+                error = problem
+                self._end(error)
                 raise
-            training.workspace.lines.warn_unrecorded(f"{problem}; the run had failed before")
+            training.workspace.lines.warn_unrecorded(f"{describe(problem)}; the run had failed before")
         finally:
             self._record_end(training, error)
 
@@ -372,22 +382,10 @@ class Session:
             summary[f"best/{self._options.checkpoint_metric}"] = progress.best.metric
         reason = progress.interruption or progress.stop_reason
         if error is not None:
-            reason = mask_text(f"{type(error).__name__}: {error}")
+            reason = mask_text(describe(error))
         training.record.append("finish", **progress.stamp(), status=self.status, reason=reason, summary=summary)
         deadline = time.monotonic() + Interval.parse(self._options.logger_timeout).amount
         for feed in self.feeds:
             feed.close(deadline)
         for feed in self.feeds:
             feed.report(training.workspace.lines.warn_unrecorded)
-
-
-def _make_logger_folders(extensions: RunExtensions, folder: RunFolder, info: RunInfo) -> list[RunInfo]:
-    """Return what each logger is told of the run; a second one of a name has a folder of its own too."""
-    infos = []
-    names: list[str] = []
-    for plugin in extensions.loggers:
-        names.append(plugin.name)
-        again = names.count(plugin.name)
-        own_folder = folder.own_folder("logger", plugin.name if again == 1 else f"{plugin.name}-{again}")
-        infos.append(dataclasses.replace(info, own_folder=own_folder))
-    return infos
