@@ -142,11 +142,6 @@ def test_a_metric_that_is_not_a_number_is_named(value):
         returns().as_scalars({"loss": torch.tensor(1.0), "accuracy": value})
 
 
-def test_numpy_numbers_and_booleans_are_numbers():
-    numpy = pytest.importorskip("numpy")
-    assert returns().as_scalars({"a": numpy.float32(0.5), "b": True}) == {"a": 0.5, "b": True}
-
-
 def test_a_metric_must_have_a_string_for_a_name():
     with pytest.raises(ScriptError, match="a metric named 1; names are strings"):
         returns().as_scalars({1: torch.tensor(1.0)})

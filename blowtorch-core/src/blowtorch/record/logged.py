@@ -1,8 +1,10 @@
-"""What `log` was given and nothing has recorded yet, and how several values of one name become one."""
+"""What `log` was given and nothing has recorded yet, and how several values of one name become one number."""
 
 import math
+import numbers
 import operator
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import torch
@@ -40,16 +42,90 @@ class Logged:
         """Take note of metrics; see `RunState.log`.
 
         Raises:
-            ScriptError: `reduce` is no reduction, or another than before.
+            ScriptError: `reduce` is no reduction, or another than before; a name is none; a value has no number.
         """
         if reduce != "mean" and reduce not in REDUCTIONS:
             names = ("mean", *REDUCTIONS)
             raise ScriptError(f"log(reduce={reduce!r}): expected {', '.join(names)}.{nearest(reduce, names)}")
         for name, value in metrics.items():
-            if self.reductions.setdefault(name, reduce) != reduce:
+            known = self.reductions.get(name)
+            if known is None:
+                check_name(name, "log was given")
+                self.reductions[name] = reduce
+            elif known != reduce:
                 raise ScriptError(
-                    f"{name!r} is logged with reduce={reduce!r}, and was with {self.reductions[name]!r}; give one of "
-                    f"them another name"
+                    f"{name!r} is logged with reduce={reduce!r}, and was with {known!r}; give one of them another name"
                 )
-            has_more = reduce != "mean" and name in self.values
-            self.values[name] = REDUCTIONS[reduce](self.values[name], value) if has_more else value
+            if reduce != "mean" and name in self.values:
+                before, now = _operand(name, self.values[name]), _operand(name, value)
+                self.values[name] = REDUCTIONS[reduce](before, now)
+            else:
+                self.values[name] = value
+
+
+def check_name(name: Any, words: str) -> None:
+    """Raise a `ScriptError` if this is no name of a metric; `words` say who has given it."""
+    if not isinstance(name, str):
+        raise ScriptError(f"{words} a metric named {name!r}; names are strings")
+    if not name.strip():
+        raise ScriptError(f"{words} a metric named {name!r}; expected a name that can be read, such as 'accuracy'")
+
+
+def as_number(value: Any) -> float | None:
+    """Return the number that a value is; None where it is none.
+
+    A number may be one of Python, its fractions and decimals, or NumPy, or stand in an array without dimensions.
+
+    Raises:
+        OverflowError: no float is that large.
+    """
+    plain = _taken_out(value)
+    if not isinstance(plain, numbers.Real | Decimal):
+        return None
+    try:
+        number = float(plain)
+    except ValueError:  # a decimal that signals that it is none
+        return None
+    if math.isinf(number) and plain != number:
+        raise OverflowError
+    return number
+
+
+def is_rounded(value: Any, number: float) -> bool:
+    """Return whether a whole number has lost digits as a float."""
+    plain = _taken_out(value)
+    return isinstance(plain, numbers.Integral) and int(plain) != number
+
+
+def described(value: Any) -> str:
+    """Return kind and content of a value for an error."""
+    try:
+        return "None" if value is None else f"a {type(value).__name__} ({value!r:.60})"
+    except ValueError:  # Python does not write out the longest numbers
+        return f"a {type(value).__name__} of thousands of digits"
+
+
+def refuse_value(value: Any, words: str) -> ScriptError:
+    """Return the error for a value that is no number, or none that a float can be; `words` say whose it is."""
+    try:
+        as_number(value)
+    except OverflowError:
+        return ScriptError(f"{words} as {described(value)}, which is larger than any float; give its logarithm")
+    return ScriptError(f"{words} as {described(value)}; a metric is a tensor or a number")
+
+
+def _taken_out(value: Any) -> Any:
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+def _operand(name: str, value: Any) -> Any:
+    """Return what can be added to and compared with others: a tensor, which is not waited for, or a number."""
+    if isinstance(value, torch.Tensor) or type(value) is float:
+        return value
+    try:
+        number = as_number(value)
+    except OverflowError:
+        number = None
+    if number is None:
+        raise refuse_value(value, f"{name!r} is logged")
+    return number

@@ -18,6 +18,8 @@ from blowtorch.record.logged import REDUCTIONS
 
 _CHUNK = 1024  # so many values are kept as tensors of their own before they are packed into one
 
+_WIDE = (torch.float64, torch.int64, torch.int32)  # which single precision would round
+
 
 @dataclass(slots=True)
 class Total:
@@ -152,7 +154,10 @@ class Window:
     def _pack(self) -> None:
         """Put the values that wait into one tensor on their device, which the host does not wait for."""
         keys = [(name, weight) for name, weight, _ in self._waiting]
-        self._packed.append((keys, torch.stack([value.float() for _, _, value in self._waiting])))
+        values = [value for _, _, value in self._waiting]
+        is_wide = any(value.dtype in _WIDE for value in values) and all(value.is_cuda for value in values)
+        kind = torch.float64 if is_wide else torch.float32  # which some accelerators lack
+        self._packed.append((keys, torch.stack([value.to(kind) for value in values])))
         self._waiting = []
 
     def _take_back(self) -> None:

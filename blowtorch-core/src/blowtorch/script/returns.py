@@ -1,21 +1,22 @@
 """What steps return: names, a scalar for each, the size of the batch, and the loss among them."""
 
 import math
-import numbers
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from blowtorch.data.sizes import read_size
 from blowtorch.errors import ScriptError, nearest
-from blowtorch.record.logged import Logged
+from blowtorch.record.logged import Logged, as_number, check_name, described, is_rounded, refuse_value
 from blowtorch.record.metric_objects import MetricObjects, is_metric_object
 from blowtorch.record.metrics import Window, count_samples
 from blowtorch.script.functions import Function
 
 _PAIRS = (tuple, list)  # batches whose first element counts
 _OF_BATCH = ("batch_size", "weight")  # what is said of a batch, and is no metric
+_EXACT = 2**53  # up to here, a float holds each whole number
 LEFT_OUT = "left_out_batches"  # the metric that counts the batches of which a step returned nothing
 
 Reader = Callable[[Any, Any], tuple[Any, int, dict[str, Any] | None]]
@@ -61,6 +62,8 @@ class Returns:
         self._function = function
         self._warn = warn
         self._scalars: set[str] = set()  # the metrics that were scalars on the CPU when they were last looked at
+        self._names: set[str] = set()  # that have been looked at
+        self._rounded: set[str] = set()  # whole numbers that no float holds, which has been said
         self._is_first = True
         self._has_warned = False
         self._has_doubted = False
@@ -199,11 +202,12 @@ class Returns:
                 if value.ndim:
                     metrics = self._tidy(metrics)
                     break
-            elif type(value) is not float and type(value) is not int:
+            elif type(value) is not float and (type(value) is not int or abs(value) > _EXACT):
                 metrics = self._tidy(metrics)
                 break
-        if self._is_first:
+        if not metrics.keys() <= self._names:
             self._check_names(metrics)
+        self._is_first = False
         return metrics
 
     def _merge(self, returned: Any) -> dict[str, Any]:
@@ -223,32 +227,38 @@ class Returns:
         metrics = {**returned, **logged}
         logged.clear()
         if "batch_size" in metrics:
-            size = int(metrics["batch_size"])
-            if size < 1:
-                raise ScriptError(
-                    f"{self._function} returned 'batch_size' as {size}; it is a number above 0. To leave a batch out, "
-                    f"return None"
-                )
-            metrics["batch_size"] = size
+            metrics["batch_size"] = self._read_size(metrics["batch_size"])
         if "weight" in metrics:
             metrics["weight"] = self._read_weight(metrics["weight"])
         return metrics
 
+    def _read_size(self, value: Any) -> int:
+        try:
+            size = int(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            size = 0
+        if size < 1:
+            raise ScriptError(
+                f"{self._function} returned 'batch_size' as {described(value)}; it is a number above 0. To leave "
+                f"a batch out, return None"
+            )
+        return size
+
     def _read_weight(self, value: Any) -> float:
         try:
-            weight: float = value.item() if hasattr(value, "item") else value
-            if weight >= 0 and math.isfinite(weight):
+            weight = as_number(value.item() if hasattr(value, "item") else value)
+            if weight is not None and weight >= 0 and math.isfinite(weight):
                 return weight
         except (TypeError, ValueError, RuntimeError, OverflowError):
             pass
         raise ScriptError(
-            f"{self._function} returned 'weight' as {_described(value)}; it is what the batch weighs in means and in "
+            f"{self._function} returned 'weight' as {described(value)}; it is what the batch weighs in means and in "
             f"gradients, such as its number of tokens: a finite number from 0 up. Give a metric another name"
         )
 
     def _refusal(self, returned: Any) -> ScriptError:
         return ScriptError(
-            f"{self._function} returned {_described(returned)}; expected a scalar tensor or a dict of name to tensor "
+            f"{self._function} returned {described(returned)}; expected a scalar tensor or a dict of name to tensor "
             f"or number, such as {{'loss': loss}}"
         )
 
@@ -258,16 +268,27 @@ class Returns:
         for name, value in metrics.items():
             if isinstance(value, Tensor):
                 tidy[name] = self._average(name, value) if value.ndim else value
-            elif isinstance(value, numbers.Real):
-                tidy[name] = value if name in _OF_BATCH else float(value)
             elif is_metric_object(value):
                 self.objects.add(name, value)
                 del tidy[name]
-            else:
-                raise ScriptError(
-                    f"{self._function} returned {name!r} as {_described(value)}; a metric is a tensor or a number"
-                )
+            elif name not in _OF_BATCH:
+                tidy[name] = self._read_number(name, value)
         return tidy
+
+    def _read_number(self, name: str, value: Any) -> float:
+        try:
+            number = as_number(value)
+        except OverflowError:
+            number = None
+        if number is None:
+            raise refuse_value(value, f"{self._function} returned {name!r}")
+        if is_rounded(value, number) and name not in self._rounded:
+            self._rounded.add(name)
+            self._warn(
+                f"{self._function} returned {name!r} as {value}, of which a float holds {number:.0f}; metrics are "
+                f"floats, so digits of whole numbers above 2**53 are lost"
+            )
+        return number
 
     def _average(self, name: str, value: Tensor) -> Tensor:
         if not self._has_warned:
@@ -280,11 +301,12 @@ class Returns:
 
     def _check_names(self, metrics: Mapping[str, Any]) -> None:
         for name, value in metrics.items():
-            if not isinstance(name, str):
-                raise ScriptError(f"{self._function} returned a metric named {name!r}; names are strings")
+            check_name(name, f"{self._function} returned")
             if isinstance(value, Tensor) and value.is_complex():
                 raise ScriptError(f"{self._function} returned {name!r} as a complex number; take its absolute value")
-        self._is_first = False
+            if isinstance(value, Tensor) and value.is_cpu and value.dtype == torch.int64 and not value.ndim:
+                self._read_number(name, value.item())
+        self._names.update(metrics)
 
 
 class Loss:
@@ -301,7 +323,7 @@ class Loss:
     def __init__(self, step: Function, metric: str | None) -> None:
         self._function = step.name
         self._metric = metric
-        self.name = metric or "loss"
+        self.name = "loss" if metric is None else metric
         self._is_chosen = False
 
     def choose_anew(self) -> None:
@@ -320,7 +342,7 @@ class Loss:
         return metrics[self.name]
 
     def _find(self, metrics: Mapping[str, Any]) -> str:
-        wanted = self._metric or ("loss" if "loss" in metrics else None)
+        wanted = "loss" if self._metric is None and "loss" in metrics else self._metric
         with_gradient = [name for name, value in metrics.items() if isinstance(value, Tensor) and value.requires_grad]
         if wanted is None and len(with_gradient) == 1:
             return with_gradient[0]
@@ -345,7 +367,3 @@ class Loss:
 
 def _is_plain(value: Any) -> bool:
     return value.is_cpu if isinstance(value, Tensor) else type(value) is float
-
-
-def _described(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__} ({value!r:.60})"
