@@ -48,8 +48,8 @@ LAYERS = [
 # Highest first, within each wing.
 ROOMS = {
     "trial": ["dry_run", "forecast", "batch_size", "evaluation", "untouched"],
-    "training": """session loop between_steps assembly training coverage model start interruption trace snapshot
-        validation callbacks gradients workspace modes lazy""".split(),
+    "training": """session loop between_steps assembly training coverage model start interruption trace
+        validation callbacks gradients workspace modes snapshot""".split(),
     "runs": ["view", "stored"],
     "script": ["decorators", "script", "returns", "functions", "command_line"],
     "checkpoint": ["checkpoints", "retention", "store", "contents", "frozen", "finiteness", "tensors", "plain"],

@@ -201,6 +201,16 @@ def take_snapshot(
     return snapshot
 
 
+def left_uninitialized(model: nn.Module) -> Snapshot:
+    """Return a snapshot of what has no shape yet, so that the first step of training draws its numbers."""
+    lazy = [
+        module
+        for module in model.modules()
+        if any(map(is_lazy, [*module.parameters(recurse=False), *module.buffers(recurse=False)]))
+    ]
+    return Snapshot(*lazy, is_trained=False)
+
+
 def _is_changed_by_use(value: Any) -> bool:
     return isinstance(value, (*_WITH_ATTRIBUTES, *_GENERATORS)) or is_metric_object(value)
 
