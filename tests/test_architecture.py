@@ -54,7 +54,7 @@ ROOMS = {
     "script": ["decorators", "script", "returns", "functions", "command_line"],
     "checkpoint": ["checkpoints", "retention", "store", "contents", "frozen", "finiteness", "tensors", "plain"],
     "record": ["feed", "media", "arrays", "record", "lines", "metric_objects", "metrics", "logged"],
-    "schedule": ["schedules", "option", "sequence"],
+    "schedule": ["schedules", "option", "configured", "groups", "rates", "sequence"],
     "data": [
         "batches",
         "sources",

@@ -56,10 +56,12 @@ class JudgedWeights:
     Attributes:
         now: by the names of the model's `state_dict`; None where the model is judged by its own weights.
         earlier: what `now` was in the checkpoint from which the run goes on, until somebody takes it.
+        read_by_optimizers: returns copies of those by which optimizers with modes would have the model judged.
     """
 
     now: Mapping[str, torch.Tensor] | None = None
     earlier: Mapping[str, torch.Tensor] | None = None
+    read_by_optimizers: Callable[[], Mapping[str, torch.Tensor]] = dict
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -10,7 +10,7 @@ import dataclasses
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +92,11 @@ class Checkpoints:
     def has_news(self) -> bool:
         """Whether `wait` returns at once."""
         return self._writing is not None and self._writing.outcome.done()
+
+    @property
+    def changes(self) -> Sequence[str]:
+        """What the script sets otherwise than it did for the checkpoint that was restored, in sentences."""
+        return self._contents.changes
 
     def check(self) -> None:
         """Make sure that all contents can be stored, before hours are spent on them.

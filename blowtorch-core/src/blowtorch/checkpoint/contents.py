@@ -26,6 +26,7 @@ from blowtorch.folder.manifest import read_manifest
 from blowtorch.options import RunOptions
 from blowtorch.progress import Checkpoint, Progress
 from blowtorch.record.metrics import Window
+from blowtorch.schedule.configured import Configured
 from blowtorch.state import JudgedWeights
 from blowtorch.streams import random_state
 
@@ -100,7 +101,7 @@ class Contents:
         window: the open recording window.
         others: whatever else has a state, by name.
         frozen: what is left out; None where the model is saved whole.
-        read_judged: returns copies of the weights by which an optimizer would have the model judged.
+        configured: what the script has set in optimizers and schedulers.
     """
 
     def __init__(
@@ -112,9 +113,9 @@ class Contents:
         window: Window,
         others: Mapping[str, Part],
         frozen: FrozenWeights | None = None,
-        read_judged: Callable[[], Mapping[str, torch.Tensor]] = dict,
+        configured: Configured | None = None,
     ) -> None:
-        self._read_judged = read_judged
+        self._configured = configured
         self._model = model
         self._frozen = frozen
         self._judged = judged
@@ -127,6 +128,11 @@ class Contents:
                 self._finiteness[name] = Finiteness(is_made_by_training=True)
             elif isinstance(part, nn.Module | KeptModule):
                 self._finiteness[name] = Finiteness()
+
+    @property
+    def changes(self) -> Sequence[str]:
+        """What the script sets otherwise than it did for the checkpoint that was put back, in sentences."""
+        return () if self._configured is None else self._configured.changes
 
     def check(self) -> None:
         """Make sure that every part can be stored, before hours are spent on it.
@@ -177,11 +183,13 @@ class Contents:
             "originals": originals,
             "random": random_state(),
         }
+        if self._configured is not None:
+            training["configured"] = make_plain(self._configured.state_dict())[0]
         weights = read_shaped_weights(self._model)
         left_out = {} if self._frozen is None else self._frozen.find_unchanged()
         for name in left_out:
             del weights[name]
-        judged = {**self._read_judged(), **(self._judged.now or {})}
+        judged = {**self._judged.read_by_optimizers(), **(self._judged.now or {})}
         if judged:
             training["weights"] = weights
             weights = copy.copy(weights)  # it carries the versions of the modules
@@ -216,9 +224,13 @@ class Contents:
             average |= {name: weights[name].clone() for name in frozen if name in weights}
             self._judged.earlier = by_own_names(self._model, average)
         parts = make_original(training["parts"], training.get("originals", ()))
+        if self._configured is not None:
+            parts = self._configured.adapt(parts, training.get("configured"), without, checkpoint)
         for name, part in self._parts.items():
             if name not in without:
                 _load(part, parts[name], name, checkpoint)
+        if self._configured is not None:
+            self._configured.settle(parts, without)
         random = {stream: state for stream, state in training["random"].items() if f"random/{stream}" not in without}
         return training["record_length"], random
 

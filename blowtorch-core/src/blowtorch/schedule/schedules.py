@@ -20,6 +20,12 @@ class Schedules:
         optimizers: by name.
         schedules: by name; several may change the same optimizer.
         ends: the step with which a schedule comes to its end, by its name, where it has been told of one.
+
+    Attributes:
+        by_name: the schedules.
+        triggers: what tells when each of them is stepped.
+        wants_steps: whether one of them follows steps.
+        rates: those that the last step used, by the names under which they are recorded.
     """
 
     def __init__(
@@ -28,7 +34,7 @@ class Schedules:
         schedules: Mapping[str, Schedule],
         ends: Mapping[str, int] | None = None,
     ) -> None:
-        self._schedules = schedules
+        self.by_name = schedules
         self._ends = ends or {}
         self._ended: set[str] = set()
         self.triggers = {name: Trigger(schedule.every) for name, schedule in schedules.items()}
@@ -67,7 +73,7 @@ class Schedules:
 
     def after_metrics(self, state: RunState, measured: Mapping[str, float]) -> None:
         """Step the schedules whose metric was measured."""
-        for name, schedule in self._schedules.items():
+        for name, schedule in self.by_name.items():
             metric = schedule.metric
             if metric is not None and metric in measured and self.triggers[name].fire(state.time()):
                 schedule.scheduler.step(measured[metric])
@@ -77,7 +83,7 @@ class Schedules:
         prefixes = tuple(f"{validation}/" for validation in validations)
         measured = [name for name in state.metrics if name.startswith((*prefixes, "train_epoch/"))]
         if all(any(name.startswith(prefix) for name in measured) for prefix in prefixes):
-            for schedule in self._schedules.values():
+            for schedule in self.by_name.values():
                 if schedule.metric is not None and schedule.metric not in measured:
                     raise ScriptError(
                         f"a scheduler waits for {schedule.metric!r}, which neither a validation nor an epoch measures."
@@ -86,14 +92,14 @@ class Schedules:
 
     def after_epoch(self, state: RunState) -> None:
         """Step the schedules that follow epochs."""
-        for name, schedule in self._schedules.items():
+        for name, schedule in self.by_name.items():
             is_by_epoch = schedule.metric is None and schedule.every.unit == "epochs"
             if is_by_epoch and self.triggers[name].fire(state.time()):
                 self._advance(name, state)
 
     def _advance(self, name: str, state: RunState) -> None:
         """Step a schedule; one that is over holds its last rates, and says so once."""
-        scheduler = self._schedules[name].scheduler
+        scheduler = self.by_name[name].scheduler
         is_over = name in self._ends and state.step > self._ends[name]
         if isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR):  # which raises if it is stepped further
             is_over = is_over or scheduler.last_epoch >= scheduler.total_steps
@@ -108,7 +114,7 @@ class Schedules:
 
     def checkpoint_parts(self) -> dict[str, Any]:
         """Return what belongs into a checkpoint, by name."""
-        schedulers = {f"schedulers/{name}": schedule.scheduler for name, schedule in self._schedules.items()}
+        schedulers = {f"schedulers/{name}": schedule.scheduler for name, schedule in self.by_name.items()}
         return {"rates": self, **schedulers}
 
     def state_dict(self) -> dict[str, float]:

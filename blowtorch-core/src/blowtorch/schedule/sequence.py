@@ -42,6 +42,11 @@ class SequentialScheduler:
         self._position = 0  # steps done in it
         set_rates(optimizer, phases[0].first_rates)
 
+    @property
+    def under_way(self) -> Any:
+        """The scheduler that is followed now."""
+        return self._phases[self._index].scheduler
+
     def step(self) -> None:
         """Go on with the phase that is under way, or over to the next one."""
         phase = self._phases[self._index]

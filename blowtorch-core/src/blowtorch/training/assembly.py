@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from blowtorch.checkpoint.checkpoints import Checkpoints
 from blowtorch.checkpoint.contents import Contents, SavedProgress
 from blowtorch.checkpoint.frozen import FrozenWeights
 from blowtorch.checkpoint.store import Store
-from blowtorch.checkpoint.tensors import KeptModule
+from blowtorch.checkpoint.tensors import KeptModule, plain_name
 from blowtorch.clock import Interval, Trigger, Triggers
 from blowtorch.data.batches import Batches
 from blowtorch.errors import ScriptError
@@ -26,6 +27,7 @@ from blowtorch.plugins import Plugin, Plugins
 from blowtorch.record.metric_objects import MetricObjects, find_metric_objects
 from blowtorch.record.metrics import Window
 from blowtorch.record.record import Record
+from blowtorch.schedule.configured import Configured
 from blowtorch.schedule.option import SchedulerOption, build_schedules, find_ended, read_scheduler_option
 from blowtorch.schedule.schedules import Schedules, as_schedule, read_configured
 from blowtorch.script.returns import Loss, Returns
@@ -188,10 +190,13 @@ def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder
     named |= {f"schedulers/{name}": trigger for name, trigger in steps.schedules.triggers.items()}
     info = state.shown_with(own_folder(folder, plan.extensions.backend)).info
     store = Store(folder, plan.extensions.backend, info)
+    workspace.judged.read_by_optimizers = partial(workspace.optimizer_modes.read_judged, state.model)
     contents = Contents(
         model=state.model,
         judged=workspace.judged,
-        read_judged=partial(workspace.optimizer_modes.read_judged, state.model),
+        configured=Configured(
+            workspace.optimizers, steps.schedules.by_name, _find_parameters(state.model, script.kept)
+        ),
         progress=SavedProgress(progress, state.options, store.path_of),
         triggers=Triggers({name: trigger for name, trigger in named.items() if trigger is not None}, progress.time),
         window=steps.returns.window,
@@ -240,6 +245,21 @@ def build_optimizers(script: Script, workspace: Workspace, scheduler: SchedulerO
         schedules = build_schedules(scheduler, optimizers, progress.total_steps, progress.steps_per_epoch)
     ended = find_ended(scheduler, optimizers) if scheduler is not None and progress.total_steps is not None else ()
     return Schedules(workspace.optimizers, schedules, dict.fromkeys(ended, progress.total_steps or 0))
+
+
+def _find_parameters(model: nn.Module, kept: Mapping[str, Any]) -> Callable[[], Mapping[str, nn.Parameter]]:
+    """Return what finds the parameters of the model, and of modules that are kept beside it, by their names."""
+
+    def find() -> dict[str, nn.Parameter]:
+        modules = {f"kept/{name}.": module for name, module in kept.items() if isinstance(module, nn.Module)}
+        named = {
+            plain_name(f"{prefix}{name}"): parameter
+            for prefix, module in modules.items()
+            for name, parameter in module.named_parameters()
+        }
+        return named | {plain_name(name): parameter for name, parameter in model.named_parameters()}
+
+    return find
 
 
 def own_folder(folder: RunFolder, plugin: Plugin) -> Any:

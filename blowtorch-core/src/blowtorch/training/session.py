@@ -277,6 +277,7 @@ class Session:
             name = None
         else:
             name, training.steps.random_state = restored
+            training.news += training.checkpoints.changes
             scheduler = plan.extensions.scheduler
             if scheduler is not None and progress.total_steps != progress.earlier_total_steps:
                 training.news.append(
@@ -301,7 +302,8 @@ class Session:
         if restored.name is None:
             training.record.append("start", step=0, epoch=0, time=time.time(), id=info.id, name=info.name)
         if info.resumed:
-            training.record.append("resume", **progress.stamp(), checkpoint=restored.name, changed=changed)
+            said = [*training.checkpoints.changes]
+            training.record.append("resume", **progress.stamp(), checkpoint=restored.name, changed=changed, said=said)
             training.news += [
                 f"changed since the last start: {key} was {before!r} and is {after!r}"
                 for key, (before, after) in changed.items()

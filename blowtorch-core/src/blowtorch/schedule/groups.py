@@ -1,0 +1,106 @@
+"""The parameter groups of optimizers, whose parameters have names: so a state finds its own, in whatever order."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from blowtorch.errors import CheckpointError
+
+
+class ParameterNames:
+    """The names of the parameters of optimizers.
+
+    One that has no name when the optimizers are made, since it is in no module that we know, is known by its place.
+
+    Args:
+        optimizers: by name, just made.
+        find_parameters: returns the parameters that have names, by these.
+    """
+
+    def __init__(
+        self,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        find_parameters: Callable[[], Mapping[str, nn.Parameter]],
+    ) -> None:
+        self._optimizers = optimizers
+        self._find_parameters = find_parameters
+        named = {id(parameter) for parameter in find_parameters().values()}
+        self._places: dict[int, tuple[str, nn.Parameter]] = {}  # of those without a name; they are held, as ids are
+        for optimizer in optimizers.values():
+            for index, group in enumerate(optimizer.param_groups):
+                for number, parameter in enumerate(group["params"]):
+                    if id(parameter) not in named:
+                        self._places[id(parameter)] = (f"parameter {number} of group {index}", parameter)
+
+    def of_groups(self, name: str) -> list[list[str | None]]:
+        """Return the names of the parameters in each group of an optimizer; None for what has none any more."""
+        names: dict[int, str] = {key: place for key, (place, _) in self._places.items()}
+        names |= {id(parameter): own for own, parameter in self._find_parameters().items()}
+        return [[names.get(id(each)) for each in group["params"]] for group in self._optimizers[name].param_groups]
+
+    def find(self, names: Sequence[str | None]) -> list[nn.Parameter] | None:
+        """Return the parameters of these names, or None if one is not there."""
+        parameters = self._find_parameters()
+        found = [parameters[name] for name in names if name is not None and name in parameters]
+        return found if len(found) == len(names) else None
+
+
+def rearrange(
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    record: Mapping[str, Any],
+    groups: Sequence[Sequence[str | None]],
+    names: ParameterNames,
+    part: str,
+) -> Mapping[str, Any]:
+    """Return the saved state of an optimizer in the order of the groups and parameters that it has now.
+
+    Args:
+        optimizer: as the script has made it.
+        state: as torch saves it; that of a wrapper with a form of its own is returned as it is.
+        record: what `Configured` has kept of it.
+        groups: the names of the parameters in each group now.
+        names: to find parameters by.
+        part: what messages call the optimizer.
+
+    Raises:
+        CheckpointError: it has other parameters, or groups them in another way.
+    """
+    saved_names = record["now"]
+    is_of_torch = isinstance(state, Mapping) and isinstance(state.get("param_groups"), list)
+    if not is_of_torch or [len(group["params"]) for group in state["param_groups"]] != [*map(len, saved_names)]:
+        return state
+    if groups == saved_names or any(name is None for each in (*groups, *saved_names) for name in each):
+        return state
+    index_of = {frozenset(each): index for index, each in enumerate(saved_names)}
+    if [frozenset(each) for each in groups if frozenset(each) not in index_of] or len(groups) != len(saved_names):
+        raise CheckpointError(_describe_difference(part, saved_names, groups))
+    saved_groups = []
+    for each in groups:
+        index = index_of[frozenset(each)]
+        saved = state["param_groups"][index]
+        number_of = dict(zip(saved_names[index], saved["params"], strict=True))
+        saved_groups.append({**saved, "params": [number_of[name] for name in each]})
+    return {**state, "param_groups": saved_groups}
+
+
+def _describe_difference(part: str, saved: Sequence[Sequence[str | None]], now: Sequence[Sequence[str | None]]) -> str:
+    """Say which parameter is in another group, or in the optimizer only then or only now."""
+    then_in = {name: index for index, each in enumerate(saved) for name in each}
+    now_in = {name: index for index, each in enumerate(now) for name in each}
+    advice = f"; restore the script, or begin it anew by run.resume_without={part}"
+    for name in then_in:
+        if name not in now_in:
+            return f"{part} trained {name!r} when it was saved and does not now{advice}"
+    for name in now_in:
+        if name not in then_in:
+            return f"{part} trains {name!r} now and did not when it was saved{advice}"
+    counts = f"{part} has {len(now)} parameter groups now and had {len(saved)} when it was saved"
+    for name, index in now_in.items():
+        others, mine = set(saved[then_in[name]]), set(now[index])
+        if others != mine:
+            other = next(iter(sorted(map(str, others ^ mine))))
+            return f"{counts}; {name!r} and {other!r} are in the same group in one of the two only{advice}"
+    return f"{counts}{advice}"
