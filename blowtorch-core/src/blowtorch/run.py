@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class Run(Decorators):
         self._is_in_worker = is_loader_worker()
         self._plugins = Plugins()
         super().__init__(Script(command_line=words_of_process() if command_line is None else list(command_line)))
-        self._current: Workspace | None = None  # what `log` and its kind belong to
+        self._in_threads: dict[int, Workspace] = {}  # what `log` and its kind belong to, by thread
         self._last_folder: Path | None = None
         self._last_backend: Any = None  # kept, so that whoever reads that folder finds it where it is an object
         with warnings.catch_warnings():
@@ -314,14 +315,24 @@ class Run(Decorators):
         if self._current.media is not None:
             log(self._current.media, *arguments)
 
+    @property
+    def _current(self) -> Workspace | None:
+        """What is under way in this thread, or else what began last: autograd has threads of its own."""
+        last = next(reversed(self._in_threads.values()), None)
+        return self._in_threads.get(threading.get_ident(), last)
+
     @contextlib.contextmanager
     def _in_progress(self, current: Workspace) -> Iterator[Workspace]:
         """Let `log` and its kind reach what takes place inside; an evaluation may do so inside of a training."""
-        outer, self._current = self._current, current
+        thread = threading.get_ident()
+        outer = self._in_threads.pop(thread, None)
+        self._in_threads[thread] = current
         try:
             yield current
         finally:
-            self._current = outer
+            del self._in_threads[thread]
+            if outer is not None:
+                self._in_threads[thread] = outer
 
     def _configured_options(self) -> dict[str, Any]:
         section = self.config.get("run") or {}  # an empty section of a file is null

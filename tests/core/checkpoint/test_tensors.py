@@ -1,6 +1,8 @@
 """Copies of a state in memory, and files of tensors and plain values."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,27 @@ def test_what_was_written_is_read_and_its_checksum_was_taken_on_the_way(tmp_path
         "size": (tmp_path / "a.pt").stat().st_size,
         "xxh3_128": checksum(tmp_path / "a.pt", "xxh3_128"),
     }
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from blowtorch.checkpoint.tensors import write_tensors
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for size in (0, 100, 5000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        write_tensors({"a": torch.zeros(1000), "b": torch.zeros(1000)}, Path(f"{size}.pt"))
+    except OSError as error:
+        print(size, error)
+"""
+
+
+def test_a_disk_that_refuses_more_is_named_and_not_where_in_the_file_that_was(tmp_path):
+    told = subprocess.run([sys.executable, "-c", FULL], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert [line.split(" ", 1)[1] for line in told.splitlines()] == ["[Errno 27] File too large"] * 3
 
 
 def test_a_large_block_is_written_whole(tmp_path):

@@ -1,7 +1,10 @@
 """What a run records of the metrics of its steps, and when."""
 
+import threading
+
 import pytest
 import torch
+from torch import nn
 
 from blowtorch import (
     Run,
@@ -62,6 +65,41 @@ def test_the_record_begins_with_start_and_ends_with_finish(make_run, net, loader
     assert kinds[0] == "start" and kinds[-1] == "finish" and "checkpoint" in kinds
     finish = events(result, "finish")[0]
     assert finish["status"] == "finished" and finish["summary"]["val/loss"] == result.metrics["val/loss"]
+
+
+def test_what_two_threads_log_by_one_run_is_recorded_by_the_one_that_logs_it(make_run, loader):
+    run, both, results = make_run(validates=False), threading.Barrier(2, timeout=60), {}
+
+    @run.train_step
+    def step(batch, model):
+        both.wait()
+        run.log({"width": model.out_features})
+        return model(batch[0]).pow(2).mean()
+
+    def train(width):
+        results[width] = run(nn.Linear(4, width), loader, max_steps=3, **QUIET)
+
+    threads = [threading.Thread(target=train, args=[width]) for width in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {width: result.metrics["train/width"] for width, result in results.items()} == {1: 1.0, 2: 2.0}
+    with pytest.raises(ScriptError, match="while nothing is being trained"):
+        run.log({"a": 1.0})
+
+
+def test_what_another_thread_logs_belongs_to_the_run_that_is_under_way(make_run, net, loader):
+    run = make_run(validates=False)
+
+    @run.train_step
+    def step(batch, model):
+        thread = threading.Thread(target=run.log, args=[{"beside": 3.0}])
+        thread.start()
+        thread.join()
+        return model(batch[0]).pow(2).mean()
+
+    assert run(net, loader, max_steps=2, **QUIET).metrics["train/beside"] == 3.0
 
 
 def test_an_evaluation_inside_of_a_training_leaves_log_alone(make_run, net, loader):

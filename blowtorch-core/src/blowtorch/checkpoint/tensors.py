@@ -60,10 +60,19 @@ class WarmCopies:
 
 
 def write_tensors(value: Any, path: Path) -> dict[str, Any]:
-    """Write tensors and plain values to a new file, durably, and return its entry in the manifest."""
-    with HashedFile(path) as file:
-        torch.save(value, cast(IO[bytes], file))
-        return file.entry()
+    """Write tensors and plain values to a new file, durably, and return its entry in the manifest.
+
+    Raises:
+        OSError: the disk is full, say.
+    """
+    try:
+        with HashedFile(path) as file:
+            torch.save(value, cast(IO[bytes], file))
+            return file.entry()
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # of which torch only says where in the file it stood
+            raise error.__context__ from None
+        raise
 
 
 def read_tensors(path: Path) -> Any:
