@@ -72,8 +72,8 @@ def test_a_mended_script_goes_on_from_the_last_good_checkpoint(spoiling, fresh_l
     straight, mended = fresh_line(), fresh_line()
     spoiling(0)(straight, loader, max_epochs=3, **QUIET)
     with pytest.raises(NotFiniteError, match="the last good checkpoint is step-00000008"):
-        spoiling(16)(fresh_line(), loader, max_epochs=3, run_name="b", keep_last=1, **QUIET)
-    (folder,) = [view.path for view in find_runs() if view.name.startswith("b")]
+        spoiling(16)(fresh_line(), loader, max_epochs=3, run_name="spoiled", keep_last=1, **QUIET)
+    (folder,) = [view.path for view in find_runs() if view.name.startswith("spoiled-")]
     result = spoiling(0)(mended, loader, max_epochs=3, resume=str(folder), **QUIET)
     assert result.status == "finished"
     assert_same(weights(straight), weights(mended))

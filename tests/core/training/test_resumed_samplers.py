@@ -73,7 +73,7 @@ def test_a_stopped_run_goes_on_with_the_batches_and_metrics_that_it_would_have_h
 def test_a_state_that_no_checkpoint_can_hold_is_named_before_training(make_run, data):
     class Odd(BucketsWithState):
         def state_dict(self):
-            return {"batches": {3}}
+            return {"batches": range(3)}
 
-    with pytest.raises(CheckpointError, match=r"data\['train'\]\['order'\]\['now'\]\[0\]\['batches'\] is a set"):
+    with pytest.raises(CheckpointError, match=r"data\['train'\]\['order'\]\['now'\]\[0\]\['batches'\] is a range"):
         train(make_run, data, Odd)

@@ -35,8 +35,8 @@ class WarmCopies:
         shared: dict[tuple[Any, ...], Tensor] = {}
         with torch.no_grad():
             copies = [self._copy(leaf, place, taken, shared) for place, leaf in walk(state, is_leaf)]
-        if any(buffer.is_pinned() for buffer in taken.values()):
-            torch.cuda.synchronize()  # copies into pinned memory have only been asked for
+        for device in {device for device, *_ in shared if device.type == "cuda"}:
+            torch.cuda.synchronize(device)  # copies into pinned memory have only been asked for
         self._buffers = taken
         remaining = iter(copies)
         return map_leaves(lambda leaf: next(remaining), state, is_leaf)  # in the order in which `walk` went
