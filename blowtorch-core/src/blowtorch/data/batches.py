@@ -1,6 +1,7 @@
 """The batches of an epoch: in the order of (seed, epoch), from any position, on the device."""
 
 import contextlib
+import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from blowtorch.data.loaders import has_firm_length, is_empty, length_of
 from blowtorch.data.sources import choose_source, holders_of_position
 from blowtorch.data.transfer import SideStream, one_ahead
 from blowtorch.errors import ScriptError
-from blowtorch.streams import derive_seed
+from blowtorch.streams import SeparateStreams, derive_seed
 from blowtorch.tree import move
 
 
@@ -27,7 +28,7 @@ class Batches:
         device: where the batches are wanted.
         limit: the most batches of an epoch.
         name: of the loader in messages; loaders of one run with different names have different orders.
-        is_repeated: whether each epoch has the batches of the first.
+        is_repeated: whether each epoch has the batches of the first, which are then kept in memory.
 
     Attributes:
         num_batches: the number of batches in an epoch, with `limit`, as the loader says; None when unknown.
@@ -54,6 +55,8 @@ class Batches:
         self._device = device
         self._limit = limit
         self._is_repeated = is_repeated
+        self._repeated: list[Any] | None = None
+        self._seed = derive_seed(seed, name)
         self._name = name
         self._has_iterated = False
         self._kept: Mapping[str, Any] | None = None
@@ -62,8 +65,8 @@ class Batches:
             raise self._empty()
         self._has_told_length = False
         self.num_batches = self._count()
-        self._source = choose_source(loader, name, derive_seed(seed, name), device)
-        self.has_state = self._source.has_state
+        self._source = choose_source(loader, name, self._seed, device)
+        self.has_state = self._source.has_state and not is_repeated
 
     @property
     def holders_of_position(self) -> list[Any]:
@@ -104,15 +107,29 @@ class Batches:
         Raises:
             ScriptError: the loader can be iterated only once, and was.
         """
+        if self._is_repeated:
+            return self._on_device(self._repeat(position))
         if self._has_iterated and _is_one_way(self._loader):
             raise self._used_up()
-        batches = self._source.iterate(1 if self._is_repeated else epoch, position)
+        batches = self._source.iterate(epoch, position)
         if self._limit is not None:
             batches = itertools.islice(batches, max(0, self._limit - position))
         if position == 0 and type(self._loader) not in (list, tuple):  # whose length is known to be above 0
             batches = self._refuse_empty(batches, is_again=self._has_iterated)
         self._has_iterated = True
         return self._on_device(batches)
+
+    def _repeat(self, position: int) -> Iterator[Any]:
+        """Return the batches of the first epoch from a position on, whatever the loader would give in another one.
+
+        They are drawn from streams of their own, so that a run that goes on has the same ones.
+        """
+        if self._repeated is None:
+            with SeparateStreams(self._seed):
+                self._repeated = list(itertools.islice(self._source.iterate(1, 0), self._limit))
+            if not self._repeated:
+                raise self._empty()
+        return map(copy.deepcopy, self._repeated[position:])  # the step may change a batch in place
 
     def _on_device(self, batches: Iterator[Any]) -> Iterator[Any]:
         if self._device.type == "cpu":
