@@ -116,8 +116,9 @@ class Run(Decorators):
             self.config: Config = load_config(config, files, self._script.command_line, self._read_source)
         if self._is_in_worker:
             return
-        configured = self._configured_options()
-        seed = recorded_seed(resolve_options({}, configured), self._script) if "resume" in configured else None
+        configured, seed = self._configured_options(), None
+        if "resume" in configured:
+            seed = recorded_seed(resolve_options({}, configured), self._script, random_seed)
         if seed is None:
             seed = draw_seed() if random_seed is None else random_seed
         self._script.seed = seed

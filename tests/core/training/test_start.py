@@ -1,5 +1,8 @@
 """Where a run starts: anew, where it was stopped, or at a checkpoint that is named."""
 
+import os
+import signal
+
 import pytest
 from torch import nn
 
@@ -7,6 +10,7 @@ from blowtorch import (
     BlowtorchWarning,
     CheckpointError,
     OptionError,
+    find_runs,
     open_run,
 )
 from tests.core.small_runs import QUIET, Ear, assert_same, weights
@@ -115,3 +119,28 @@ def test_the_recorded_seed_holds_when_a_run_is_continued(make_run, net, loader):
     run = make_run(validates=False, random_seed=seed + 1)
     with pytest.warns(BlowtorchWarning, match=f"has the seed {seed}, which holds"):
         run(net, loader, max_epochs=2, resume=str(first.folder), **QUIET)
+
+
+def test_a_script_of_several_runs_gives_each_its_own_seed_when_it_is_continued(make_run, net, loader):
+    """Whichever of them was stopped: the names stand in the calls, which come after the seeds."""
+
+    def do_all(*words, stop=None):
+        seeds = {}
+        for number in range(3):
+            run = make_run(*words, validates=False, random_seed=40 + number)
+            if number == stop:
+                run.on("train_step_end")(lambda: os.kill(os.getpid(), signal.SIGTERM))
+            seeds[run.seed] = open_run(run(net, loader, run_name=f"trial-{number}", **QUIET).folder).info["seed"]
+            if number == stop:
+                break
+        return seeds
+
+    resumed = ("with", "run.resume=auto")
+    assert do_all(*resumed, stop=1) == {40: 40, 41: 41}
+    assert do_all(*resumed) == {40: 40, 41: 41, 42: 42}
+    assert sorted((view.name, view.status) for view in find_runs()) == [
+        ("trial-0-1", "finished"),
+        ("trial-0-3", "finished"),
+        ("trial-1-2", "finished"),
+        ("trial-2-4", "finished"),
+    ]

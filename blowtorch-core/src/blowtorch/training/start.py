@@ -71,10 +71,19 @@ def find_checkpoint(path: Path) -> tuple[Path | None, str]:
     return (folder, path.name) if is_inside else (None, "")
 
 
-def recorded_seed(options: RunOptions, script: Script) -> int | None:
-    """Return the seed of the run that would be continued, or None."""
+def recorded_seed(options: RunOptions, script: Script, own: int | None) -> int | None:
+    """Return the seed of the run that would be continued; None where there is none, or where it may be another run.
+
+    A script that makes several runs names each in its call, which is still to come. The newest of them may be another
+    one than will be called, so its seed says nothing if the script has one of its `own`.
+    """
     folder = find_starting_point(options, script).folder
-    return None if folder is None else folder.read_info().get("seed")
+    if folder is None:
+        return None
+    info = folder.read_info()
+    named = (info.get("options") or {}).get("run_name")
+    is_named_in_call = options.resume == "auto" and options.run_name is None and named is not None
+    return None if is_named_in_call and own is not None else info.get("seed")
 
 
 def agree_on_seed(folder: RunFolder, seed: int) -> int:
@@ -83,8 +92,8 @@ def agree_on_seed(folder: RunFolder, seed: int) -> int:
     if recorded != seed:
         warn(
             f"the run that is continued has the seed {recorded}, which holds from here on; what the script drew before "
-            f"this call came from the seed {seed} and differs (name `resume` in the configuration or on the command "
-            f"line to avoid it)"
+            f"this call came from the seed {seed} and differs (name `resume`, and `run_name` if the call has one, in "
+            f"the configuration or on the command line to avoid it)"
         )
         seed_everything(recorded)
     return recorded
