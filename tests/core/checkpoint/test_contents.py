@@ -4,6 +4,7 @@ import pytest
 from torch import nn
 
 from blowtorch import (
+    BlowtorchWarning,
     CheckpointError,
 )
 from tests.core.small_runs import QUIET
@@ -56,3 +57,38 @@ def test_an_object_whose_state_cannot_be_stored_is_named_before_training(make_ru
     run.keep_state("strange", Strange())
     with pytest.raises(CheckpointError, match=r"kept/strange\['items'\]\[1\] is a object"):
         run(net, loader, **QUIET)
+
+
+class Reluctant:
+    """Does not give its state from some step on."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def state_dict(self):
+        self.calls -= 1
+        if self.calls < 0:
+            raise KeyError("lost")
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_an_object_that_does_not_give_its_state_is_named_before_training(make_run, net, loader):
+    run = make_run(validates=False)
+    run.keep_state("reluctant", Reluctant(calls=0))
+    with pytest.raises(CheckpointError, match="kept/reluctant does not give its state: KeyError: 'lost'"):
+        run(net, loader, **QUIET)
+
+
+def test_an_object_that_does_not_give_its_state_later_costs_a_checkpoint_and_not_the_steps(make_run, net, loader):
+    run, steps = make_run(validates=False), []
+    run.keep_state("reluctant", Reluctant(calls=3))
+    run.on("train_step_end")(lambda step: steps.append(step))
+    with (
+        pytest.warns(BlowtorchWarning, match="could not be taken: kept/reluctant does not give its state"),
+        pytest.raises(CheckpointError, match="the last checkpoint of the run could not be written"),
+    ):
+        run(net, loader, max_steps=6, checkpoint_every="2 steps", **QUIET)
+    assert steps[-1] == 6

@@ -198,7 +198,7 @@ def test_a_state_that_cannot_be_loaded_fails_a_dry_run(make_run, net, loader):
     run.on("run_start")(lambda: setattr(broken, "is_in_training", True))
     run.on("run_end")(lambda: setattr(broken, "is_in_training", False))
     with pytest.raises(
-        CheckpointError, match="kept/broken does not take its state from checkpoint step-00000002: 'other'"
+        CheckpointError, match="kept/broken does not take its state from checkpoint step-00000002: KeyError: 'other'"
     ):
         run(net, loader, loader, dry_run=True, progress=False)
     assert not Path("train_logs").exists()

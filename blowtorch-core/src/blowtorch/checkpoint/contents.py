@@ -21,7 +21,7 @@ from blowtorch.checkpoint.tensors import (
     read_weights,
 )
 from blowtorch.clock import Triggers, monotonic_seconds
-from blowtorch.errors import CheckpointError, nearest
+from blowtorch.errors import CheckpointError, describe, nearest
 from blowtorch.folder.manifest import read_manifest
 from blowtorch.options import RunOptions
 from blowtorch.progress import Checkpoint, Progress
@@ -141,7 +141,7 @@ class Contents:
             CheckpointError: one whose state holds something else than tensors and plain values.
         """
         for name, part in self._parts.items():
-            check_plain(make_plain(part.state_dict())[0], name)
+            check_plain(make_plain(_read(part, name))[0], name)
         self.remember_finiteness()
         if self._frozen is not None:
             self._frozen.remember()
@@ -176,7 +176,7 @@ class Contents:
 
         Whoever loads the model wants it as it was judged; only training goes on from the weights before averaging.
         """
-        parts, originals = make_plain({name: part.state_dict() for name, part in self._parts.items()})
+        parts, originals = make_plain({name: _read(part, name) for name, part in self._parts.items()})
         training = {
             "record_length": record_length,
             "parts": parts,
@@ -266,11 +266,18 @@ def check_names(checkpoint: str, saved: Sequence[str], needed: Sequence[str], wi
         )
 
 
+def _read(part: Part, name: str) -> Any:
+    try:
+        return part.state_dict()
+    except Exception as error:
+        raise CheckpointError(f"{name} does not give its state: {describe(error)}") from error
+
+
 def _load(part: Part, state: Any, name: str, checkpoint: str) -> None:
     try:
         part.load_state_dict(state)
     except Exception as error:
         raise CheckpointError(
-            f"{name} does not take its state from checkpoint {checkpoint}: {error}; to begin it anew, set "
+            f"{name} does not take its state from checkpoint {checkpoint}: {describe(error)}; to begin it anew, set "
             f"run.resume_without={name}"
         ) from error
