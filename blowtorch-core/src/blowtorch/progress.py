@@ -45,6 +45,8 @@ class Progress:
         best: the best checkpoint so far by `options.checkpoint_metric`.
         total_steps: optimizer steps of the whole run; None when unknown.
         earlier_total_steps: the same as it was when the checkpoint was taken from which the run goes on.
+        num_batches: of an epoch; None when unknown.
+        earlier_num_batches: the same as it was when that checkpoint was taken.
         steps_per_epoch: None when unknown.
         num_skipped: steps in a row that were left out, since their gradients were not finite.
         stop_reason: why the run ends after the current step; it is then finished.
@@ -65,6 +67,8 @@ class Progress:
     best: Checkpoint | None = None
     total_steps: int | None = None
     earlier_total_steps: int | None = None
+    num_batches: int | None = None
+    earlier_num_batches: int | None = None
     steps_per_epoch: int | None = None
     num_skipped: int = 0
     stop_reason: str | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
 
 from blowtorch import BlowtorchWarning, Run
 from tests.core.small_runs import QUIET, assert_same, step, weights
@@ -241,6 +241,21 @@ def test_a_dataset_that_ends_an_epoch_before_its_length_is_warned_of(workers):
     run.validate_step(step)
     with pytest.warns(BlowtorchWarning, match="'val' has 4 batches, and an epoch ended after 2"):
         run.evaluate(small_net(), loader)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("stopped_at", "size"), [(3, 4), (3, 16), (3, 32), (4, 4), (3, 8)])
+def test_a_run_that_goes_on_within_an_epoch_of_another_length_says_so(data, stopped_at, size):
+    few, run, options = Subset(data, range(32)), start(), {"max_epochs": 2, **QUIET}
+    run.on("train_step_end")(lambda step: signal.raise_signal(signal.SIGTERM) if step == stopped_at else None)
+    stopped = run(small_net(), DataLoader(few, 8, shuffle=True), **options)
+    result = start()(small_net(), DataLoader(few, size, shuffle=True), resume=str(stopped.folder), **options)
+    said = [line for line in (result.folder / "console.log").read_text().splitlines() if "an epoch has" in line]
+    if size == 8:
+        assert said == []
+    else:
+        place = f"{32 // size} batches now and had 4 before: epoch 1 goes on behind its batch {stopped_at}"
+        assert len(said) == 1 and place in said[0]
 
 
 def rates_of(events, result):

@@ -71,6 +71,7 @@ class SavedProgress:
             "stop_reason": progress.stop_reason if progress.interruption else None,
             "measured_at": dict(progress.measured_at),
             "total_steps": progress.total_steps,
+            "num_batches": progress.num_batches,
             "best": None if best is None else [best.name, best.step, best.metric],
             "best_by": self._best_by,
         }
@@ -82,6 +83,7 @@ class SavedProgress:
         progress.is_epoch_done, progress.samples = state["is_epoch_done"], state["samples"]
         progress.earlier_seconds, progress.started = state["seconds"], monotonic_seconds()
         progress.earlier_total_steps = state["total_steps"]
+        progress.earlier_num_batches = state.get("num_batches")  # checkpoints had none before
         progress.metrics, progress.measured_at = dict(state["metrics"]), dict(state["measured_at"])
         progress.num_skipped, progress.stop_reason = state["num_skipped"], state["stop_reason"]
         if state["best"] is not None and state["best_by"] == self._best_by:

@@ -87,6 +87,8 @@ class Batches:
         if self.num_batches is None or num_given == self.num_batches or self._has_told_length:
             return None
         self._has_told_length = True
+        if self.has_firm_length and num_given > self.num_batches:
+            return None  # a run goes on with fewer data, of which it has spoken
         if self.has_firm_length:
             return (
                 f"the loader for {self._name!r} has {self.num_batches} batches, and an epoch ended after {num_given}; "

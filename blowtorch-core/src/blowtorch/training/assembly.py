@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,11 +24,18 @@ from blowtorch.folder.folder import RunFolder
 from blowtorch.hookspecs import Schedule
 from blowtorch.options import RunOptions
 from blowtorch.plugins import Plugin, Plugins
+from blowtorch.progress import Progress
 from blowtorch.record.metric_objects import MetricObjects, find_metric_objects
 from blowtorch.record.metrics import Window
 from blowtorch.record.record import Record
 from blowtorch.schedule.configured import Configured
-from blowtorch.schedule.option import SchedulerOption, build_schedules, find_ended, read_scheduler_option
+from blowtorch.schedule.option import (
+    SchedulerOption,
+    build_schedules,
+    describe_scheduler_option,
+    find_ended,
+    read_scheduler_option,
+)
 from blowtorch.schedule.schedules import Schedules, as_schedule, read_configured
 from blowtorch.script.returns import Loss, Returns
 from blowtorch.script.script import Script, ValidationRequest
@@ -217,11 +224,27 @@ def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder
 def count_steps(workspace: Workspace, num_batches: int | None) -> None:
     """Work out how many optimizer steps an epoch and the run have."""
     state, progress = workspace.state, workspace.progress
+    progress.num_batches = num_batches
     progress.steps_per_epoch = None if num_batches is None else math.ceil(num_batches / state.options.accumulate)
     limits = [state.options.max_steps]
     if progress.steps_per_epoch is not None and state.max_epochs is not None:
         limits.append(state.max_epochs * progress.steps_per_epoch)
     progress.total_steps = min((limit for limit in limits if limit is not None), default=None)
+
+
+def describe_lengths(progress: Progress, scheduler: SchedulerOption | None) -> Iterator[str]:
+    """Yield a sentence for each length that is another than in the process before, where that matters."""
+    if scheduler is not None and progress.total_steps != progress.earlier_total_steps:
+        yield (
+            f"the run has {progress.total_steps} steps now and had {progress.earlier_total_steps} before: "
+            f"{describe_scheduler_option(scheduler)}, by the new length from here on"
+        )
+    now, before = progress.num_batches, progress.earlier_num_batches
+    if progress.batch and not progress.is_epoch_done and None not in (now, before) and now != before:
+        yield (
+            f"an epoch has {now} batches now and had {before} before: epoch {progress.epoch} goes on behind its batch "
+            f"{progress.batch}, so with other data or another batch size some samples come twice in it, or not at all"
+        )
 
 
 def build_optimizers(script: Script, workspace: Workspace, scheduler: SchedulerOption | None) -> Schedules:

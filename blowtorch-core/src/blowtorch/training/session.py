@@ -26,10 +26,9 @@ from blowtorch.record.lines import Lines
 from blowtorch.record.media import Media
 from blowtorch.record.record import Record
 from blowtorch.runs.stored import note_backend
-from blowtorch.schedule.option import describe_scheduler_option
 from blowtorch.script.script import Script
 from blowtorch.state import RunInfo, RunState
-from blowtorch.training.assembly import Plan, RunBatches, RunExtensions, assemble, make_logger_folders
+from blowtorch.training.assembly import Plan, RunBatches, RunExtensions, assemble, describe_lengths, make_logger_folders
 from blowtorch.training.between_steps import last_metrics, notify, wait_for_checkpoint
 from blowtorch.training.gradients import detecting_anomalies
 from blowtorch.training.interruption import interruptible
@@ -277,13 +276,7 @@ class Session:
             name = None
         else:
             name, training.steps.random_state = restored
-            training.news += training.checkpoints.changes
-            scheduler = plan.extensions.scheduler
-            if scheduler is not None and progress.total_steps != progress.earlier_total_steps:
-                training.news.append(
-                    f"the run has {progress.total_steps} steps now and had {progress.earlier_total_steps} before: "
-                    f"{describe_scheduler_option(scheduler)}, by the new length from here on"
-                )
+            training.news += [*training.checkpoints.changes, *describe_lengths(progress, plan.extensions.scheduler)]
             # Its own event came after it was taken, so it was cut with what followed.
             metric = progress.measured_now().get(self._options.checkpoint_metric)
             is_best = progress.best is not None and progress.best.name == name
