@@ -41,6 +41,7 @@ from blowtorch.script.returns import Loss, Returns
 from blowtorch.script.script import Script, ValidationRequest
 from blowtorch.state import RunInfo, RunState
 from blowtorch.training.callbacks import Callbacks
+from blowtorch.training.coverage import Coverage
 from blowtorch.training.gradients import ChangedGradients, Gradients, are_changed, check_self_driven
 from blowtorch.training.start import StartingPoint
 from blowtorch.training.training import Steps, Training
@@ -218,6 +219,7 @@ def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder
         epoch_window=epoch_window,
         record_trigger=record_trigger,
         checkpoint_trigger=checkpoint_trigger,
+        coverage=Coverage(workspace, script.kept),
     )
 
 

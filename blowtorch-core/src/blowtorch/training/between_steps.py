@@ -86,6 +86,7 @@ def end_epoch(training: Training) -> None:
         raise
     epoch_means = {name: value for name, value in progress.measured_now().items() if name.startswith("train_epoch/")}
     notify(training, "epoch_end", metrics=epoch_means)
+    training.coverage.end_epoch()
     steps.schedules.after_metrics(state, epoch_means)
     steps.schedules.check_metrics(state, [validation.name for validation in training.validations])
     steps.schedules.after_epoch(state)
@@ -110,7 +111,7 @@ def plan_next_event(training: Training) -> None:
     upcoming = [trigger.next_step(step) for trigger in training.step_triggers]
     if options.max_steps is not None and options.max_steps > step:
         upcoming.append(options.max_steps)
-    if options.max_samples is not None:
+    if training.coverage.settle() or options.max_samples is not None:
         upcoming.append(step + 1)
     training.next_decision = min(upcoming, default=NEVER)
     await_next_event(training)

@@ -42,7 +42,6 @@ from blowtorch.training.between_steps import (
     until_end,
     wait_for_checkpoint,
 )
-from blowtorch.training.coverage import report_evaluating
 from blowtorch.training.gradients import computing
 from blowtorch.training.snapshot import take_snapshot
 from blowtorch.training.training import Steps, Training
@@ -90,7 +89,7 @@ def start_run(training: Training) -> None:
     training.checkpoints.remember_finiteness()
     for line in training.news:
         training.workspace.lines.say(line)
-    report_evaluating(training.workspace)
+    training.coverage.start()
     if options.sanity_batches:
         assert training.workspace.media is not None
         with training.workspace.media.muted():
@@ -220,6 +219,7 @@ def count_batch(training: Training, batch: Any) -> None:
 def end_run(training: Training) -> None:
     """See to it that a checkpoint stands at the end; the model is left with the weights that were judged."""
     state, progress, checkpoints = training.state, training.progress, training.checkpoints
+    training.coverage.end_run()
     if progress.interruption is not None:
         state.say(f"{progress.interruption}: stopping after step {progress.step}")
     wait_for_checkpoint(training)

@@ -239,6 +239,7 @@ class Session:
             yield training
         finally:
             training.steps.gradients.close()
+            training.coverage.close()
             if self._options.dry_run:
                 training.checkpoints.delete_all()
 

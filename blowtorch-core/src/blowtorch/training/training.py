@@ -16,6 +16,7 @@ from blowtorch.script.returns import Loss, Returns
 from blowtorch.state import RunState
 from blowtorch.streams import restore_random_state
 from blowtorch.training.callbacks import Callbacks
+from blowtorch.training.coverage import Coverage
 from blowtorch.training.gradients import Gradients
 from blowtorch.training.validation import Validation
 from blowtorch.training.workspace import Workspace
@@ -65,6 +66,7 @@ class Training:
         steps: what it works with in each step.
         epoch_window: the means of the epoch under way.
         checkpoint_trigger: None where the clock asks for no checkpoints.
+        coverage: says what of the model is not trained.
         next_decision: the next step after which more than a recording can be due.
         is_end_awaited: whether the last step seemed to be the last of its epoch, so that something waits for the end.
         news: what has changed since the process that is continued, to be said once the run starts.
@@ -77,6 +79,7 @@ class Training:
     epoch_window: Window
     record_trigger: Trigger
     checkpoint_trigger: Trigger | None
+    coverage: Coverage
     workspace: Workspace = field(init=False)
     state: RunState = field(init=False)
     progress: Progress = field(init=False)
