@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import pickle
 import random
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -151,3 +153,25 @@ def test_an_iterable_dataset_in_workers_is_seeded_by_epoch_and_worker(persistent
     assert [epoch[0][0, 0].item() for epoch in whole] == [0, 1, 2]  # set_epoch reaches the workers
     draws = torch.cat([torch.cat(epoch)[:, 1] for epoch in whole])
     assert draws.unique().numel() == draws.numel()
+
+
+LEFT = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from blowtorch import Run
+
+if __name__ == "__main__":
+    run = Run(random_seed=0, command_line=[])
+    run.predict_step(lambda model, batch: model(batch[0]))
+    loader = DataLoader(TensorDataset(torch.zeros(64, 4)), 4, num_workers=2, persistent_workers=PERSISTENT)
+    outputs = run.predict(torch.nn.Linear(4, 1), loader)
+    print(next(outputs).shape)
+"""
+
+
+@pytest.mark.parametrize("persistent", ["True", "False"])
+def test_a_script_that_leaves_batches_unread_ends(tmp_path, persistent):
+    script = tmp_path / "left.py"
+    script.write_text(LEFT.replace("PERSISTENT", persistent))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)
+    assert (done.stdout, done.stderr) == ("torch.Size([4, 1])\n", "")

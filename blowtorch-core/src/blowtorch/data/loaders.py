@@ -6,7 +6,11 @@ iterators, and their attribute `_workers`; and the settings of a loader, as they
 have some of them set, but a copy with other settings keeps the meaning of all the rest, those of subclasses included.
 """
 
+import atexit
 import copy
+import functools
+import os
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -60,10 +64,38 @@ def copy_loader(loader: DataLoader[Any], **settings: Any) -> DataLoader[Any]:
 
 def end_workers(loader: DataLoader[Any], iterator: Iterator[Any] | None) -> None:
     """End the workers of a loader's iterator, and those that the loader keeps for its next epoch."""
+    _end(iterator)
+    loader._iterator = None
+
+
+def end_workers_at_exit(iterator: Iterator[Any]) -> None:
+    """Have the workers of an iterator end with this process, wherever the script still keeps it.
+
+    Python ends the children of a process by a signal, and waits for them; but they leave signals to this process.
+    """
+    _iterated[iterator] = os.getpid()
+    _end_all_at_exit()
+
+
+# What is registered for the exit is never forgotten; so there is one entry for all, which knows those that live.
+_iterated: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()
+
+
+@functools.cache
+def _end_all_at_exit() -> None:
+    atexit.register(_end_all)
+
+
+def _end_all() -> None:
+    for iterator, process in list(_iterated.items()):
+        if process == os.getpid():  # a child that the script has forked has no workers of its own
+            _end(iterator)
+
+
+def _end(iterator: Any) -> None:
     for name in ("_shutdown_workers", "close"):  # a subclass of DataLoader may iterate by a generator
         if callable(getattr(iterator, name, None)):
             getattr(iterator, name)()
     for worker in getattr(iterator, "_workers", ()):
         if worker.is_alive():  # torch has waited for it, and then sent a signal that it leaves to the main process
             worker.kill()
-    loader._iterator = None

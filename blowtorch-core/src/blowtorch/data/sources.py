@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, IterDataPipe
 
-from blowtorch.data.loaders import copy_loader, end_workers, has_own_iterator
+from blowtorch.data.loaders import copy_loader, end_workers, end_workers_at_exit, has_own_iterator
 from blowtorch.data.order import EpochOrder
 from blowtorch.data.samplers import chain_of, has_state, tell_epoch
 from blowtorch.data.spot_checks import SpotChecks
@@ -78,6 +78,10 @@ class Source:
         """End the loader's workers, those too that outlive an epoch."""
         if isinstance(self._loader, DataLoader):
             end_workers(self._loader, None if self._running is None else self._running())
+
+    def _note_running(self, batches: Iterator[Any]) -> None:
+        self._running = weakref.ref(batches)
+        end_workers_at_exit(batches)
 
     def _start_drawing(self, position: int) -> None:
         self._checks.start_epoch(is_continued=position > 0)
@@ -160,7 +164,7 @@ class OrderedLoaderSource(Source):
         with starting_workers() if self._loader.num_workers else contextlib.nullcontext():
             batches: Iterator[Any] = iter(self._loader)
         if self._loader.num_workers:
-            self._running = weakref.ref(batches)
+            self._note_running(batches)
         return self._led(batches, position) if position and has_own_iterator(self._loader) else batches
 
     def _led(self, batches: Iterator[Any], position: int) -> Iterator[Any]:
@@ -206,7 +210,7 @@ class StreamLoaderSource(Source):
             self._stream.set(seed, epoch)
         with starting_workers():
             batches: Iterator[Any] = iter(self._loader)
-        self._running = weakref.ref(batches)
+        self._note_running(batches)
         self._start_drawing(position)
         for number, batch in enumerate(itertools.islice(batches, position)):
             self._checks.compare(batch, number)
