@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from blowtorch import Run
+from blowtorch import BlowtorchWarning, Run
 from tests.core.small_runs import QUIET
 
 BATCHES = [torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
@@ -347,3 +347,38 @@ def test_an_optimizer_that_the_script_keeps_counts():
     run = make(lambda model: torch.optim.SGD(model.first.parameters(), lr=0.1), step)
     run.keep_state("mine", mine)
     assert train(run, model) == []
+
+
+class Partly(nn.Linear):
+    """Gives its state in a way of its own, as `how` says."""
+
+    how = "a part"
+
+    def state_dict(self, *arguments, **keywords):
+        whole = super().state_dict(*arguments, **keywords)
+        if self.how == "a part":
+            return {"weight": whole["weight"]}
+        return {("inner." if self.how == "renamed" else "") + name: value for name, value in whole.items()}
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):
+        return super().load_state_dict({name.removeprefix("inner."): value for name, value in state_dict.items()})
+
+
+def test_what_is_trained_and_in_no_checkpoint_is_warned_of():
+    with pytest.warns(BlowtorchWarning, match=r"trained, but not in what the state_dict .* begins it anew: bias$"):
+        make()(Partly(4, 4), BATCHES, max_steps=1, **QUIET)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("how", ["renamed", "whole"])
+def test_a_model_that_gives_all_of_its_state_is_not_warned_of(how):
+    model = Partly(4, 4)
+    model.how = how
+    assert train(make(), model, max_steps=1) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_part_that_is_left_out_of_the_state_and_not_trained_is_not_warned_of():
+    model = Partly(4, 4)
+    model.bias.requires_grad_(False)
+    assert train(make(lambda model: torch.optim.SGD([model.weight], lr=0.1)), model, max_steps=1) == []

@@ -39,6 +39,7 @@ class Coverage:
         state, progress = self._workspace.state, self._workspace.progress
         names = {id(parameter): plain_name(name) for name, parameter in state.model.named_parameters()}
         self._report_uncovered(names)
+        self._report_unsaved(names)
         is_within_epoch = progress.batch > 0 and not progress.is_epoch_done
         if state.options.dry_run or progress.epoch > (1 if is_within_epoch else 0):
             return
@@ -87,6 +88,21 @@ class Coverage:
         uncovered = [names[id(each)] for each in parameters if each.requires_grad and id(each) not in covered]
         if uncovered:
             self._workspace.lines.say(f"in no optimizer, though they ask for a gradient: {list_names(uncovered)}")
+
+    def _report_unsaved(self, names: Mapping[int, str]) -> None:
+        """Warn of what is trained and left out by a `state_dict` of the model's own: a restart would forget it."""
+        state = {plain_name(name): value for name, value in self._workspace.state.model.state_dict().items()}
+        trained = [each for optimizer in self._workspace.optimizers.values() for each in _parameters_of(optimizer)]
+        missing = {id(each): each for each in trained if id(each) in names and names[id(each)] not in state}
+        if not missing:
+            return
+        places = {_place(value) for value in state.values()}  # it may be there under another name
+        unsaved = [names[key] for key, parameter in missing.items() if _place(parameter) not in places]
+        if unsaved:
+            self._workspace.lines.warn(
+                f"trained, but not in what the state_dict of the model returns, so that no checkpoint holds it and a "
+                f"run that goes on begins it anew: {list_names(unsaved)}"
+            )
 
     def _report(self, watches: Sequence["_Watch"]) -> None:
         names = {label: None for watch in watches for label in watch.find_missing()}  # in order, each once
@@ -189,6 +205,13 @@ def list_names(names: Sequence[str]) -> str:
     """
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(names[:_MOST_NAMES]) + more
+
+
+def _place(value: Any) -> int | None:
+    """Return where a tensor lies in memory; None for one that does not tell."""
+    with contextlib.suppress(RuntimeError, AttributeError):
+        return int(value.data_ptr())
+    return None
 
 
 def _parameters_of(optimizer: Any) -> list[nn.Parameter]:
