@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from blowtorch.errors import ConfigError
+from blowtorch.errors import ConfigError, describe
 
 _MAX_DEPTH = 100  # far below what Python's own stack carries, here and where the configuration is written
 _PLAIN = (str, int, float, bool, type(None))
@@ -64,7 +64,7 @@ class Unpacked:
             if type(error).__name__ == "MissingMandatoryValue" and isinstance(name, str):
                 self.missing.append(join_path(path, name))
             else:
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                reason = describe(error).splitlines()[0]
                 self._unreadable.append(f"{join_path(path, str(name))!r} ({reason})")
             return None
 

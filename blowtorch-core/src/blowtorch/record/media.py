@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from blowtorch.errors import ScriptError
+from blowtorch.errors import ScriptError, describe
 from blowtorch.folder.folder import safe_name
 from blowtorch.progress import Progress
 from blowtorch.record.arrays import Array, NotDrawableError, count_in_bins, to_array, to_numbers
@@ -218,7 +218,7 @@ def _draw(figure: Any, path: Path) -> None:
         figure.savefig(path, format="png")
     except Exception as error:  # to draw is code of others, which fails for many reasons, such as a missing font
         path.unlink(missing_ok=True)
-        raise NotDrawableError(f"savefig raised {type(error).__name__}: {error}") from error
+        raise NotDrawableError(f"savefig raised {describe(error)}") from error
 
 
 def _check_name(function: str, name: Any) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from blowtorch.errors import describe
+
 _TIMEOUT_S = 60.0
 _CHANGES = ("open", "os.", "shutil.", "socket.", "sqlite3.", "subprocess.")  # audit events before which to look
 
@@ -146,6 +148,6 @@ def _report(function: Callable[[], Any], sender: Any) -> None:
     try:
         value = function()
     except BaseException as error:
-        words = f"{type(error).__name__}: {error}"
+        words = describe(error)
     sys.settrace(None)
     sender.send((value, words))
