@@ -47,7 +47,7 @@ LAYERS = [
 ]
 # Highest first, within each wing.
 ROOMS = {
-    "trial": ["dry_run", "forecast", "batch_size", "evaluation", "untouched"],
+    "trial": ["dry_run", "forecast", "doubts", "overlap", "batch_size", "evaluation", "untouched"],
     "training": """session loop between_steps assembly training coverage model start interruption trace
         validation callbacks gradients workspace modes snapshot""".split(),
     "runs": ["view", "stored"],

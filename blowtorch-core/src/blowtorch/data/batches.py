@@ -69,6 +69,11 @@ class Batches:
         self.has_state = self._source.has_state and not is_repeated
 
     @property
+    def loader(self) -> Any:
+        """The loader as it was given."""
+        return self._loader
+
+    @property
     def holders_of_position(self) -> list[Any]:
         """What remembers how far the loader has been iterated."""
         return holders_of_position(self._loader)

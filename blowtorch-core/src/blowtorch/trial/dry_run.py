@@ -1,7 +1,8 @@
 """A dry run: everything that a run does is done once, on the real thing, and nothing of it is left behind.
 
 Two steps, two batches of each validation, a checkpoint that is written, verified and loaded again, and loggers that are
-started, fed and finished. What that took tells what the whole run will take.
+started, fed and finished. What that took tells what the whole run will take. What works and yet looks wrong is said as
+a doubt, and refuses nothing.
 """
 
 import contextlib
@@ -26,7 +27,9 @@ from blowtorch.training.loop import train
 from blowtorch.training.session import Session
 from blowtorch.training.start import StartingPoint, find_starting_point
 from blowtorch.training.training import Training
+from blowtorch.trial.doubts import doubting
 from blowtorch.trial.forecast import Findings, Forecast, foresee_end, format_size, most_checkpoints, report
+from blowtorch.trial.overlap import find_overlaps
 from blowtorch.trial.untouched import left_as_it_was
 
 _TIMES = 2  # steps, and batches of each validation
@@ -59,15 +62,28 @@ def do_dry_run(
         new_folders = missing_folders(options)
         session = make_session(dry_run_script(script), dry_run_options(options, start))
         try:
-            with session as training:
+            with session as training, doubting(training, _begins_untrained(options, start)) as doubts:
                 findings = try_everything(training, script, start)
             check_loggers(session)
         finally:
             remove_empty(new_folders)
-        lines = [*report(session, findings), *_try_to_continue(session, start)] if session.status == "finished" else []
+        lines: list[str] = []
+        if session.status == "finished":
+            lines += [*report(session, findings), *_try_to_continue(session, start)]
+            lines += [f"  doubt        {text}" for text in (*doubts.sentences(), *_find_overlaps(session.training))]
     for line in lines:
         print(line)
     return session
+
+
+def _begins_untrained(options: RunOptions, start: StartingPoint) -> bool:
+    """Return whether the run begins with the weights that the model has now."""
+    return start.folder is None and options.initialize_from is None
+
+
+def _find_overlaps(training: Training) -> Iterator[str]:
+    validations = {validation.name: validation.batches.loader for validation in training.validations}
+    return find_overlaps(training.steps.batches.loader, validations)
 
 
 def dry_run_script(script: Script) -> Script:
