@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from multiprocessing import util
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from torch.utils.data import (
 )
 
 from tests.core.data.loaders import SAMPLERS, Augmented, Plain, Stream, assert_restarts, batches_of, epoch_of, same
+from tests.core.small_runs import QUIET
 
 AGAIN = "drawn again"
 
@@ -175,3 +177,14 @@ def test_a_script_that_leaves_batches_unread_ends(tmp_path, persistent):
     script.write_text(LEFT.replace("PERSISTENT", persistent))
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)
     assert (done.stdout, done.stderr) == ("torch.Size([4, 1])\n", "")
+
+
+def end_badly(worker):
+    util.Finalize(None, os._exit, args=(3,), exitpriority=10)
+
+
+def test_workers_that_fail_as_they_end_change_nothing_about_how_the_run_went(make_run, net, data, events):
+    """A library that is torn down in the wrong order, say: torch raises in the main process then, wherever that is."""
+    bad = DataLoader(data, 8, num_workers=2, worker_init_fn=end_badly, persistent_workers=True)
+    result = make_run(validates=False)(net, bad, max_epochs=1, **QUIET)
+    assert (result.status, events(result)[-1]["event"]) == ("finished", "finish")

@@ -7,6 +7,7 @@ have some of them set, but a copy with other settings keeps the meaning of all t
 """
 
 import atexit
+import contextlib
 import copy
 import functools
 import os
@@ -95,7 +96,8 @@ def _end_all() -> None:
 def _end(iterator: Any) -> None:
     for name in ("_shutdown_workers", "close"):  # a subclass of DataLoader may iterate by a generator
         if callable(getattr(iterator, name, None)):
-            getattr(iterator, name)()
+            with contextlib.suppress(RuntimeError):  # a worker fails as it ends; all batches that it owed are there
+                getattr(iterator, name)()
     for worker in getattr(iterator, "_workers", ()):
         if worker.is_alive():  # torch has waited for it, and then sent a signal that it leaves to the main process
             worker.kill()
