@@ -1,0 +1,36 @@
+"""The check of a GPU does on a CPU all that a CPU can show, so that it is ready when a device is there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+FIGURES = {"waits", "ahead", "speed", "prefetch", "large", "search", "share"}  # of which a CPU shows little or nothing
+
+
+def test_the_check_of_a_device_runs_by_itself_and_finds_nothing_wrong(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--short", "--into", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = json.loads((tmp_path / "report.json").read_text())["parts"]
+    assert all(parts.values()), "a part has found nothing"
+    for name, rows in parts.items():
+        if name not in FIGURES:
+            assert any(row["is_right"] for row in rows), name
+    report = (tmp_path / "report.md").read_text()
+    assert all(row["what"] in report for rows in parts.values() for row in rows)
+
+
+def test_a_part_that_fails_costs_no_other_and_is_told_in_the_end(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--device", "nonsense", "--short", "--into", str(tmp_path)]
+    command += ["--only", "evaluation", "batches"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    parts = json.loads((tmp_path / "report.json").read_text())["parts"]
+    assert [[row["is_right"] for row in rows] for rows in parts.values()] == [[False], [False]]
+    assert "2 checks failed" in done.stdout
