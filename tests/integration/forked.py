@@ -41,10 +41,17 @@ def start(script, folder, *words, function=None):
     return process
 
 
+def join(process, folder):
+    """Wait for the end, which has to be a good one, and return what was printed."""
+    process.join(120)
+    output = (folder / "output.txt").read_text()
+    assert process.exitcode == 0, output[-3000:]
+    return output
+
+
 def finish(process, folder):
     """Wait for the end, which has to be a good one, and return the weights that were saved."""
     import torch
 
-    process.join(120)
-    assert process.exitcode == 0, (folder / "output.txt").read_text()[-3000:]
+    join(process, folder)
     return torch.load(folder / "weights.pt", weights_only=True)

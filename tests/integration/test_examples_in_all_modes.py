@@ -1,0 +1,89 @@
+"""The scripts in `examples/`, very short, in each way in which a script may be run."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blowtorch import find_runs
+from tests.integration.forked import join, start
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHORT = ["run.validate_every=2 steps", "run.checkpoint_every=3 steps", "run.limit_validate_batches=1"]
+STEPS = [*SHORT, "run.max_steps=5"]
+WORDS = {
+    "digits": [*STEPS, "run.loggers=[]"],
+    "fine_tuning": STEPS,
+    "gan": STEPS,
+    "gpt": [
+        *("model.width=32", "model.depth=1", "model.heads=2", "model.context=32", "sample.length=10"),
+        *("data.batch_size=16", "run.scheduler=cosine", *STEPS),
+    ],
+    "own_epoch": ["run.max_epochs=2", "run.limit_train_batches=3", "run.limit_validate_batches=1"],
+    "stream": [*STEPS, "model.width=16"],
+}
+SAID = ["Gan has no forward that the option compile could compile, so it is left out"]
+
+
+@pytest.fixture(params=WORDS)
+def example(request, tmp_path):
+    """A copy of an example, in whose folder its relative paths hold wherever the source comes from."""
+    pytest.importorskip("sklearn")
+    return shutil.copytree(EXAMPLES / request.param, tmp_path / request.param)
+
+
+def check(folder):
+    (view,) = find_runs(folder / "train_logs")
+    assert view.status == "finished"
+    assert view.checkpoint("latest").step in (5, 6)
+    return view
+
+
+def test_every_example_is_here():
+    assert sorted(WORDS) == sorted(path.parent.name for path in EXAMPLES.glob("*/train.py"))
+
+
+@pytest.mark.parametrize("option", ["compile={backend: eager}", "precision=bf16", "precision=fp16"])
+def test_an_example_trains_compiled_and_in_another_precision(example, option):
+    process = start(example / "train.py", example, "with", *WORDS[example.name], f"run.{option}")
+    output = join(process, example)
+    warnings = [line for line in output.splitlines() if "Warning:" in line and not any(said in line for said in SAID)]
+    assert warnings == []
+    name, _, value = option.partition("=")
+    assert check(example).info["options"][name] in (value, {"backend": "eager"})
+
+
+def test_an_example_that_comes_from_standard_input_trains_without_assertions_and_without_a_warning(example):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-", "with", *WORDS[example.name]],
+        cwd=example,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONOPTIMIZE": "2"},
+        input=(example / "train.py").read_text(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    check(example)
+
+
+def test_the_examples_train_one_after_the_other_in_a_notebook(tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    cells = []
+    for name, words in WORDS.items():
+        folder = shutil.copytree(EXAMPLES / name, tmp_path / name)
+        source = (folder / "train.py").read_text()
+        short = source.replace("random_seed=123", f"random_seed=123, command_line={['', 'with', *words]}")
+        assert short != source
+        cells.append(f"%reset -f\nimport os\nos.chdir({str(folder)!r})")
+        cells.append(short.replace("Path(__file__).parent", "Path()"))  # a notebook has no file
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for name in WORDS:
+        assert (check(tmp_path / name).path / "source" / "cells.py").is_file()
