@@ -223,3 +223,44 @@ def test_a_worker_whose_main_process_is_gone_is_ended_by_a_signal(tmp_path):
         process.wait(20)
         os.kill(worker, signal.SIGTERM)
         assert process.stdout.read() == ""  # which ends with the last process that could write
+
+
+AMID_FILES = """
+import signal, sys
+import torch
+from blowtorch import Run
+
+run = Run(random_seed=1)
+wanted, name = int(sys.argv[1]), sys.argv[2]
+written = []
+
+def look(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith("run.yaml"):
+        written.append(event)
+        if len(written) == wanted:
+            signal.raise_signal(getattr(signal, name))
+
+sys.addaudithook(look)
+run.train_step(lambda batch, model: model(batch).square().mean())
+run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+result = run(torch.nn.Linear(4, 1), list(torch.ones(3, 2, 4)), resume="auto", progress=False)
+print("RESULT", result.status, result.step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("wanted", "ends"),
+    [
+        pytest.param(1, ["stopped 0", "finished 3"], id="the folder is claimed"),
+        pytest.param(2, ["stopped 0", "finished 3"], id="the run begins"),
+        pytest.param(3, ["finished 3", "finished 3"], id="the end is noted"),
+    ],
+)
+def test_a_signal_while_it_is_written_what_becomes_of_a_run_leaves_nothing_untrue(tmp_path, wanted, ends, name):
+    Path("train.py").write_text(AMID_FILES)
+    for number, end in zip((wanted, 0), ends, strict=True):
+        command = [sys.executable, "-W", "ignore", "train.py", str(number), name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stdout) == (0, f"RESULT {end}\n"), done.stderr
+        assert find_runs()[0].status == end.split()[0]

@@ -56,7 +56,7 @@ class Restored:
 class Session:
     """One call of a run, in stages; each is given what those before it have made, and undone after those behind it.
 
-        with Session(...) as training:  # find the run, place the model, claim the folder, open the record, listen;
+        with Session(...) as training:  # find the run, place the model, listen, claim the folder, open the record;
             train(training)             # assemble, restore, begin
                                         # conclude, and give back the folder
 
@@ -109,11 +109,11 @@ class Session:
     def __enter__(self) -> Training:
         with contextlib.ExitStack() as stages:  # one that fails undoes those before it
             plan = self._find_run()
-            models = self._place_model(plan)
+            models, progress = self._place_model(plan), Progress()
+            stages.enter_context(self._listen(progress))
             folder = stages.enter_context(self._claim_folder(plan))
-            workspace, record = stages.enter_context(self._open_record(plan, models, folder))
+            workspace, record = stages.enter_context(self._open_record(plan, models, folder, progress))
             stages.enter_context(self._reached(workspace))
-            stages.enter_context(self._listen(workspace))
             missing = self._load_initial_weights(workspace.state)
             self.training = stages.enter_context(self._assemble(plan, folder, workspace, record))
             restored = self._restore(plan, self.training, missing)
@@ -145,6 +145,16 @@ class Session:
         """
         self._model.to(plan.device)
         return compile_model(self._model, self._options)
+
+    @contextlib.contextmanager
+    def _listen(self, progress: Progress) -> Iterator[None]:
+        """Let signals and the end of the time stop the run tidily; every process listens, and all agree on the step.
+
+        From before the run has a folder to after its end stands in there, so that none tells of a run under way which
+        a signal has ended.
+        """
+        with interruptible(progress, self._options.max_time), detecting_anomalies(self._options):
+            yield
 
     @contextlib.contextmanager
     def _claim_folder(self, plan: Plan) -> Iterator[RunFolder]:
@@ -184,7 +194,7 @@ class Session:
 
     @contextlib.contextmanager
     def _open_record(
-        self, plan: Plan, models: tuple[nn.Module, Any], folder: RunFolder
+        self, plan: Plan, models: tuple[nn.Module, Any], folder: RunFolder, progress: Progress
     ) -> Iterator[tuple[Workspace, Record]]:
         """Open the record, and have a state to be shown; in the end, close the record.
 
@@ -202,23 +212,15 @@ class Session:
             config=mask_secrets(plain(self._config.snapshot())),
             resumed=plan.start.folder is not None,
         )
-
-        def make_lines(progress: Progress) -> Lines:
-            return Lines(folder.console, lambda text: record.append("warning", **progress.stamp(), text=text))
-
-        workspace = make_workspace(models, self._config, self._options, plan.seed, plan.device, info, make_lines)
-        media = Media(folder.path, record, workspace.progress, workspace.lines)
+        lines = Lines(folder.console, lambda text: record.append("warning", **progress.stamp(), text=text))
+        account = progress, lines
+        workspace = make_workspace(models, self._config, self._options, plan.seed, plan.device, info, account)
+        media = Media(folder.path, record, progress, lines)
         try:
             yield dataclasses.replace(workspace, media=media), record
         finally:
             if not record.close():
                 workspace.lines.warn_unrecorded(f"{folder.record} lacks its end, which the disk had no room for")
-
-    @contextlib.contextmanager
-    def _listen(self, workspace: Workspace) -> Iterator[None]:
-        """Let signals and the end of the time stop the run tidily; every process listens, and all agree on the step."""
-        with interruptible(workspace.progress, self._options.max_time), detecting_anomalies(self._options):
-            yield
 
     @contextlib.contextmanager
     def _assemble(self, plan: Plan, folder: RunFolder, workspace: Workspace, record: Record) -> Iterator[Training]:

@@ -1,6 +1,5 @@
 """What one call works with before anything is assembled: where it stands, what it was told, and whom it tells."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -53,7 +52,7 @@ def make_workspace(
     seed: int,
     device: torch.device,
     info: RunInfo = NO_RUN,
-    make_lines: Callable[[Progress], Lines] = lambda progress: Lines(),
+    account: tuple[Progress, Lines] | None = None,
     optimizer_modes: OptimizerModes | None = None,
 ) -> Workspace:
     """Make a workspace in which nothing has happened yet.
@@ -65,11 +64,11 @@ def make_workspace(
         seed: from which every random stream is derived.
         device: where the model is.
         info: the run, or `NO_RUN`.
-        make_lines: makes what says lines, from where the run stands.
+        account: where the run stands, and what says lines of it; made anew where there is none.
         optimizer_modes: of the run that trains the model just now, from within which this is asked for.
     """
-    progress, logged, judged = Progress(), Logged(), JudgedWeights()
-    lines = make_lines(progress)
+    progress, lines = account or (Progress(), Lines())
+    logged, judged = Logged(), JudgedWeights()
     optimizers: dict[str, torch.optim.Optimizer] = {}
     state = RunState(
         info=info,
