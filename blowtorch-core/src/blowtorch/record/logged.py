@@ -91,27 +91,35 @@ def as_number(value: Any) -> float | None:
     return number
 
 
+def read_number(value: Any, words: str) -> float:
+    """Return the number that the value of a metric is; `words` say whose it is.
+
+    Raises:
+        ScriptError: it is no number, or none that a float can be.
+    """
+    try:
+        number = as_number(value)
+    except OverflowError:
+        raise ScriptError(
+            f"{words} as {describe_value(value)}, which is larger than any float; give its logarithm"
+        ) from None
+    if number is None:
+        raise ScriptError(f"{words} as {describe_value(value)}; a metric is a tensor or a number")
+    return number
+
+
 def is_rounded(value: Any, number: float) -> bool:
     """Return whether a whole number has lost digits as a float."""
     plain = _taken_out(value)
     return isinstance(plain, numbers.Integral) and int(plain) != number
 
 
-def described(value: Any) -> str:
-    """Return kind and content of a value for an error."""
+def describe_value(value: Any) -> str:
+    """Return the kind of a value and what it is, for an error."""
     try:
         return "None" if value is None else f"a {type(value).__name__} ({value!r:.60})"
     except ValueError:  # Python does not write out the longest numbers
         return f"a {type(value).__name__} of thousands of digits"
-
-
-def refuse_value(value: Any, words: str) -> ScriptError:
-    """Return the error for a value that is no number, or none that a float can be; `words` say whose it is."""
-    try:
-        as_number(value)
-    except OverflowError:
-        return ScriptError(f"{words} as {described(value)}, which is larger than any float; give its logarithm")
-    return ScriptError(f"{words} as {described(value)}; a metric is a tensor or a number")
 
 
 def _taken_out(value: Any) -> Any:
@@ -122,10 +130,4 @@ def _operand(name: str, value: Any) -> Any:
     """Return what can be added to and compared with others: a tensor, which is not waited for, or a number."""
     if isinstance(value, torch.Tensor) or type(value) is float:
         return value
-    try:
-        number = as_number(value)
-    except OverflowError:
-        number = None
-    if number is None:
-        raise refuse_value(value, f"{name!r} is logged")
-    return number
+    return read_number(value, f"{name!r} is logged")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blowtorch.data.sizes import read_size
 from blowtorch.errors import ScriptError, nearest
-from blowtorch.record.logged import Logged, as_number, check_name, described, is_rounded, refuse_value
+from blowtorch.record.logged import Logged, as_number, check_name, describe_value, is_rounded, read_number
 from blowtorch.record.metric_objects import MetricObjects, is_metric_object
 from blowtorch.record.metrics import Window, count_samples
 from blowtorch.script.functions import Function
@@ -239,7 +239,7 @@ class Returns:
             size = 0
         if size < 1:
             raise ScriptError(
-                f"{self._function} returned 'batch_size' as {described(value)}; it is a number above 0. To leave "
+                f"{self._function} returned 'batch_size' as {describe_value(value)}; it is a number above 0. To leave "
                 f"a batch out, return None"
             )
         return size
@@ -252,14 +252,14 @@ class Returns:
         except (TypeError, ValueError, RuntimeError, OverflowError):
             pass
         raise ScriptError(
-            f"{self._function} returned 'weight' as {described(value)}; it is what the batch weighs in means and in "
-            f"gradients, such as its number of tokens: a finite number from 0 up. Give a metric another name"
+            f"{self._function} returned 'weight' as {describe_value(value)}; it is what the batch weighs in means and "
+            f"in gradients, such as its number of tokens: a finite number from 0 up. Give a metric another name"
         )
 
     def _refusal(self, returned: Any) -> ScriptError:
         return ScriptError(
-            f"{self._function} returned {described(returned)}; expected a scalar tensor or a dict of name to tensor "
-            f"or number, such as {{'loss': loss}}"
+            f"{self._function} returned {describe_value(returned)}; expected a scalar tensor or a dict of name to "
+            f"tensor or number, such as {{'loss': loss}}"
         )
 
     def _tidy(self, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -276,12 +276,7 @@ class Returns:
         return tidy
 
     def _read_number(self, name: str, value: Any) -> float:
-        try:
-            number = as_number(value)
-        except OverflowError:
-            number = None
-        if number is None:
-            raise refuse_value(value, f"{self._function} returned {name!r}")
+        number = read_number(value, f"{self._function} returned {name!r}")
         if is_rounded(value, number) and name not in self._rounded:
             self._rounded.add(name)
             self._warn(
