@@ -152,9 +152,10 @@ class Run(Decorators):
         Raises:
             ScriptError: no run is under way.
         """
-        if self._current is None:
+        current = self._current
+        if current is None:
             raise ScriptError("run.log was called while nothing is being trained, validated or evaluated")
-        self._current.state.log(metrics, reduce)
+        current.state.log(metrics, reduce)
 
     def log_image(self, name: str, image: Any) -> None:
         """Record an image as of now; it is kept as PNG in the folder `media` of the run, and loggers are given it.
@@ -311,16 +312,17 @@ class Run(Decorators):
 
     def _log_media(self, log: Callable[[Media, *Arguments], None], *arguments: *Arguments) -> None:
         """Record an image or the like by a method of `Media`, or do nothing where there is no folder to keep it in."""
-        if self._current is None:
+        current = self._current
+        if current is None:
             raise ScriptError(f"run.{log.__name__} was called while nothing is being trained, validated or evaluated")
-        if self._current.media is not None:
-            log(self._current.media, *arguments)
+        if current.media is not None:
+            log(current.media, *arguments)
 
     @property
     def _current(self) -> Workspace | None:
         """What is under way in this thread, or else what began last: autograd has threads of its own."""
-        last = next(reversed(self._in_threads.values()), None)
-        return self._in_threads.get(threading.get_ident(), last)
+        own = self._in_threads.get(threading.get_ident())
+        return next(reversed(self._in_threads.values()), None) if own is None else own
 
     @contextlib.contextmanager
     def _in_progress(self, current: Workspace) -> Iterator[Workspace]:
