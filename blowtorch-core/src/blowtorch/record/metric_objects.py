@@ -116,21 +116,24 @@ def _has_state(metric: Any) -> bool:
 
 def find_metric_objects(function: Callable[..., Any], roots: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metric objects in the variables that a function names and in `roots`, by the place where each lies."""
-    return find_objects(function, roots, is_metric_object)
+    return find_objects({**variables_of(function), **roots}, is_metric_object)
 
 
-def find_objects(
-    function: Callable[..., Any], roots: Mapping[str, Any], is_wanted: Callable[[Any], bool]
-) -> dict[str, Any]:
-    """Return what is wanted in the variables that a function names and in `roots`, by the place where each lies."""
+def variables_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the variables that a function names, and what it is a method of."""
     function = inspect.unwrap(function)
     variables: dict[str, Any] = {"self": getattr(function, "__self__", function)}
     plain = getattr(function, "__func__", function)
     if inspect.isfunction(plain):
         named = inspect.getclosurevars(plain)
         variables |= {**named.globals, **named.nonlocals}
+    return variables
+
+
+def find_objects(roots: Mapping[str, Any], is_wanted: Callable[[Any], bool]) -> dict[str, Any]:
+    """Return what is wanted inside of `roots`, by the place where each lies."""
     by_place: dict[str, Any] = {}
-    for place, value in {**variables, **roots}.items():
+    for place, value in roots.items():
         _collect(place, value, is_wanted, by_place, depth=2)
     return by_place
 

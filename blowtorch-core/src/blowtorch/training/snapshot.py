@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from blowtorch.data.samplers import has_state
 from blowtorch.errors import warn
-from blowtorch.record.metric_objects import find_objects, is_metric_object
+from blowtorch.record.metric_objects import find_objects, is_metric_object, variables_of
 
 _MAPPINGS = (dict, OrderedDict, defaultdict)
 _CONTAINERS = (*_MAPPINGS, list, set, deque)  # no subclasses, which may do more than to hold what they are given
@@ -194,7 +194,7 @@ def take_snapshot(
     """
     snapshot = Snapshot(model, is_trained=is_trained)
     for function in functions:
-        for value in find_objects(function, {}, _is_changed_by_use).values():
+        for value in find_objects(variables_of(function), _is_changed_by_use).values():
             snapshot.add_whole(value)
     for holder in holders_of_position:
         snapshot.add_whole(holder)

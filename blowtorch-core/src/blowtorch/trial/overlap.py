@@ -134,7 +134,7 @@ def _read(loader: DataLoader[Any], indices: Sequence[int]) -> list[str]:
     settings |= {"num_workers": 1, "prefetch_factor": 1} if loader.num_workers else {}
     settings |= {"pin_memory": False, "persistent_workers": False}
     twin = copy_loader(loader, **settings)
-    generators = find_objects(_nothing, {"dataset": loader.dataset}, lambda value: isinstance(value, _GENERATORS))
+    generators = find_objects({"dataset": loader.dataset}, lambda value: isinstance(value, _GENERATORS))
     digests: list[str] = []
     with Snapshot(*generators.values()):
         ends = time.monotonic() + _MOST_SECONDS
@@ -168,10 +168,6 @@ def _starts_slowly(loader: DataLoader[Any]) -> bool:
     """Return whether the loader has workers that begin by importing the script anew."""
     context: Any = loader.multiprocessing_context or multiprocessing
     return loader.num_workers > 0 and context.get_start_method() != "fork"
-
-
-def _nothing() -> None:
-    """Name no variables."""
 
 
 def digest_samples(samples: Sequence[Any]) -> list[str]:
