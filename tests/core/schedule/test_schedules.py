@@ -8,6 +8,7 @@ from blowtorch import (
     Schedule,
     ScriptError,
 )
+from blowtorch.schedule.schedules import read_configured
 from tests.core.small_runs import QUIET
 
 
@@ -62,3 +63,45 @@ def test_a_scheduler_may_follow_a_metric_with_a_slash_in_its_name(make_run, net,
 def test_a_scheduler_that_waits_for_a_metric_that_nobody_measures_is_an_error(make_run, net, loader):
     with pytest.raises(ScriptError, match=r"a scheduler waits for 'val/los'.*Did you mean 'val/loss'\?"):
         make_run()(net, loader, loader, scheduler={"plateau": {"metric": "val/los"}}, **QUIET)
+
+
+class HiddenLayers(torch.nn.Module):
+    """Its layer is in a plain list, where torch does not look."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [torch.nn.Linear(4, 1)]
+
+
+def test_a_model_without_parameters_is_named_with_what_may_be_the_reason(make_run, loader):
+    said = "the model, a HiddenLayers, has no parameters to train; modules that it keeps in a plain list"
+    with pytest.raises(ScriptError, match=said):
+        make_run(validates=False)(HiddenLayers(), loader, **QUIET)
+
+
+def test_an_error_of_an_optimizer_is_left_as_it_was(make_run, net, loader):
+    run = make_run(validates=False)
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=-1.0))
+    with pytest.raises(ValueError, match="Invalid learning rate"):
+        run(net, loader, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (lambda one, step: [one], r"returned \[SGD\]; .*\. One optimizer needs no list$"),
+        (lambda one, step: [one, one], r"returned \[SGD, SGD\]; .*\. Name the optimizers by a dict$"),
+        (lambda one, step: ([one], [step]), r"returned \(\[SGD\], \[StepLR\]\); .*\. One optimizer needs no list$"),
+        (
+            lambda one, step: {"optimizer": one, "lr_scheduler": step},
+            r"returned \{'optimizer': SGD, 'lr_scheduler': StepLR\}; .*\. Return the optimizer and its scheduler",
+        ),
+        (lambda one, step: None, r"returned None; expected an optimizer, a dict of named optimizers, or a pair"),
+        (lambda one, step: ("SGD", 0.1), r"returned \('SGD', 0.1\); expected an optimizer"),
+        (lambda one, step: {}, r"returned \{\}; expected an optimizer"),
+    ],
+)
+def test_what_other_frameworks_take_from_configure_optimizers_is_answered_with_what_to_write(shape, said):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(ScriptError, match=said):
+        read_configured(shape(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)))

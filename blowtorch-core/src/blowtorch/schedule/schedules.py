@@ -141,8 +141,8 @@ def read_configured(returned: Any) -> tuple[dict[str, torch.optim.Optimizer], di
     is_valid = isinstance(optimizers, Mapping) and optimizers
     if not is_valid or not all(is_optimizer(value) for value in optimizers.values()):
         raise ScriptError(
-            f"configure_optimizers returned {returned!r:.200}; expected an optimizer, a dict of named optimizers, or "
-            f"a pair (optimizers, schedulers)"
+            f"configure_optimizers returned {_outline(returned):.200}; expected an optimizer, a dict of named "
+            f"optimizers, or a pair (optimizers, schedulers){_hint(optimizers)}"
         )
     if schedulers is None:
         schedulers = {}
@@ -151,6 +151,25 @@ def read_configured(returned: Any) -> tuple[dict[str, torch.optim.Optimizer], di
     elif not isinstance(schedulers, Mapping):
         schedulers = {"scheduler": schedulers}
     return dict(optimizers), dict(schedulers)
+
+
+def _outline(value: Any) -> str:
+    """Return what a value is made of; the text of an optimizer alone has a dozen lines."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name!r}: {_outline(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        inside = ", ".join(map(_outline, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    return repr(value) if value is None or isinstance(value, str | int | float) else type(value).__name__
+
+
+def _hint(optimizers: Any) -> str:
+    """Return what to write for what other frameworks take, where it is that."""
+    if isinstance(optimizers, Sequence) and optimizers and all(map(is_optimizer, optimizers)):
+        return ". One optimizer needs no list" if len(optimizers) == 1 else ". Name the optimizers by a dict"
+    if isinstance(optimizers, Mapping) and "lr_scheduler" in optimizers:
+        return ". Return the optimizer and its scheduler as a pair, with a Schedule that says when it is stepped"
+    return ""
 
 
 def is_optimizer(value: Any) -> bool:

@@ -109,6 +109,20 @@ class Script:
         for function in self.init:
             function.bind(state).call()
 
+    def make_optimizers(self, state: RunState) -> Any:
+        """Call the function that is decorated with `@run.configure_optimizers`, and return what it does."""
+        assert self.configure_optimizers is not None
+        try:
+            return self.configure_optimizers.bind(state).call()
+        except ValueError as error:
+            if next(state.model.parameters(), None) is not None:
+                raise
+            raise ScriptError(
+                f"{self.configure_optimizers.name} raised {error!r}, and the model, a {type(state.model).__name__}, "
+                f"has no parameters to train; modules that it keeps in a plain list or dict belong into an "
+                f"nn.ModuleList or nn.ModuleDict"
+            ) from error
+
     def choose_train_loader(self, of_call: Any) -> Any:
         """Return the data to train on: that of the call, else that of the decorator."""
         loader = self.train_loader if of_call is None else of_call

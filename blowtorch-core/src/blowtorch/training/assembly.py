@@ -251,10 +251,8 @@ def describe_lengths(progress: Progress, scheduler: SchedulerOption | None) -> I
 
 def build_optimizers(script: Script, workspace: Workspace, scheduler: SchedulerOption | None) -> Schedules:
     """Have the script make its optimizers, and give them their schedules."""
-    assert script.configure_optimizers is not None
     state, progress = workspace.state, workspace.progress
-    configure = script.configure_optimizers.bind(state)
-    optimizers, schedulers = read_configured(configure.call())
+    optimizers, schedulers = read_configured(script.make_optimizers(state))
     workspace.optimizers.update(optimizers)
     workspace.optimizer_modes.begin_training()
     if script.train is not None and not script.train.drives_itself:
