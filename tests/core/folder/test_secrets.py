@@ -40,7 +40,7 @@ def test_what_is_no_secret_stays():
     "key",
     "aws_secret_access_key AWS_SECRET_ACCESS_KEY private_key credentials access_token auth_token passphrase apiKey "
     "client_secret APIKey AWSSecretAccessKey X-Auth-Token x-api-key token2 db.password credentials.user passWord "
-    "user_password authorization secret_key refreshToken aws_session_token api_tokens password_prod".split(),
+    "user_password authorization secret_key wandb_key refreshToken aws_session_token api_tokens password_prod".split(),
 )
 def test_a_secret_is_known_by_the_words_of_its_key(key):
     assert is_secret_path(key) and mask_secrets({key: "hidden"}) == {key: "***"}
@@ -74,6 +74,7 @@ def test_a_section_of_tokens_is_looked_into_and_one_of_credentials_is_masked_who
         ("git+https://hidden@host/a and https://hidden:@b", "git+https://***@host/a and https://***:@b"),
         ("https://hidden:x-oauth-basic@github.com/a", "https://***:x-oauth-basic@github.com/a"),
         ("https://host/p?token=hidden&page=1", "https://host/p?token=***&page=1"),
+        ("https://host/p?v=1&sig=hidden&X-Amz-Signature=hidden", "https://host/p?v=1&sig=***&X-Amz-Signature=***"),
         ("host=a password='hid den' dbname=b", "host=a password=*** dbname=b"),
         ("python x.py --token hidden --lr 3", "python x.py --token *** --lr 3"),
         ("Acme(url='x', api_key='hidden', n=3)", "Acme(url='x', api_key=***, n=3)"),

@@ -145,6 +145,38 @@ def test_names_are_strings_at_any_step():
         Logged().add({None: 1.0})  # type: ignore[dict-item]
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "is_refused"),
+    [
+        ("grad_norm", {"clip_grad_norm": 1.0}, True),
+        ("grad_norm", {}, False),
+        ("skipped_steps", {"on_nan": "skip"}, True),
+        ("skipped_steps", {}, False),
+        ("left_out_batches", {}, True),
+        ("lr", {}, False),
+        ("samples", {"accumulate": 2}, False),
+    ],
+)
+@pytest.mark.parametrize("is_logged", [True, False])
+def test_a_name_that_the_loop_gives_to_a_metric_of_its_own_is_refused(
+    make_run, fresh, loader, name, options, is_refused, is_logged
+):
+    run = make_run(validates=False)
+
+    @run.train_step
+    def step(batch, model):
+        loss = model(batch[0]).square().mean()
+        if is_logged:
+            run.log({name: 7.0})
+        return {"loss": loss} if is_logged else {"loss": loss, name: 7.0}
+
+    if is_refused:
+        with pytest.raises(ScriptError, match=f"step returned or logged '{name}', which .*; give it another name"):
+            run(fresh(), loader, progress=False, **options)
+    else:
+        assert run(fresh(), loader, progress=False, **options).metrics[f"train_epoch/{name}"] == 7.0
+
+
 @pytest.mark.parametrize("way", ["train step", "validate step", "run.log", "state.log"])
 def test_a_run_refuses_a_metric_without_a_name_and_trains_nothing(make_run, fresh, loader, way):
     run, model = make_run(), fresh()

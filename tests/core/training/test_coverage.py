@@ -67,7 +67,7 @@ def test_a_run_that_ends_within_its_first_epoch_says_it_at_its_end():
     assert train(make(), Halves(), max_steps=2) == [f"{WITHOUT}the first 2 steps: second.weight, second.bias"]
     run = make()
     run.on("train_step_end")(lambda state: state.stop("enough"))
-    assert train(run, Halves()) == [f"{WITHOUT}the first 1 steps: second.weight, second.bias"]
+    assert train(run, Halves()) == [f"{WITHOUT}the first step: second.weight, second.bias"]
 
 
 def test_of_many_names_the_first_are_said():

@@ -19,7 +19,8 @@ _SECRET = frozenset(
 )
 # these behind one of those that stand beside them,
 _SECRET_BEHIND = {
-    "key": "access account api auth encryption license master private secret shared signing ssh storage subscription",
+    "key": "access account anthropic api auth comet encryption gemini hf huggingface license master neptune openai "
+    "private secret shared signing ssh storage stripe subscription wandb",
     "token": "access api auth bearer refresh session",
     "pass": "admin database db ftp mail mysql postgres proxy redis root smtp user",
     "phrase": "pass",
@@ -44,6 +45,7 @@ _NO_PASSWORDS = (":", ":x-oauth-basic")  # where these stand, the name before th
 _OPTION = re.compile(r"(?<!\S)(--?)([A-Za-z][\w-]*)(\s+)([^-\s]\S*)")
 _ASSIGNMENT = re.compile(r"(?<![\w.-])()([\w.-]+)(=)(\"[^\"]*\"|'[^']*'|[^\s&;\"']+)")
 _QUOTED = re.compile(r"([\"'])([\w.-]+)([\"']\s*:\s*)(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')")
+_SIGNATURE = re.compile(r"([?&](?:[\w-]*signature|sig)=)[^\s&#]+", re.IGNORECASE)
 _LINE = re.compile(r"^([ \t]*)([\w-]+)(:[ \t]+)(\S.*)$", re.MULTILINE)
 
 
@@ -92,7 +94,7 @@ def mask_text(text: str) -> str:
     >>> mask_text("pull https://abc@host/x?key=1&token=abc as Reader(api_key='abc')")
     'pull https://***@host/x?key=1&token=*** as Reader(api_key=***)'
     """
-    text = _ADDRESS.sub(_mask_address, text)
+    text = _SIGNATURE.sub(rf"\1{HIDDEN}", _ADDRESS.sub(_mask_address, text))
     for pattern in (_OPTION, _ASSIGNMENT, _QUOTED, _LINE):
         text = pattern.sub(_mask_named, text)
     return text

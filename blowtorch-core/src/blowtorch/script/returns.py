@@ -64,10 +64,15 @@ class Returns:
         self._scalars: set[str] = set()  # the metrics that were scalars on the CPU when they were last looked at
         self._names: set[str] = set()  # that have been looked at
         self._rounded: set[str] = set()  # whole numbers that no float holds, which has been said
+        self._reserved = {LEFT_OUT: "counts the batches that are left out"}
         self._is_first = True
         self._has_warned = False
         self._has_doubted = False
         self._is_size_due = True
+
+    def reserve(self, name: str, purpose: str) -> None:
+        """Refuse a metric of this name from a step, since the loop adds it itself for a purpose."""
+        self._reserved[name] = purpose
 
     def reader(self, loss: "Loss | None" = None) -> Reader:
         """Return the function that reads what a step returned and logged, and adds it to the window.
@@ -128,6 +133,11 @@ class Returns:
         if returned is None and (loss is not None or not self._logged):
             return self._leave_out(self._read_logged())
         metrics = self.as_scalars(returned)
+        if not self._reserved.keys().isdisjoint(metrics):
+            name = next(name for name in metrics if name in self._reserved)
+            raise ScriptError(
+                f"{self._function} returned or logged {name!r}, which {self._reserved[name]} here; give it another name"
+            )
         samples = metrics.pop("batch_size") if "batch_size" in metrics else self.count_samples(batch)
         self.weight = metrics.pop("weight", None)
         if not samples or self.weight == 0:

@@ -107,9 +107,10 @@ class Coverage:
     def _report(self, watches: Sequence["_Watch"]) -> None:
         names = {label: None for watch in watches for label in watch.find_missing()}  # in order, each once
         if names:
-            steps = self._workspace.progress.step
+            step = self._workspace.progress.step
+            steps = "step" if step == 1 else f"{step:,} steps"
             self._workspace.lines.say(
-                f"in an optimizer, but without a gradient in the first {steps} steps: {list_names([*names])}"
+                f"in an optimizer, but without a gradient in the first {steps}: {list_names([*names])}"
             )
         for watch in watches:
             watch.close()

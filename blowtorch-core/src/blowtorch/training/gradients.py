@@ -18,6 +18,7 @@ from blowtorch.script.returns import Returns
 from blowtorch.state import RunState
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SKIPPED = "skipped_steps"
 _MOST_SKIPPED = 100  # so many steps left out in a row are no accident
 
 
@@ -122,6 +123,10 @@ class ChangedGradients(Gradients):
         for name, optimizer in state.optimizers.items():
             if is_self_driven:
                 self._watch(name, optimizer)
+            elif options.clip_grad_norm is not None:
+                returns.reserve(self._norm_name(name), "tells what clip_grad_norm has found")
+        if options.on_nan == "skip" and not is_self_driven:  # else what is logged is read with what is returned
+            returns.reserve(_SKIPPED, "counts the steps that are left out")
 
     def backward(self, loss: Tensor, **options: Any) -> None:
         """Go backward as `loss.backward(**options)` does, under any precision."""
@@ -208,7 +213,7 @@ class ChangedGradients(Gradients):
         self._progress.num_skipped += 1
         step, on_nan = self._progress.step, self._state.options.on_nan
         if on_nan == "skip":  # else it is the scaler's, which looks for its scale by such steps
-            self._logged.add({"skipped_steps": 1}, reduce="sum")
+            self._logged.add({_SKIPPED: 1}, reduce="sum")
             self._lines.warn_once(
                 "a step is left out",
                 f"step {step} is left out, since its gradient is not finite; train/skipped_steps counts these",
@@ -270,8 +275,10 @@ class ChangedGradients(Gradients):
             nn.utils.clip_grad_value_(parameters, options.clip_grad_value)
         if options.clip_grad_norm is not None:
             norm = nn.utils.clip_grad_norm_(parameters, options.clip_grad_norm)
-            suffix = f"/{name}" if len(self._state.optimizers) > 1 else ""
-            self._logged.add({f"grad_norm{suffix}": norm})
+            self._logged.add({self._norm_name(name): norm})
+
+    def _norm_name(self, optimizer: str) -> str:
+        return f"grad_norm/{optimizer}" if len(self._state.optimizers) > 1 else "grad_norm"
 
     def _unscale(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         assert self._scaler is not None
