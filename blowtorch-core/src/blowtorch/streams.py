@@ -110,3 +110,36 @@ class SeparateStreams(contextlib.AbstractContextManager[None]):
         random.setstate(python)
         np.random.set_state(numpy_state)
         torch.default_generator.set_state(torch_state)
+
+
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+class KeptGenerator:
+    """The position of a random generator of the script's own, as checkpoints hold it.
+
+    Args:
+        generator: one of `GENERATORS`.
+    """
+
+    def __init__(self, generator: Any) -> None:
+        self.generator = generator
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return its position."""
+        generator = self.generator
+        if isinstance(generator, torch.Generator):
+            return {"state": generator.get_state()}
+        if isinstance(generator, np.random.Generator):
+            return {"state": generator.bit_generator.state}
+        return {"state": generator.getstate() if isinstance(generator, random.Random) else generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a position."""
+        generator, position = self.generator, state["state"]
+        if isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = position
+        elif isinstance(generator, random.Random):
+            generator.setstate(position)
+        else:
+            generator.set_state(position)

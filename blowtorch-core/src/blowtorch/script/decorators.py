@@ -9,6 +9,7 @@ from blowtorch.errors import ScriptError
 from blowtorch.hookspecs import MOMENTS, check_moment
 from blowtorch.script.functions import Function
 from blowtorch.script.script import Script, ValidationRequest
+from blowtorch.streams import GENERATORS, KeptGenerator
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
@@ -116,14 +117,17 @@ class Decorators:
         return register
 
     def keep_state(self, name: str, instance: Any) -> None:
-        """Put an object with `state_dict` and `load_state_dict` into the checkpoints.
+        """Put an object with `state_dict` and `load_state_dict`, or a random generator, into the checkpoints.
 
         Raises:
-            ScriptError: it lacks one of these methods.
+            ScriptError: it is no generator of torch, NumPy or Python, and lacks one of these methods.
         """
+        if isinstance(instance, GENERATORS):
+            instance = KeptGenerator(instance)
         if not all(callable(getattr(instance, method, None)) for method in ("state_dict", "load_state_dict")):
             raise ScriptError(
-                f"keep_state({name!r}) expects an object with state_dict and load_state_dict, got {instance!r}"
+                f"keep_state({name!r}) expects an object with state_dict and load_state_dict, or a random generator, "
+                f"got {instance!r}"
             )
         self._script.kept[name] = instance
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from blowtorch.checkpoint.tensors import plain_name
+from blowtorch.streams import GENERATORS, KeptGenerator
 from blowtorch.training.modes import find_evaluating
 from blowtorch.training.workspace import Workspace
 
@@ -40,6 +41,7 @@ class Coverage:
         names = {id(parameter): plain_name(name) for name, parameter in state.model.named_parameters()}
         self._report_uncovered(names)
         self._report_unsaved(names)
+        self._report_generators()
         is_within_epoch = progress.batch > 0 and not progress.is_epoch_done
         if state.options.dry_run or progress.epoch > (1 if is_within_epoch else 0):
             return
@@ -102,6 +104,21 @@ class Coverage:
             self._workspace.lines.warn(
                 f"trained, but not in what the state_dict of the model returns, so that no checkpoint holds it and a "
                 f"run that goes on begins it anew: {list_names(unsaved)}"
+            )
+
+    def _report_generators(self) -> None:
+        """Warn of random generators in the model: checkpoints hold those alone that the script says."""
+        kept = [value.generator for value in self._kept.values() if isinstance(value, KeptGenerator)]
+        places = [
+            f"{plain_name(name)}.{attribute}".removeprefix(".")
+            for name, module in self._workspace.state.model.named_modules()
+            for attribute, value in vars(module).items()
+            if isinstance(value, GENERATORS) and not any(value is generator for generator in kept)
+        ]
+        if places:
+            self._workspace.lines.warn(
+                f"no checkpoint holds the position of a random generator in the model, so a run that goes on draws "
+                f"other numbers: {list_names(places)}; run.keep_state(name, generator) keeps it"
             )
 
     def _report(self, watches: Sequence["_Watch"]) -> None:
