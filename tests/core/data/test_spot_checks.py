@@ -1,9 +1,11 @@
 """Loaders that are drawn again after a restart are compared with what they gave before it."""
 
 import random
+import threading
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -115,13 +117,84 @@ def test_batches_that_have_no_bytes_to_look_at_are_let_through():
     class Strange(Batched):
         def __iter__(self):
             for _ in range(10):
-                yield [torch.empty(2, device="meta"), torch.eye(3).to_sparse(), object(), {"text": "a"}]
+                yield [torch.empty(2, device="meta"), torch.eye(3).to_sparse(), object(), Closed(), {"text": "a"}]
 
     LOADERS["strange"] = Strange
     try:
         assert go_on("strange", None, 4) == []
     finally:
         del LOADERS["strange"]
+
+
+class Sample:
+    """Holds a number and what holds it itself; what it cannot say tells nothing."""
+
+    def __init__(self, number):
+        self.parts, self.lock, self.whole = {"number": torch.tensor(number)}, threading.Lock(), self
+
+    @property
+    def text(self):
+        raise KeyError("text")
+
+
+class Closed:
+    """Does not let itself be looked at."""
+
+    @property
+    def __dict__(self):
+        raise KeyError("closed")
+
+
+class Picture:
+    """Shows its numbers as those of PIL do."""
+
+    __slots__ = ("__array_interface__", "numbers")
+
+    def __init__(self, number):
+        self.numbers = np.full((2, 2), number)
+        self.__array_interface__ = self.numbers.__array_interface__
+
+
+def array_of(sample):
+    array = np.empty(1, dtype=object)
+    array[0] = sample
+    return array
+
+
+def lists_of(number):
+    return [[0] * number, [0] * (9 - number)]
+
+
+KINDS = {
+    "an object": Sample,
+    "a list of objects": lambda number: [Sample(0), Sample(number)],
+    "an array of objects": lambda number: array_of(Sample(number)),
+    "a picture": lambda number: Picture(number),
+    "a nested tensor": lambda number: torch.nested.nested_tensor(
+        [torch.full((2,), number), torch.ones(3, dtype=torch.int64)], layout=torch.jagged
+    ),
+    "lists of the same numbers": lists_of,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_other", [True, False])
+def test_objects_are_told_apart_by_what_they_hold(kind, is_other):
+    class Rows:
+        def __init__(self, first):
+            self.first = first
+
+        def __iter__(self):
+            return (KINDS[kind](self.first + number) for number in range(5))
+
+    first, second = batches_of(Rows(1)), batches_of(Rows(2 if is_other else 1))
+    iterator = first.iterate(1)
+    next(iterator)
+    second.load_state_dict(first.state_dict())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(list(second.iterate(1, 1))) == 4
+    assert any("gives other batches" in str(warning.message) for warning in caught) == is_other
 
 
 def test_a_run_over_a_stream_that_shuffles_by_itself_says_that_it_does_not_go_on_exactly(make_run, net):
