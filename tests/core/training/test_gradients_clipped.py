@@ -132,6 +132,38 @@ def test_large_gradients_and_sparse_ones_are_finite(net):
     assert run(embedding, [torch.tensor([1, 2, 2])] * 3, on_nan="skip", **QUIET).step == 3
 
 
+@pytest.mark.parametrize("is_self_driven", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"clip_grad_norm": 0.1}, {"clip_grad_value": 0.01}, {"clip_grad_norm": 0.1, "clip_grad_value": 0.05}]
+)
+def test_a_sparse_gradient_is_clipped_as_the_dense_one_that_it_stands_for(options, is_self_driven):
+    words = [torch.tensor([0, 3, 3, 1]), torch.tensor([3, 3, 3, 5]), torch.tensor([2, 0, 2, 2])]
+
+    def train(is_sparse):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(7, 3, sparse=is_sparse), nn.Linear(3, 1))
+        run = Run(random_seed=0, command_line=[])
+        run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=1.0))
+        if is_self_driven:
+
+            @run.train_step
+            def drive(batch, model, optimizers):
+                optimizers["optimizer"].zero_grad()
+                model(batch).square().sum().backward()
+                optimizers["optimizer"].step()
+                return {}
+
+        else:
+            run.train_step(lambda batch, model: model(batch).square().sum())
+        result = run(model, words, max_epochs=2, **options, **QUIET)
+        return weights(model), result.metrics
+
+    (sparse, of_sparse), (dense, of_dense) = train(is_sparse=True), train(is_sparse=False)
+    for one, other in zip(sparse, dense, strict=True):
+        torch.testing.assert_close(one, other)
+    assert of_sparse == pytest.approx(of_dense)
+
+
 def test_a_parameter_of_two_optimizers_is_refused_where_its_gradient_would_be_changed_twice():
     net = nn.Linear(4, 1)
     run = start()

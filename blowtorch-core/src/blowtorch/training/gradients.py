@@ -271,6 +271,8 @@ class ChangedGradients(Gradients):
             for parameter in parameters:
                 parameter.grad = None  # an optimizer leaves out what has no gradient
             return
+        if options.clip_grad_value is not None or options.clip_grad_norm is not None:
+            parameters = [_with_dense_gradient(parameter) for parameter in parameters]
         if options.clip_grad_value is not None:  # which makes infinities finite, so it comes after the look for them
             nn.utils.clip_grad_value_(parameters, options.clip_grad_value)
         if options.clip_grad_norm is not None:
@@ -331,6 +333,17 @@ def _are_finite(parameters: Sequence[nn.Parameter]) -> bool:
     values = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
     device = values[0].device
     return bool(torch.stack([torch.isfinite(value).all().to(device) for value in values]).all())
+
+
+def _with_dense_gradient(parameter: Tensor) -> Tensor:
+    """Return what has a gradient that torch can clip; of a sparse one, these are its values."""
+    if parameter.grad is None or not parameter.grad.is_sparse:
+        return parameter
+    parameter.grad = parameter.grad.coalesce()  # each row once, since it is clipped as the sum that it stands for
+    values = parameter.grad._values()
+    stand_in = torch.empty_like(values)
+    stand_in.grad = values
+    return stand_in
 
 
 def _forget_casts(*_: Any) -> None:
