@@ -151,6 +151,17 @@ def test_an_object_that_is_gone_and_secrets_have_to_be_given(make_run, fresh, lo
     make_run()(fresh(), loader, loader, initialize_from=str(result.folder), checkpoint_backend=secret, **QUIET)
 
 
+def test_an_address_with_a_password_has_to_be_given_too(make_run, fresh, loader, elsewhere):
+    trained, backend = fresh(), {"elsewhere:Elsewhere": {"root": "store://me:hunter2@host/a"}}
+    result = make_run()(trained, loader, loader, checkpoint_backend=backend, **QUIET)
+    assert "hunter2" not in (result.folder / "run.yaml").read_text()
+    with pytest.raises(CheckpointError, match=r"a secret within an address .* not kept; say which it is, open_run"):
+        open_run(result.folder).load_model(fresh())
+    assert_same(weights(open_run(result.folder, backend).load_model(fresh(), "latest")), weights(trained))
+    longer = {"max_epochs": 2, "resume": str(result.folder), "checkpoint_backend": backend, **QUIET}
+    assert make_run()(fresh(), loader, loader, **longer).step == 2 * result.step
+
+
 def test_a_damaged_one_is_not_loaded(make_run, fresh, loader, elsewhere):
     result = make_run()(fresh(), loader, loader, checkpoint_backend=NAMED, **QUIET)
     view = open_run(result.folder)

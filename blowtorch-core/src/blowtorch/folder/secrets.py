@@ -100,6 +100,13 @@ def mask_text(text: str) -> str:
     return text
 
 
+def is_partly_hidden(value: Any) -> bool:
+    """Return whether a text inside of a value was masked in part, so that what is left of it leads astray."""
+    if isinstance(value, Mapping | list):
+        return any(map(is_partly_hidden, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, str) and HIDDEN in value and value != HIDDEN
+
+
 def is_secret_path(path: str) -> bool:
     """Return whether the value at a dotted key is a secret, by the key itself or by a section that holds it.
 

@@ -10,7 +10,7 @@ from typing import Any
 from blowtorch.checkpoint.store import Store
 from blowtorch.errors import BlowtorchError, CheckpointError
 from blowtorch.folder.folder import RunFolder, plain, read_yaml
-from blowtorch.folder.secrets import mask_secrets
+from blowtorch.folder.secrets import is_partly_hidden, mask_secrets
 from blowtorch.hookspecs import RunInfo
 from blowtorch.plugins import Plugins
 
@@ -44,6 +44,8 @@ def open_store(path: Path, info: Mapping[str, Any], given: Any = None) -> Store 
         choice = copy.copy(choice)  # whoever trains with it goes on undisturbed
     folder = RunFolder.reopen(path)
     try:
+        if choice is recorded and is_partly_hidden(recorded):
+            raise CheckpointError("it has a secret within an address or a command, which is not kept")
         backend = Plugins().create("checkpoint-backend", choice)
         own_folder = folder.path / "checkpoint-backends" / backend.name
         run = RunInfo(
