@@ -1,5 +1,6 @@
 """What a dry run doubts, and what it does not."""
 
+import pickle
 import random
 from typing import Any
 
@@ -231,11 +232,12 @@ def test_batches_that_are_shared_are_doubted(capsys):
     assert doubt.startswith("1 of the 2 samples")
 
 
-def test_to_read_samples_changes_no_random_stream_and_no_generator(capsys):
+@pytest.mark.parametrize("make_generator", [np.random.default_rng, random.Random])
+def test_to_read_samples_changes_no_random_stream_and_no_generator(capsys, make_generator):
     class Drawn(Other):
         def __init__(self, start, end):
             super().__init__(start, end)
-            self.numbers = np.random.default_rng(0)
+            self.numbers = make_generator(0)
 
         def __getitem__(self, index):
             return self.x[index] + float(self.numbers.random()) + random.random(), self.x[index, :1]
@@ -243,9 +245,9 @@ def test_to_read_samples_changes_no_random_stream_and_no_generator(capsys):
     data, other = Drawn(0, 8), Drawn(8, 16)
     states = []
     for validation in (other, None):
-        data.numbers = np.random.default_rng(0)
+        data.numbers = make_generator(0)
         assert doubts(capsys, linear(classes=1), data, squares, validation) == []
-        states.append((data.numbers.bit_generator.state, random.getstate(), torch.get_rng_state().tolist()))
+        states.append((pickle.dumps(data.numbers), random.getstate(), torch.get_rng_state().tolist()))
     assert states[0] == states[1]
 
 

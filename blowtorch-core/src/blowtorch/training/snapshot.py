@@ -35,7 +35,7 @@ _STATES: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = { 
     ),
     np.ndarray: (lambda array: array, np.copyto),
 }
-_GENERATORS = (random.Random, torch.Generator, np.random.RandomState, np.random.Generator)
+GENERATORS = (random.Random, torch.Generator, np.random.RandomState, np.random.Generator)
 
 
 class Snapshot(contextlib.AbstractContextManager[None]):
@@ -212,7 +212,7 @@ def left_uninitialized(model: nn.Module) -> Snapshot:
 
 
 def _is_changed_by_use(value: Any) -> bool:
-    return isinstance(value, (*_WITH_ATTRIBUTES, *_GENERATORS)) or is_metric_object(value)
+    return isinstance(value, (*_WITH_ATTRIBUTES, *GENERATORS)) or is_metric_object(value)
 
 
 class _State:

@@ -29,7 +29,7 @@ from torch.utils.data import (
 from blowtorch.data.digests import digest
 from blowtorch.data.loaders import copy_loader, end_workers, has_own_iterator
 from blowtorch.record.metric_objects import find_objects
-from blowtorch.training.snapshot import Snapshot
+from blowtorch.training.snapshot import GENERATORS, Snapshot
 from blowtorch.tree import map_leaves, walk
 
 _MOST_SAMPLES = 2_000  # of a validation
@@ -41,7 +41,6 @@ _FEW = 50  # samples of a validation, of which one that is trained on is enough 
 _LEAST_SHARE = 0.01  # of a validation; natural data have a few samples twice
 _LEAST_VARIETY = 0.9  # of the samples of a validation, which else repeat themselves by their nature
 _SHORTEST_TEXT = 8  # characters that are more than a name
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState)
 
 
 def find_overlaps(train_loader: Any, loaders: dict[str, Any]) -> Iterator[str]:
@@ -134,7 +133,7 @@ def _read(loader: DataLoader[Any], indices: Sequence[int]) -> list[str]:
     settings |= {"num_workers": 1, "prefetch_factor": 1} if loader.num_workers else {}
     settings |= {"pin_memory": False, "persistent_workers": False}
     twin = copy_loader(loader, **settings)
-    generators = find_objects({"dataset": loader.dataset}, lambda value: isinstance(value, _GENERATORS))
+    generators = find_objects({"dataset": loader.dataset}, lambda value: isinstance(value, GENERATORS))
     digests: list[str] = []
     with Snapshot(*generators.values()):
         ends = time.monotonic() + _MOST_SECONDS
