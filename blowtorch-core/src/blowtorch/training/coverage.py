@@ -36,7 +36,7 @@ class Coverage:
 
     def start(self) -> None:
         """Say, before the first step of a process, what is not trained; begin to watch the first epoch of a run."""
-        report_evaluating(self._workspace)
+        self._report_evaluating()
         state, progress = self._workspace.state, self._workspace.progress
         names = {id(parameter): plain_name(name) for name, parameter in state.model.named_parameters()}
         self._report_uncovered(names)
@@ -81,6 +81,18 @@ class Coverage:
         for watch in self._watches:
             watch.close()
         self._watches.clear()
+
+    def _report_evaluating(self) -> None:
+        """Say which modules are in evaluation mode and so stay in it."""
+        names = list(find_evaluating(self._workspace.state.model))
+        if names == [""]:
+            self._workspace.lines.warn(
+                "the whole model was in evaluation mode when the run was called, and is trained in it: nothing is "
+                "dropped out, and a BatchNorm keeps its statistics; call model.train() before the run if that is not "
+                "meant"
+            )
+        elif names:
+            self._workspace.lines.say(f"in evaluation mode in training too, as before it: {list_names(names)}")
 
     def _report_uncovered(self, names: Mapping[int, str]) -> None:
         own = [value for value in self._kept.values() if hasattr(value, "param_groups")]
@@ -201,18 +213,6 @@ class _Watch:
 
     def _has_gradients(self) -> bool:
         return any(parameter.grad is not None for parameter in _parameters_of(self._optimizer))
-
-
-def report_evaluating(workspace: Workspace) -> None:
-    """Say, before the first step, which modules are in evaluation mode and so stay in it."""
-    names = list(find_evaluating(workspace.state.model))
-    if names == [""]:
-        workspace.lines.warn(
-            "the whole model was in evaluation mode when the run was called, and is trained in it: nothing is dropped "
-            "out, and a BatchNorm keeps its statistics; call model.train() before the run if that is not meant"
-        )
-    elif names:
-        workspace.lines.say(f"in evaluation mode in training too, as before it: {list_names(names)}")
 
 
 def list_names(names: Sequence[str]) -> str:

@@ -32,7 +32,7 @@ class Doubts:
         self._training = training
         self._has_new_weights = has_new_weights
         self._outputs: list[Tensor] = []  # of the last call before the first step was done
-        self._classes: tuple[float, float, int] | None = None  # the first loss, that of guessing, among how many
+        self._beside_guessing: tuple[float, float, int] | None = None  # the first loss, that of guessing, of how many
         self._are_same: list[bool] = []  # of each call after the first step: whether its output is that of any input
 
     def look(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> None:
@@ -49,12 +49,12 @@ class Doubts:
         loss = metrics.get(self._training.steps.loss.name)
         if self._training.state.step == 1 and isinstance(loss, Tensor | float):
             number = loss.item() if isinstance(loss, Tensor) else loss
-            self._classes = _find_classes(outputs, _tensors_in(batch), number)
+            self._beside_guessing = _compare_with_guessing(outputs, _tensors_in(batch), number)
 
     def sentences(self) -> Iterator[str]:
         """Yield what there is to doubt."""
-        if self._classes is not None and self._has_new_weights:
-            loss, chance, number = self._classes
+        if self._beside_guessing is not None and self._has_new_weights:
+            loss, chance, number = self._beside_guessing
             far = f"the first loss is {loss:.3g}, and to guess among {number:,} classes would give {chance:.3g}"
             if loss > _FAR_ABOVE * chance and loss > chance + _LEAST_EXCESS:
                 yield f"{far}; are the inputs normalised, and the weights of the last layer small?"
@@ -113,7 +113,7 @@ def _has_equal_rows(tensor: Tensor) -> bool:
     return bool((tensor[:most] == tensor[:1]).all())
 
 
-def _find_classes(outputs: list[Tensor], batch: list[Tensor], loss: float) -> tuple[float, float, int] | None:
+def _compare_with_guessing(outputs: list[Tensor], batch: list[Tensor], loss: float) -> tuple[float, float, int] | None:
     """Return the loss, that of guessing and the number of classes, if the loss is the cross entropy of an output."""
     pairs = [(output, values) for output in outputs for values in batch if not values.is_complex()]
     for output, values in pairs[:_MOST_PAIRS]:
