@@ -5,7 +5,7 @@ import hashlib
 import os
 import random
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,16 @@ class SeparateStreams(contextlib.AbstractContextManager[None]):
         torch.default_generator.set_state(torch_state)
 
 
-GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_METHODS: Mapping[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {  # how a position is read and set
+    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
+    np.random.Generator: (
+        lambda generator: generator.bit_generator.state,
+        lambda generator, position: setattr(generator.bit_generator, "state", position),
+    ),
+    np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state),
+    random.Random: (random.Random.getstate, random.Random.setstate),
+}
+GENERATORS = tuple(_METHODS)
 
 
 class KeptGenerator:
@@ -127,19 +136,12 @@ class KeptGenerator:
 
     def state_dict(self) -> dict[str, Any]:
         """Return its position."""
-        generator = self.generator
-        if isinstance(generator, torch.Generator):
-            return {"state": generator.get_state()}
-        if isinstance(generator, np.random.Generator):
-            return {"state": generator.bit_generator.state}
-        return {"state": generator.getstate() if isinstance(generator, random.Random) else generator.get_state()}
+        return {"state": _methods_of(self.generator)[0](self.generator)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position."""
-        generator, position = self.generator, state["state"]
-        if isinstance(generator, np.random.Generator):
-            generator.bit_generator.state = position
-        elif isinstance(generator, random.Random):
-            generator.setstate(position)
-        else:
-            generator.set_state(position)
+        _methods_of(self.generator)[1](self.generator, state["state"])
+
+
+def _methods_of(generator: Any) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
+    return next(methods for kind, methods in _METHODS.items() if isinstance(generator, kind))

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import random
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,23 +18,13 @@ from torch.utils.data import DataLoader
 from blowtorch.data.samplers import has_state
 from blowtorch.errors import warn
 from blowtorch.record.metric_objects import find_objects, is_metric_object, variables_of
+from blowtorch.streams import GENERATORS, KeptGenerator
 
 _MAPPINGS = (dict, OrderedDict, defaultdict)
 _CONTAINERS = (*_MAPPINGS, list, set, deque)  # no subclasses, which may do more than to hold what they are given
 _MOST_VALUES = 1000  # a container of more is data that is kept, unless it holds modules or what belongs to a weight
 _MEMBERS = ("_modules", "_parameters", "_buffers")  # what a module consists of
 _WITH_ATTRIBUTES = (nn.Module, Optimizer, LRScheduler)
-_STATES: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {  # how each is read and written
-    random.Random: (random.Random.getstate, random.Random.setstate),
-    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
-    np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state),
-    np.random.Generator: (
-        lambda generator: generator.bit_generator.state,
-        lambda generator, state: setattr(generator.bit_generator, "state", state),
-    ),
-    np.ndarray: (lambda array: array, np.copyto),
-}
-GENERATORS = (random.Random, torch.Generator, np.random.RandomState, np.random.Generator)
 
 
 class Snapshot(contextlib.AbstractContextManager[None]):
@@ -235,9 +224,11 @@ def _read_state(value: Any) -> _State | None:
     if isinstance(value, type | DataLoader):
         return None  # of a loader, a copy is iterated
     try:
-        for kind, (read, write) in _STATES.items():
-            if isinstance(value, kind):
-                return _State(read(value), write)
+        if isinstance(value, np.ndarray):
+            return _State(value, np.copyto)
+        if isinstance(value, GENERATORS):
+            kept = KeptGenerator(value)
+            return _State(kept.state_dict(), lambda _, state: kept.load_state_dict(state))
         if has_state(value):
             return _State(value.state_dict(), lambda owner, state: owner.load_state_dict(state))
     except Exception:  # whatever the author of the object raises, it has to show where the object is used

@@ -29,7 +29,8 @@ from torch.utils.data import (
 from blowtorch.data.digests import digest
 from blowtorch.data.loaders import copy_loader, end_workers, has_own_iterator
 from blowtorch.record.metric_objects import find_objects
-from blowtorch.training.snapshot import GENERATORS, Snapshot
+from blowtorch.streams import GENERATORS
+from blowtorch.training.snapshot import Snapshot
 from blowtorch.tree import map_leaves, walk
 
 _MOST_SAMPLES = 2_000  # of a validation
