@@ -87,6 +87,11 @@ class Progress:
         """Whether something wants the run to end after the current step."""
         return self.interruption is not None or self.stop_reason is not None
 
+    @property
+    def is_within_epoch(self) -> bool:
+        """Whether the run stands in the middle of an epoch."""
+        return self.batch > 0 and not self.is_epoch_done
+
     def time(self) -> Time:
         """Read the clock."""
         epochs = self.epoch if self.is_epoch_done else self.epoch - 1

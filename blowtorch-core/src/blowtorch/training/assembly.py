@@ -242,7 +242,7 @@ def describe_lengths(progress: Progress, scheduler: SchedulerOption | None) -> I
             f"{describe_scheduler_option(scheduler)}, by the new length from here on"
         )
     now, before = progress.num_batches, progress.earlier_num_batches
-    if progress.batch and not progress.is_epoch_done and None not in (now, before) and now != before:
+    if progress.is_within_epoch and None not in (now, before) and now != before:
         yield (
             f"an epoch has {now} batches now and had {before} before: epoch {progress.epoch} goes on behind its batch "
             f"{progress.batch}, so with other data or another batch size some samples come twice in it, or not at all"

@@ -42,14 +42,13 @@ class Coverage:
         self._report_uncovered(names)
         self._report_unsaved(names)
         self._report_generators()
-        is_within_epoch = progress.batch > 0 and not progress.is_epoch_done
-        if state.options.dry_run or progress.epoch > (1 if is_within_epoch else 0):
+        if state.options.dry_run or progress.epoch > (1 if progress.is_within_epoch else 0):
             return
         may_skip = state.options.on_nan == "skip" or state.options.precision == "fp16"
         for name, optimizer in self._workspace.optimizers.items():
             with contextlib.suppress(AttributeError):  # one that only looks like those of torch has no hooks
                 self._watches.append(_Watch(self._waiting, optimizer, _label(name, optimizer, names), may_skip))
-        if is_within_epoch:
+        if progress.is_within_epoch:
             for watch in self._watches:
                 watch.go_on()
         self._is_new = bool(self._watches)

@@ -59,7 +59,7 @@ def train(training: Training, most_epochs: int | None = None) -> None:
     """
     progress = training.progress
     start_run(training)
-    is_within_epoch = progress.batch > 0 and not progress.is_epoch_done  # where the process before was stopped
+    is_within_epoch = progress.is_within_epoch  # where the process before was stopped
     while not progress.is_ending and (is_within_epoch or not is_limit_reached(training)) and most_epochs != 0:
         if progress.is_epoch_done:
             training.steps.restore_streams()  # what takes part in the beginning of an epoch may draw from them

@@ -22,7 +22,7 @@ def read_modes(model: nn.Module) -> ModulesInModes:
     return [(module, module.training) for module in model.modules()]
 
 
-def begin_training(model: nn.Module) -> None:
+def put_in_training_mode(model: nn.Module) -> None:
     """Have a model in training mode, but for those of its modules that are in evaluation mode: they stay so."""
     modes = read_modes(model)
     _ask_for_training(model)

@@ -33,7 +33,7 @@ from blowtorch.training.between_steps import last_metrics, notify, wait_for_chec
 from blowtorch.training.gradients import detecting_anomalies
 from blowtorch.training.interruption import interruptible
 from blowtorch.training.model import choose_device, compile_model, load_initial_weights
-from blowtorch.training.modes import begin_training
+from blowtorch.training.modes import put_in_training_mode
 from blowtorch.training.start import agree_on_seed, find_starting_point
 from blowtorch.training.trace import Trace
 from blowtorch.training.training import Training
@@ -228,7 +228,7 @@ class Session:
 
         In the end nothing hangs on the optimizers any more.
         """
-        begin_training(workspace.state.model)
+        put_in_training_mode(workspace.state.model)
         assert workspace.media is not None
         with workspace.media.muted():  # what is logged here would come again in each process
             self._script.prepare(workspace.state)

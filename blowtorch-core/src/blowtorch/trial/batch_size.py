@@ -13,7 +13,7 @@ from blowtorch.script.script import Script
 from blowtorch.streams import derive_seed
 from blowtorch.training.assembly import assemble_steps
 from blowtorch.training.loop import train_epoch
-from blowtorch.training.modes import begin_training
+from blowtorch.training.modes import put_in_training_mode
 from blowtorch.training.workspace import Workspace
 from blowtorch.trial.untouched import left_as_it_was
 
@@ -74,7 +74,7 @@ def _try_steps(script: Script, workspace: Workspace, loader: DataLoader[Any], si
     batch = next(iter(resized))
     batches = Batches([batch] * _STEPS * state.options.accumulate, state.seed, state.device, name="find_batch_size")
     steps = assemble_steps(script, workspace, batches)
-    begin_training(state.model)
+    put_in_training_mode(state.model)
     try:
         train_epoch(steps, batches.iterate(1), lambda: True)
     finally:
