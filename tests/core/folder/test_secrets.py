@@ -20,6 +20,7 @@ class Tracker:
     api_key: str
 
 
+ISSUED = "AbCdEfGhIjKlMnOpQr0123456789"
 SECRETS = ["api_key", "apikey", "wandb_api_key", "API_KEY", "hub-api-key", "token", "hf_token", "password", "PASSWD"]
 
 
@@ -40,7 +41,8 @@ def test_what_is_no_secret_stays():
     "key",
     "aws_secret_access_key AWS_SECRET_ACCESS_KEY private_key credentials access_token auth_token passphrase apiKey "
     "client_secret APIKey AWSSecretAccessKey X-Auth-Token x-api-key token2 db.password credentials.user passWord "
-    "user_password authorization secret_key wandb_key refreshToken aws_session_token api_tokens password_prod".split(),
+    "user_password authorization secret_key smtp_pass db_pass MYSQLPASSWORD PGPASSWORD jwt session_cookie "
+    "slack_webhook wandb_key refreshToken aws_session_token api_tokens password_prod".split(),
 )
 def test_a_secret_is_known_by_the_words_of_its_key(key):
     assert is_secret_path(key) and mask_secrets({key: "hidden"}) == {key: "***"}
@@ -49,7 +51,8 @@ def test_a_secret_is_known_by_the_words_of_its_key(key):
 @pytest.mark.parametrize(
     "key",
     "pad_token eos_token max_tokens token_type secretary token_embedding sort_key primary_key token_file tokens "
-    "access_key_id compass mask_token decoder_start_token keyboard pass author token.kind special_tokens".split(),
+    "access_key_id compass mask_token decoder_start_token keyboard pass author token.kind special_tokens "
+    "use_token reg_token dist_token latent_token global_token summary_token sos_token tool_token".split(),
 )
 def test_words_that_look_alike_are_none(key):
     assert not is_secret_path(key) and mask_secrets({key: "shown"}) == {key: "shown"}
@@ -80,6 +83,11 @@ def test_a_section_of_tokens_is_looked_into_and_one_of_credentials_is_masked_who
         ("Acme(url='x', api_key='hidden', n=3)", "Acme(url='x', api_key=***, n=3)"),
         ("{'api_key': 'hidden', 'n': 1}", "{'api_key': ***, 'n': 1}"),
         ("user: a\npassword: hidden\nb: 1", "user: a\npassword: ***\nb: 1"),
+        (f"login hf_{ISSUED} now", "login *** now"),
+        (f"a(ghp_{ISSUED}), sk-proj-{ISSUED}", "a(***), ***"),
+        (f"curl -H 'X: Bearer {ISSUED}'", "curl -H 'X: Bearer ***'"),
+        (f"https://hooks.slack.com/services/T0/B0/{ISSUED}", "https://hooks.slack.com/services/***"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nhidden\n-----END RSA PRIVATE KEY-----\nb", "***\nb"),
     ],
 )
 def test_passwords_within_texts_are_masked(text, masked):
@@ -97,6 +105,9 @@ def test_passwords_within_texts_are_masked(text, masked):
         "me@host",
         "token=5 pad_token=<pad> a=b",
         "--use-token --lr 3",
+        "hf_models/bert-base-uncased-finetuned-on-all-languages",
+        "sk-learn-of-a-version-that-nobody-has",
+        "-----BEGIN CERTIFICATE-----",
     ],
 )
 def test_names_within_addresses_and_numbers_within_texts_stay(text):

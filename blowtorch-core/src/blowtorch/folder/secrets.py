@@ -14,8 +14,8 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 # A key is taken apart into words, whether they are joined by signs or by capitals. These alone make it a secret,
 _SECRET = frozenset(
-    "password passwords passwd passphrase passcode pwd secret secrets credential credentials authorization "
-    "apikey apikeys apitoken accesstoken authtoken accesskey secretkey privatekey clientsecret".split()
+    "password passwords passwd passphrase passcode pwd secret secrets credential credentials authorization jwt cookie "
+    "cookies webhook apikey apikeys apitoken accesstoken authtoken accesskey secretkey privatekey clientsecret".split()
 )
 # these behind one of those that stand beside them,
 _SECRET_BEHIND = {
@@ -33,10 +33,11 @@ _ABOUT = frozenset(
 )
 # Any other token is a secret too, but for those of texts, which have names as these or look like `<pad>` and `[MASK]`.
 _OF_TEXTS = frozenset(
-    "assistant audio begin blank bos byte char class cls domain end eos eot fim first image img initializer lang "
-    "language last mask max middle min newline next num pad padding patch per placeholder position prefix query "
-    "register sep separator special speaker start stop sub subword suffix system target task text time trigger unk "
-    "unknown video word".split()
+    "action answer assistant audio begin blank bos byte char class cls dist distillation domain drop empty end eos eot "
+    "fim first global image img initializer lang language last latent learnable mask max mean middle min newline next "
+    "no noise null num oov pad padding patch per placeholder position prefix query reg register sep separator sos "
+    "special speaker start state stop style sub subword suffix summary system target task text time tool trigger unk "
+    "unknown use video word yes".split()
 )
 _LOOKS_LIKE_TEXT = re.compile(r"<[^<>]*>|\[\w+\]")
 
@@ -46,6 +47,14 @@ _OPTION = re.compile(r"(?<!\S)(--?)([A-Za-z][\w-]*)(\s+)([^-\s]\S*)")
 _ASSIGNMENT = re.compile(r"(?<![\w.-])()([\w.-]+)(=)(\"[^\"]*\"|'[^']*'|[^\s&;\"']+)")
 _QUOTED = re.compile(r"([\"'])([\w.-]+)([\"']\s*:\s*)(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')")
 _SIGNATURE = re.compile(r"([?&](?:[\w-]*signature|sig)=)[^\s&#]+", re.IGNORECASE)
+# What a service gives out looks so wherever it stands; of a block that holds a key, no line is shown.
+_ISSUED = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)|"
+    r"\b(?:hf_|gh[opsur]_|github_pat_|glpat-|sk-|xox[abeprs]-|AIza|npm_|pypi-)(?=[\w-]*\d)[\w-]{20,}|"
+    r"(?<=\bBearer )[\w.~+/-]{16,}=*|"
+    r"(?<=//hooks\.slack\.com/services/)[\w/]+|(?<=//discord\.com/api/webhooks/)[\w/-]+",
+    re.DOTALL,
+)
 _LINE = re.compile(r"^([ \t]*)([\w-]+)(:[ \t]+)(\S.*)$", re.MULTILINE)
 
 
@@ -94,7 +103,7 @@ def mask_text(text: str) -> str:
     >>> mask_text("pull https://abc@host/x?key=1&token=abc as Reader(api_key='abc')")
     'pull https://***@host/x?key=1&token=*** as Reader(api_key=***)'
     """
-    text = _SIGNATURE.sub(rf"\1{HIDDEN}", _ADDRESS.sub(_mask_address, text))
+    text = _SIGNATURE.sub(rf"\1{HIDDEN}", _ADDRESS.sub(_mask_address, _ISSUED.sub(HIDDEN, text)))
     for pattern in (_OPTION, _ASSIGNMENT, _QUOTED, _LINE):
         text = pattern.sub(_mask_named, text)
     return text
@@ -123,10 +132,13 @@ def is_secret(key: str) -> bool:
     if not words or words[-1] in _ABOUT:
         return False
     pairs = zip(["", *words], words, strict=False)
-    named = any(
-        word in _SECRET or before in _SECRET_BEHIND.get(word.removesuffix("s"), "").split() for before, word in pairs
-    )
+    named = any(word in _SECRET or word.endswith("password") or before in _words_before(word) for before, word in pairs)
     return named or _is_mere_token(key)
+
+
+def _words_before(word: str) -> list[str]:
+    """Return the words behind which a word, or its plural, makes a key a secret."""
+    return _SECRET_BEHIND.get(word, _SECRET_BEHIND.get(word.removesuffix("s"), "")).split()
 
 
 def _words(key: str) -> list[str]:
