@@ -249,10 +249,14 @@ def split_source(source: str) -> tuple[str, str]:
 def _merge_source(config: Config, source: str, read_source: ReadSource) -> None:
     source = os.path.expanduser(source)  # noqa: PTH111 - this one raises nothing, and a scheme has no such letter
     if split_source(source)[1] == source and not os.path.exists(source):  # noqa: PTH110
-        names: list[str] = []
+        names, where = list[str](), "its folder"
         with suppress(OSError, ValueError):  # there is no such folder, or can be none
+            where = str(Path(source).absolute().parent)
             names = [str(path) for path in Path(source).parent.iterdir() if path.is_file()]
-        raise ConfigError(f"expected a file or an override (key=value), got {source!r}.{nearest(source, names)}")
+        raise ConfigError(
+            f"expected a file or an override (key=value), got {source!r}, and {where} has no such file."
+            f"{nearest(source, names)}"
+        )
     values = read_source(source)
     lines: Mapping[str, int | str] = getattr(values, "lines", {})
     ignores_case = getattr(values, "ignores_case", False)
