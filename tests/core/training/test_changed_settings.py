@@ -309,6 +309,22 @@ def test_groups_and_parameters_in_another_order_find_their_states_by_name():
     assert_same(weights(again), weights(straight))
 
 
+def test_names_that_an_optimizer_was_given_stay_with_their_parameters_in_another_order():
+    optimizers: list[torch.optim.Optimizer] = []
+
+    def make(is_reversed):
+        def configure(model):
+            named = list(model.named_parameters())
+            optimizers.append(torch.optim.SGD(named[::-1] if is_reversed else named, lr=0.1, momentum=0.9))
+            return optimizers[-1]
+
+        return configure
+
+    model = continued(make(False), make(True))[2]
+    (group,) = optimizers[-1].param_groups
+    assert [id(model.get_parameter(name)) for name in group["param_names"]] == list(map(id, group["params"]))
+
+
 @pytest.mark.parametrize(
     ("after", "match"),
     [

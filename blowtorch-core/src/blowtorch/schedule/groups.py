@@ -71,7 +71,8 @@ def rearrange(
         index = index_of[frozenset(each)]
         saved = state["param_groups"][index]
         number_of = dict(zip(saved_names[index], saved["params"], strict=True))
-        saved_groups.append({**saved, "params": [number_of[name] for name in each]})
+        options = {key: value for key, value in saved.items() if key != "param_names"}  # torch takes those of now
+        saved_groups.append({**options, "params": [number_of[name] for name in each]})
     return {**state, "param_groups": saved_groups}
 
 
