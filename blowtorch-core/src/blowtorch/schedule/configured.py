@@ -81,21 +81,22 @@ class Configured:
             CheckpointError: an optimizer or a scheduler is of another kind, or has other parameters.
         """
         self._earlier, adapted = earlier or {}, dict(parts)
-        for name, old in self._earlier.get("optimizers", {}).items():
+        for name, record in self._earlier.get("optimizers", {}).items():
             part = f"optimizers/{name}"
             if name in self._optimizers and part in parts and part not in without:
-                new = self._set[name]
-                options = [group["options"].keys() for group in (old["groups"][0], new["groups"][0])]
-                _check_kind(part, checkpoint, old["kind"], new["kind"], is_alike=options[0] == options[1])
-                adapted[part] = rearrange(parts[part], old["now"], self._names.of_groups(name), part)
-        for name, old in self._earlier.get("schedulers", {}).items():
+                optimizer, mine = self._optimizers[name], self._set[name]
+                options = [group["options"].keys() for group in (record["groups"][0], mine["groups"][0])]
+                _check_kind(part, checkpoint, record["kind"], mine["kind"], is_alike=options[0] == options[1])
+                adapted[part] = rearrange(
+                    optimizer, parts[part], record, self._names.of_groups(name), self._names, part
+                )
+        for name, record in self._earlier.get("schedulers", {}).items():
             part = f"schedulers/{name}"
             if name in self._set_schedulers and part in parts and part not in without:
-                new = self._set_schedulers[name]
-                states = (old["state"], new["state"])
+                mine, states = self._set_schedulers[name], (record["state"], self._set_schedulers[name]["state"])
                 is_alike = all(isinstance(state, Mapping) for state in states) and states[0].keys() == states[1].keys()
-                _check_kind(part, checkpoint, old["kind"], new["kind"], is_alike)
-                adapted[part] = merge_states(parts[part], *states)
+                _check_kind(part, checkpoint, record["kind"], mine["kind"], is_alike)
+                adapted[part] = merge_states(parts[part], record["state"], mine["state"])
         return adapted
 
     def settle(self, parts: Mapping[str, Any], without: set[str]) -> None:
@@ -118,10 +119,10 @@ class Configured:
             self._settle_rates(name, optimizer, pairs, saved_rates, without)
             if not is_anew:
                 self._tell(name, optimizer, pairs)
-        for name, scheduler in self._set_schedulers.items():
-            earlier = self._earlier.get("schedulers", {}).get(name)
-            if earlier is not None and f"schedulers/{name}" not in without and not _is_ours(self._schedulers[name]):
-                for option, (old, new) in find_set_otherwise(earlier["state"], scheduler["state"]).items():
+        for name, mine in self._set_schedulers.items():
+            record = self._earlier.get("schedulers", {}).get(name)
+            if record is not None and f"schedulers/{name}" not in without and not _is_ours(self._schedulers[name]):
+                for option, (old, new) in find_set_otherwise(record["state"], mine["state"]).items():
                     self.changes.append(_sentence(f"{option} of scheduler {name!r}", old, new))
 
     def _settle_rates(
@@ -167,13 +168,12 @@ class Configured:
         return found
 
     def _is_set_otherwise(self, name: str) -> bool:
-        earlier = self._earlier.get("schedulers", {}).get(name)
-        return earlier is not None and not is_same(earlier["state"], self._set_schedulers[name]["state"])
+        record = self._earlier.get("schedulers", {}).get(name)
+        return record is not None and not is_same(record["state"], self._set_schedulers[name]["state"])
 
     def _tell(self, name: str, optimizer: torch.optim.Optimizer, pairs: Sequence[tuple[Any, Any]]) -> None:
         """Say what the script sets otherwise, once where it is the same for all groups."""
         lines: dict[str, list[int]] = {}
-        is_scheduled = bool(self._find_schedulers(name, optimizer))
         for index, (old, new) in enumerate(pairs):
             changed = {key: (old[key], new[key]) for key in new if key in old and not is_same(old[key], new[key])}
             base = changed.pop("initial_lr", None)
@@ -183,6 +183,7 @@ class Configured:
                 changed.pop("min_lr", None)
             if rate is not None and "max_lr" not in changed:
                 changed = {"learning rate": rate, **changed}
+            is_scheduled = bool(self._find_schedulers(name, optimizer))
             for key, (before, after) in changed.items():
                 line = _sentence(f"{key} of {{place}}", before, after)
                 if is_scheduled and key in ("learning rate", "max_lr"):

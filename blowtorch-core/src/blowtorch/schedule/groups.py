@@ -40,34 +40,45 @@ class ParameterNames:
         names |= {id(parameter): own for own, parameter in self._find_parameters().items()}
         return [[names.get(id(each)) for each in group["params"]] for group in self._optimizers[name].param_groups]
 
+    def find(self, names: Sequence[str | None]) -> list[nn.Parameter] | None:
+        """Return the parameters of these names, or None if one is not there."""
+        parameters = self._find_parameters()
+        found = [parameters[name] for name in names if name is not None and name in parameters]
+        return found if len(found) == len(names) else None
+
 
 def rearrange(
+    optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
-    saved_names: Sequence[Sequence[str | None]],
-    names: Sequence[Sequence[str | None]],
+    record: Mapping[str, Any],
+    groups: Sequence[Sequence[str | None]],
+    names: ParameterNames,
     part: str,
 ) -> Mapping[str, Any]:
     """Return the saved state of an optimizer in the order of the groups and parameters that it has now.
 
     Args:
+        optimizer: as the script has made it.
         state: as torch saves it; that of a wrapper with a form of its own is returned as it is.
-        saved_names: the names of the parameters in each group when it was saved.
-        names: the same now.
+        record: what `Configured` has kept of it.
+        groups: the names of the parameters in each group now.
+        names: to find parameters by.
         part: what messages call the optimizer.
 
     Raises:
         CheckpointError: it has other parameters, or groups them in another way.
     """
+    saved_names = record["now"]
     is_of_torch = isinstance(state, Mapping) and isinstance(state.get("param_groups"), list)
     if not is_of_torch or [len(group["params"]) for group in state["param_groups"]] != [*map(len, saved_names)]:
         return state
-    if names == saved_names or any(None in each for each in (*names, *saved_names)):
+    if groups == saved_names or any(name is None for each in (*groups, *saved_names) for name in each):
         return state
     index_of = {frozenset(each): index for index, each in enumerate(saved_names)}
-    if any(frozenset(each) not in index_of for each in names) or len(names) != len(saved_names):
-        raise CheckpointError(_describe_difference(part, saved_names, names))
+    if [frozenset(each) for each in groups if frozenset(each) not in index_of] or len(groups) != len(saved_names):
+        raise CheckpointError(_describe_difference(part, saved_names, groups))
     saved_groups = []
-    for each in names:
+    for each in groups:
         index = index_of[frozenset(each)]
         saved = state["param_groups"][index]
         number_of = dict(zip(saved_names[index], saved["params"], strict=True))
