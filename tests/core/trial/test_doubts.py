@@ -276,10 +276,30 @@ def noisy(x):
     return x + 0.1 * torch.randn(4)
 
 
+RARE = torch.arange(64) % 16 // 15
+
+
+def with_bias(layer, bias, index=slice(None)):
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    layer.bias.data[index] = bias
+    return layer
+
+
 SOUND: dict[str, tuple[Any, ...]] = {
     "regression": (lambda: linear(classes=1), rows(0, 32), squares, rows(32, 64)),
     "classification": (linear, TensorDataset(X[:32], LABELS[:32]), classify, TensorDataset(X[32:], LABELS[32:])),
     "one class of two": (lambda: linear(classes=2), TensorDataset(X, LABELS % 2), classify),
+    "a class that is rare, and a bias that knows it": (
+        lambda: with_bias(nn.Linear(4, 1), -4.0),
+        TensorDataset(X, RARE.float()[:, None]),
+        lambda batch, model: F.binary_cross_entropy_with_logits(model(batch[0]), batch[1]),
+    ),
+    "a background that is nearly everywhere": (
+        lambda: with_bias(nn.Conv2d(1, 5, 1), 5.0, 0),
+        TensorDataset(IMAGES, RARE[:, None, None] * F.pad(torch.ones(1, 1, dtype=torch.int64), (0, 5, 0, 5))),
+        classify,
+    ),
     "images": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 10)), TensorDataset(IMAGES, LABELS), classify),
     "a part and the rest": (lambda: linear(classes=1), Subset(WHOLE, range(32)), squares, Subset(WHOLE, range(32, 64))),
     "samplers that do not overlap": (

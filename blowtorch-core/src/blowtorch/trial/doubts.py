@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,20 @@ _LEAST_EXCESS = 1.0  # above the loss of guessing, which is small for two classe
 _TOLERANCE = 0.01
 
 
+class _BesideGuessing(NamedTuple):
+    """The loss of the first step, and what guessing would give.
+
+    Attributes:
+        loss: a cross entropy.
+        number: of the classes.
+        best_guess: the loss of a guess that knows how often each class comes, as a bias of the last layer may.
+    """
+
+    loss: float
+    number: int
+    best_guess: float
+
+
 class Doubts:
     """Looks at what the model gives in a dry run, and at the loss of its first step.
 
@@ -32,7 +46,7 @@ class Doubts:
         self._training = training
         self._has_new_weights = has_new_weights
         self._outputs: list[Tensor] = []  # of the last call before the first step was done
-        self._beside_guessing: tuple[float, float, int] | None = None  # the first loss, that of guessing, of how many
+        self._beside_guessing: _BesideGuessing | None = None
         self._are_same: list[bool] = []  # of each call after the first step: whether its output is that of any input
 
     def look(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> None:
@@ -54,11 +68,12 @@ class Doubts:
     def sentences(self) -> Iterator[str]:
         """Yield what there is to doubt."""
         if self._beside_guessing is not None and self._has_new_weights:
-            loss, chance, number = self._beside_guessing
+            loss, number, best_guess = self._beside_guessing
+            chance = math.log(number)
             far = f"the first loss is {loss:.3g}, and to guess among {number:,} classes would give {chance:.3g}"
             if loss > _FAR_ABOVE * chance and loss > chance + _LEAST_EXCESS:
                 yield f"{far}; are the inputs normalised, and the weights of the last layer small?"
-            elif loss < _FAR_BELOW * chance:
+            elif loss < _FAR_BELOW * best_guess:
                 yield f"{far}; do the inputs tell the class, or was the model trained before?"
         if self._are_same and all(self._are_same):
             yield (
@@ -113,19 +128,23 @@ def _has_equal_rows(tensor: Tensor) -> bool:
     return bool((tensor[:most] == tensor[:1]).all())
 
 
-def _compare_with_guessing(outputs: list[Tensor], batch: list[Tensor], loss: float) -> tuple[float, float, int] | None:
-    """Return the loss, that of guessing and the number of classes, if the loss is the cross entropy of an output."""
+def _compare_with_guessing(outputs: list[Tensor], batch: list[Tensor], loss: float) -> _BesideGuessing | None:
+    """Return the loss beside that of guessing, if it is the cross entropy of an output."""
     pairs = [(output, values) for output in outputs for values in batch if not values.is_complex()]
     for output, values in pairs[:_MOST_PAIRS]:
         for logits, targets in _readings(output, values):
             classes = logits.shape[1]
             is_within = bool(((targets < classes) & (targets >= 0) | (targets == -100)).all())
             if classes > 1 and is_within and _is_close(functional.cross_entropy(logits, targets), loss):
-                return loss, math.log(classes), classes
+                counts = targets[targets >= 0].bincount(minlength=classes)
+                shares = counts / counts.sum().clamp(min=1)
+                return _BesideGuessing(loss, classes, -float(torch.special.xlogy(shares, shares).sum()))
         if output.numel() == values.numel() and bool(((values == 0) | (values == 1)).all()):
             wanted = values.reshape(output.shape).float()
             if _is_close(functional.binary_cross_entropy_with_logits(output.float(), wanted), loss):
-                return loss, math.log(2), 2
+                share = wanted.flatten(1).mean(0) if wanted.ndim > 1 else wanted.mean()
+                chances = torch.special.xlogy(share, share) + torch.special.xlogy(1 - share, 1 - share)
+                return _BesideGuessing(loss, 2, -float(chances.mean()))
     return None
 
 
