@@ -169,6 +169,10 @@ def test_a_rate_that_a_callback_has_changed_stays_if_the_script_sets_it_as_befor
         (torch.optim.SGD, {"nesterov": False, "momentum": 0.9}, {"nesterov": True, "momentum": 0.9}),
         (torch.optim.Adam, {"betas": (0.9, 0.999), "eps": 1e-8}, {"betas": (0.8, 0.99), "eps": 1e-6}),
         (torch.optim.AdamW, {"lr": torch.tensor(0.01)}, {"lr": torch.tensor(0.02)}),
+        (torch.optim.Adam, {"amsgrad": False}, {"amsgrad": True}),
+        (torch.optim.AdamW, {"amsgrad": True}, {"amsgrad": False}),
+        (torch.optim.RMSprop, {"momentum": 0, "centered": False}, {"momentum": 0.9, "centered": True}),
+        (torch.optim.SGD, {"momentum": 0, "dampening": 0.5}, {"momentum": 0.9, "dampening": 0.5}),
     ],
 )
 def test_any_option_of_an_optimizer_that_is_set_otherwise_holds_from_there_on(kind, before, after):
@@ -186,6 +190,9 @@ def test_any_option_of_an_optimizer_that_is_set_otherwise_holds_from_there_on(ki
     for step in range(STEPS):
         if step == STOP:
             optimizer.param_groups[0].update(after)
+            for parameter in by_hand.parameters() if kind is not torch.optim.SGD else ():  # which makes it when missing
+                for name in ("max_exp_avg_sq", "momentum_buffer", "grad_avg"):
+                    optimizer.state[parameter].setdefault(name, torch.zeros_like(parameter, requires_grad=False))
         optimizer.zero_grad()
         loss_of(by_hand, BATCHES[step % 10]).backward()
         optimizer.step()

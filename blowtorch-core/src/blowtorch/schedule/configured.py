@@ -116,6 +116,8 @@ class Configured:
                 _take_over(group, {}, new)  # what torch, or a scheduler, has only now
                 if not is_anew:
                     _take_over(group, old, new)
+            if any(not is_same(old, new) for old, new in pairs):
+                self._names.complete_states(name)
             self._settle_rates(name, optimizer, pairs, saved_rates, without)
             if not is_anew:
                 self._tell(name, optimizer, pairs)

@@ -1,5 +1,7 @@
 """The parameter groups of optimizers, whose parameters have names: so a state finds its own, in whatever order."""
 
+import copy
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +35,26 @@ class ParameterNames:
                 for number, parameter in enumerate(group["params"]):
                     if id(parameter) not in named:
                         self._places[id(parameter)] = (f"parameter {number} of group {index}", parameter)
+
+    def complete_states(self, name: str) -> None:
+        """Give the parameters of an optimizer what their saved states lack, and options of now need: zeros.
+
+        Such options are `amsgrad` of Adam, `momentum` and `centered` of RMSprop, whose steps would raise a KeyError.
+        Only torch's own are tried: what else a step of another one touches, nobody knows.
+        """
+        optimizer = self._optimizers[name]
+        if not type(optimizer).__module__.startswith("torch.optim."):
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                state = optimizer.state.get(parameter)
+                if state and _lacks_something(optimizer, group, parameter):
+                    new = _try_step(optimizer, group, {})
+                    state |= {
+                        key: torch.zeros_like(parameter, requires_grad=False)
+                        for key, value in new.items()
+                        if key not in state and _shape_of(value) == (1,)
+                    }
 
     def of_groups(self, name: str) -> list[list[str | None]]:
         """Return the names of the parameters in each group of an optimizer; None for what has none any more."""
@@ -105,3 +127,39 @@ def _describe_difference(part: str, saved: Sequence[Sequence[str | None]], now: 
             other = next(iter(sorted(map(str, others ^ mine))))
             return f"{counts}; {name!r} and {other!r} are in the same group in one of the two only{advice}"
     return f"{counts}{advice}"
+
+
+def _lacks_something(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> bool:
+    try:
+        _try_step(
+            optimizer, group, {key: _shrink(value, parameter) for key, value in optimizer.state[parameter].items()}
+        )
+    except KeyError:
+        return True
+    except Exception:  # it wants more than a number, such as a closure; what it lacks, its own step will say
+        return False
+    return False
+
+
+def _try_step(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], state: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the state that an optimizer makes of another one in a step of a group that has a single number."""
+    number = nn.Parameter(torch.zeros(1, device=group["params"][0].device))
+    number.grad = torch.zeros_like(number)
+    twin = copy.copy(optimizer)
+    twin.state = defaultdict(dict, {number: dict(state)} if state else {})
+    twin.param_groups = [{**group, "params": [number]}]
+    twin.step()
+    made: Mapping[str, Any] = twin.state[number]
+    return made
+
+
+def _shrink(value: Any, parameter: nn.Parameter) -> Any:
+    if _shape_of(value) == parameter.shape:
+        return torch.zeros(1, device=value.device, dtype=value.dtype)
+    return copy.deepcopy(value)
+
+
+def _shape_of(value: Any) -> Any:
+    return value.shape if isinstance(value, torch.Tensor) else None
