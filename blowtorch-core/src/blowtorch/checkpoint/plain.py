@@ -1,5 +1,6 @@
 """Values that a checkpoint can hold and that run no code when they are read, and what can be told by such values."""
 
+import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from blowtorch.errors import CheckpointError
 from blowtorch.tree import Place, walk
 
 Original = tuple[Place, str, Any]  # where a value stood, what it was, and what else its making anew needs
 
 _PLAIN = (type(None), bool, int, float, str, bytes, complex, torch.Size, torch.dtype, torch.device)
 _CONTAINERS = (list, tuple, dict, OrderedDict, Counter)  # no subclass of these: to read one back could run its code
+_MAPPINGS = (dict, OrderedDict, Counter, defaultdict)
 _FACTORIES: tuple[Callable[[], Any], ...] = (int, float, bool, str, list, dict, set, tuple, deque)  # of defaultdicts
 
 
@@ -30,15 +33,19 @@ def find_unplain(value: Any, place: str) -> str | None:
     for keys, leaf in walk(value, is_leaf):
         path = place + "".join(f"[{key!r}]" for key in keys)
         for key in keys:
-            if type(key) not in _PLAIN and not (type(key) is tuple and all(type(part) in _PLAIN for part in key)):
+            if not _is_plain_key(key):
                 return f"{path} has a {type(key).__name__} as key"
         if not isinstance(leaf, torch.Tensor) and type(leaf) not in _PLAIN:
             return f"{path} is a {type(leaf).__name__}"
     return None
 
 
+def _is_plain_key(key: Any) -> bool:
+    return type(key) in _PLAIN or (type(key) is tuple and all(type(part) in _PLAIN for part in key))
+
+
 def make_plain(state: Any) -> tuple[Any, list[Original]]:
-    """Return a state in plain values, and what was not plain: numbers and arrays of NumPy, deques, sets, defaultdicts.
+    """Return a state in plain values, and what was not: of NumPy, deques, sets, defaultdicts, named tuples.
 
     Arrays share their memory with the tensors that stand for them. What cannot be told in plain values stays as it is.
 
@@ -51,7 +58,10 @@ def make_plain(state: Any) -> tuple[Any, list[Original]]:
 
 
 def make_original(state: Any, originals: Sequence[Original]) -> Any:
-    """Return a state as it was before `make_plain`.
+    """Return a state as it was before `make_plain`; a class of named tuples has to be there already, where it was.
+
+    Raises:
+        CheckpointError: it is not there.
 
     >>> make_original({"last": [1, 2]}, [(("last",), "deque", 5)])
     {'last': deque([1, 2], maxlen=5)}
@@ -62,28 +72,55 @@ def make_original(state: Any, originals: Sequence[Original]) -> Any:
 
 
 def _simplify(value: Any, place: Place, originals: list[Original]) -> Any:
+    told = _tell(value)
+    if told is not None:
+        kind, detail, value = told
+        originals.append((place, kind, detail))
+    if type(value) in (dict, OrderedDict, Counter):
+        return type(value)({key: _simplify(item, (*place, key), originals) for key, item in value.items()})
+    if type(value) in (list, tuple):
+        return type(value)(_simplify(item, (*place, index), originals) for index, item in enumerate(value))
+    return value
+
+
+def _tell(value: Any) -> tuple[str, Any, Any] | None:
+    """Return what a value that is not plain is, what else its making anew needs, and what stands for it."""
     kind = type(value)
-    if kind in (dict, OrderedDict, Counter):
-        return kind({key: _simplify(item, (*place, key), originals) for key, item in value.items()})
-    if kind in (list, tuple):
-        return kind(_simplify(item, (*place, index), originals) for index, item in enumerate(value))
+    if kind in _MAPPINGS:
+        return _tell_mapping(value)
     if kind is deque:
-        originals.append((place, "deque", value.maxlen))
-    elif kind in (set, frozenset):
-        originals.append((place, kind.__name__, None))
-    elif kind is defaultdict and value.default_factory in (None, *_FACTORIES):
-        factory = value.default_factory
-        originals.append((place, "defaultdict", None if factory is None else factory.__name__))
-        return _simplify(dict(value), place, originals)
-    elif isinstance(value, np.generic) and value.dtype.kind in "biufc" and type(value.item()) in _PLAIN:
-        originals.append((place, "number", value.dtype.str))
-        return value.item()
-    elif kind is np.ndarray and not value.dtype.hasobject:
-        originals.append((place, "array", [np.lib.format.dtype_to_descr(value.dtype), list(value.shape)]))
-        return _as_tensor(value)
-    else:
-        return value
-    return [_simplify(item, (*place, index), originals) for index, item in enumerate(value)]
+        return "deque", value.maxlen, list(value)
+    if kind in (set, frozenset):
+        return kind.__name__, None, list(value)
+    if kind is np.ndarray and not value.dtype.hasobject:
+        return "array", [np.lib.format.dtype_to_descr(value.dtype), list(value.shape)], _as_tensor(value)
+    if isinstance(value, np.generic) and not value.dtype.hasobject:
+        if value.dtype.kind in "biufcUS" and type(value.item()) in _PLAIN:
+            return "number", value.dtype.str, value.item()
+        return "scalar", [np.lib.format.dtype_to_descr(value.dtype), []], _as_tensor(np.array(value))
+    if isinstance(value, tuple) and _find_named_tuple(kind.__module__, kind.__qualname__) is kind:
+        return "named tuple", [kind.__module__, kind.__qualname__], list(value)
+    return None
+
+
+def _tell_mapping(value: Any) -> tuple[str, Any, Any] | None:
+    """Do the same for a mapping; one with keys of NumPy, or with tuples of tuples as keys, is told by its items."""
+    factory = getattr(value, "default_factory", None)
+    if factory not in (None, *_FACTORIES):
+        return None
+    detail = None if factory is None else factory.__name__
+    odd_keys = [key for key in value if not _is_plain_key(key)]
+    if odd_keys and find_unplain(make_plain(odd_keys)[0], "") is None:
+        return "items", [type(value).__name__, detail], [list(item) for item in value.items()]
+    return ("defaultdict", detail, dict(value)) if type(value) is defaultdict else None
+
+
+def _find_named_tuple(module: str, name: str) -> Any:
+    """Return a class of named tuples that is there already, or None; nothing is imported for it."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields") else None
 
 
 def _as_tensor(array: Any) -> torch.Tensor:
@@ -101,16 +138,47 @@ def _revive(value: Any, place: Place, originals: dict[Place, tuple[str, Any]]) -
     elif type(value) in (list, tuple):
         value = type(value)(_revive(item, (*place, index), originals) for index, item in enumerate(value))
     kind, detail = originals.get(place, ("", None))
-    if kind == "deque":
-        return deque(value, detail)
-    if kind in ("set", "frozenset"):
-        return set(value) if kind == "set" else frozenset(value)
-    if kind == "defaultdict":
-        return defaultdict({factory.__name__: factory for factory in _FACTORIES}.get(detail), value)
-    if kind == "number":
-        return np.dtype(detail).type(value)
-    if kind == "array":
-        dtype, shape = np.lib.format.descr_to_dtype(detail[0]), detail[1]
-        array = value.numpy()
-        return array if array.dtype == dtype else array.view(dtype).reshape(shape)
-    return value
+    make = _MAKERS.get(kind)
+    return value if make is None else make(value, detail)
+
+
+def _make_defaultdict(value: Any, factory: str | None) -> Any:
+    return defaultdict({each.__name__: each for each in _FACTORIES}.get(factory or ""), value)
+
+
+def _make_mapping(items: Any, detail: Any) -> Any:
+    name, factory = detail
+    if name == "defaultdict":
+        return _make_defaultdict(items, factory)
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in _MAPPINGS}
+    return kinds[name](dict(items))
+
+
+def _make_array(value: Any, detail: Any) -> Any:
+    dtype, shape = np.lib.format.descr_to_dtype(detail[0]), detail[1]
+    array = value.numpy()
+    return array if array.dtype == dtype else array.view(dtype).reshape(shape)
+
+
+def _make_named_tuple(value: Any, detail: Any) -> Any:
+    module, name = detail
+    kind = _find_named_tuple(module, name)
+    if kind is None or len(kind._fields) != len(value):
+        raise CheckpointError(
+            f"the checkpoint holds a named tuple {name!r} of the module {module!r} with {len(value)} fields, and there "
+            f"is none now; define it there again, or begin what holds it anew by run.resume_without"
+        )
+    return tuple.__new__(kind, value)  # which calls nothing of the class
+
+
+_MAKERS: dict[str, Callable[[Any, Any], Any]] = {  # each is given what stands for a value, and what else it needs
+    "deque": deque,
+    "set": lambda value, _: set(value),
+    "frozenset": lambda value, _: frozenset(value),
+    "defaultdict": _make_defaultdict,
+    "items": _make_mapping,
+    "number": lambda value, dtype: np.dtype(dtype).type(value),
+    "scalar": lambda value, detail: _make_array(value, detail)[()],
+    "array": _make_array,
+    "named tuple": _make_named_tuple,
+}
