@@ -50,7 +50,7 @@ _SIGNATURE = re.compile(r"([?&](?:[\w-]*signature|sig)=)[^\s&#]+", re.IGNORECASE
 # What a service gives out looks so wherever it stands; of a block that holds a key, no line is shown.
 _ISSUED = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)|"
-    r"\b(?:hf_|gh[opsur]_|github_pat_|glpat-|sk-|xox[abeprs]-|AIza|npm_|pypi-)(?=[\w-]*\d)[\w-]{20,}|"
+    r"\b(?:hf_|gh[opsur]_|github_pat_|glpat-|sk-|xox[abeprs]-|AIza|npm_|pypi-)(?=[\w-]{0,200}\d)[\w-]{20,}|"
     r"(?<=\bBearer )[\w.~+/-]{16,}=*|"
     r"(?<=//hooks\.slack\.com/services/)[\w/]+|(?<=//discord\.com/api/webhooks/)[\w/-]+",
     re.DOTALL,
