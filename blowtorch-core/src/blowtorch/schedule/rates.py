@@ -87,9 +87,7 @@ def find_set_otherwise(earlier: Any, now: Any) -> dict[str, tuple[Any, Any]]:
 def is_same(one: Any, other: Any) -> bool:
     """Return whether two plain values are equal; tensors by their numbers, and NaN to NaN."""
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
-        return (
-            torch.equal(torch.as_tensor(one).cpu(), torch.as_tensor(other).cpu()) if _are_numbers(one, other) else False
-        )
+        return _are_numbers(one, other) and torch.equal(torch.as_tensor(one).cpu(), torch.as_tensor(other).cpu())
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(is_same(value, other[key]) for key, value in one.items())
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
