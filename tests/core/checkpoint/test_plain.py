@@ -44,9 +44,7 @@ VALUES = {
     "plain": OrderedDict(a=Counter(x=2), b=(1, [2, (3,)]), c=None),
     "tuples": ((np.float64(1.0), (np.int8(1), "a")), ()),
     "named tuples": deque([Transition(torch.ones(2), np.int64(1)), Games.Move("queen")], maxlen=3),
-    "keys of numpy": {np.int64(3): 1, (np.int64(1), np.str_("a")): [np.float32(2.0)], "a": {np.bool_(True): None}},
-    "mappings of such keys": [defaultdict(float, {np.int64(1): 0.5}), Counter({np.str_("a"): 2})],
-    "tuples of tuples": OrderedDict({((0, 1), (1, 0)): 0.5, Games.Move("king"): 1.0}),
+    "tuples of tuples": OrderedDict({((0, 1), (1, 0)): 0.5, (): 1.0}),
     "words and times": [
         np.str_("é"),
         np.str_(""),
@@ -70,7 +68,7 @@ def assert_same(one, other):
     elif isinstance(one, torch.Tensor):
         assert torch.equal(one, other)
     elif isinstance(one, dict):
-        assert list(one) == list(other) and [*map(type, one)] == [*map(type, other)]
+        assert list(one) == list(other)
         assert getattr(one, "default_factory", 0) == getattr(other, "default_factory", 0)
         for key in one:
             assert_same(one[key], other[key])
@@ -91,6 +89,20 @@ def test_what_is_stored_comes_back_with_its_type_and_its_bits(name, tmp_path):
     assert_same(VALUES[name], make_original(*read_tensors(tmp_path / "state.pt")))
 
 
+KEYS = [np.int64(3), np.float32(0.1), np.bool_(True), np.str_("a"), (np.int64(1), (np.str_("b"), 2))]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=repr)
+@pytest.mark.parametrize("kind", [dict, OrderedDict, Counter, lambda items: defaultdict(int, items)])
+def test_keys_of_numpy_come_back_as_the_plain_ones_that_are_equal_to_them(key, kind):
+    value = kind({key: np.int64(1)})
+    state, originals = make_plain([value])
+    assert find_unplain([state, originals], "state") is None
+    (other,) = make_original(state, originals)
+    assert_same(value, other)
+    assert other[key] == 1 and type(other[key]) is np.int64
+
+
 def test_an_array_that_cannot_be_written_to_is_stored_without_a_warning():
     array = np.arange(3.0)
     array.flags.writeable = False
@@ -106,6 +118,7 @@ def test_an_array_that_cannot_be_written_to_is_stored_without_a_warning():
         (defaultdict(lambda: 3), r"state is a defaultdict"),
         ({print: 1}, r"has a builtin_function_or_method as key"),
         ({(1, object): 1, np.int64(1): 2}, r"has a tuple as key"),
+        ({np.datetime64("2026-01-01"): 1}, r"has a datetime64 as key"),
         (deque([print]), r"state\[0\] is a builtin_function_or_method"),
     ],
 )

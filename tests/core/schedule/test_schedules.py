@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.optim.lr_scheduler import MultiStepLR
 
 from blowtorch import (
     Schedule,
@@ -105,3 +106,21 @@ def test_what_other_frameworks_take_from_configure_optimizers_is_answered_with_w
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     with pytest.raises(ScriptError, match=said):
         read_configured(shape(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)))
+
+
+@pytest.mark.parametrize("milestones", [np.array([3, 7]), [np.int64(3), np.int32(7)], [3, 7]], ids=repr)
+def test_milestones_of_numpy_are_the_same_numbers_when_a_run_goes_on(make_run, net, loader, milestones):
+    def make(milestones):
+        run = make_run(validates=False)
+
+        @run.configure_optimizers
+        def configure_optimizers(model):
+            optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+            return optimizer, Schedule(MultiStepLR(optimizer, milestones), every="1 step")
+
+        return run
+
+    stopped = make(milestones)(net, loader, max_steps=5, **QUIET)
+    result = make([3, 7])(net, loader, max_steps=9, resume=str(stopped.folder), **QUIET)
+    assert result.metrics["lr"] == pytest.approx(0.01)
+    assert "milestones" not in (result.folder / "console.log").read_text()

@@ -15,7 +15,6 @@ Original = tuple[Place, str, Any]  # where a value stood, what it was, and what 
 
 _PLAIN = (type(None), bool, int, float, str, bytes, complex, torch.Size, torch.dtype, torch.device)
 _CONTAINERS = (list, tuple, dict, OrderedDict, Counter)  # no subclass of these: to read one back could run its code
-_MAPPINGS = (dict, OrderedDict, Counter, defaultdict)
 _FACTORIES: tuple[Callable[[], Any], ...] = (int, float, bool, str, list, dict, set, tuple, deque)  # of defaultdicts
 
 
@@ -41,7 +40,7 @@ def find_unplain(value: Any, place: str) -> str | None:
 
 
 def _is_plain_key(key: Any) -> bool:
-    return type(key) in _PLAIN or (type(key) is tuple and all(type(part) in _PLAIN for part in key))
+    return type(key) in _PLAIN or (type(key) is tuple and all(map(_is_plain_key, key)))
 
 
 def make_plain(state: Any) -> tuple[Any, list[Original]]:
@@ -77,7 +76,8 @@ def _simplify(value: Any, place: Place, originals: list[Original]) -> Any:
         kind, detail, value = told
         originals.append((place, kind, detail))
     if type(value) in (dict, OrderedDict, Counter):
-        return type(value)({key: _simplify(item, (*place, key), originals) for key, item in value.items()})
+        items = ((_plain_key(key), item) for key, item in value.items())
+        return type(value)({key: _simplify(item, (*place, key), originals) for key, item in items})
     if type(value) in (list, tuple):
         return type(value)(_simplify(item, (*place, index), originals) for index, item in enumerate(value))
     return value
@@ -86,33 +86,34 @@ def _simplify(value: Any, place: Place, originals: list[Original]) -> Any:
 def _tell(value: Any) -> tuple[str, Any, Any] | None:
     """Return what a value that is not plain is, what else its making anew needs, and what stands for it."""
     kind = type(value)
-    if kind in _MAPPINGS:
-        return _tell_mapping(value)
+    if kind is defaultdict and value.default_factory in (None, *_FACTORIES):
+        factory = value.default_factory
+        return "defaultdict", None if factory is None else factory.__name__, dict(value)
     if kind is deque:
         return "deque", value.maxlen, list(value)
     if kind in (set, frozenset):
         return kind.__name__, None, list(value)
     if kind is np.ndarray and not value.dtype.hasobject:
         return "array", [np.lib.format.dtype_to_descr(value.dtype), list(value.shape)], _as_tensor(value)
+    if _is_plain_number(value):
+        return "number", value.dtype.str, value.item()
     if isinstance(value, np.generic) and not value.dtype.hasobject:
-        if value.dtype.kind in "biufcUS" and type(value.item()) in _PLAIN:
-            return "number", value.dtype.str, value.item()
         return "scalar", [np.lib.format.dtype_to_descr(value.dtype), []], _as_tensor(np.array(value))
     if isinstance(value, tuple) and _find_named_tuple(kind.__module__, kind.__qualname__) is kind:
         return "named tuple", [kind.__module__, kind.__qualname__], list(value)
     return None
 
 
-def _tell_mapping(value: Any) -> tuple[str, Any, Any] | None:
-    """Do the same for a mapping; one with keys of NumPy, or with tuples of tuples as keys, is told by its items."""
-    factory = getattr(value, "default_factory", None)
-    if factory not in (None, *_FACTORIES):
-        return None
-    detail = None if factory is None else factory.__name__
-    odd_keys = [key for key in value if not _is_plain_key(key)]
-    if odd_keys and find_unplain(make_plain(odd_keys)[0], "") is None:
-        return "items", [type(value).__name__, detail], [list(item) for item in value.items()]
-    return ("defaultdict", detail, dict(value)) if type(value) is defaultdict else None
+def _plain_key(key: Any) -> Any:
+    """Return a key of NumPy, or a tuple with such inside, as the plain one that is equal to it and is found by it."""
+    if type(key) is tuple:
+        return tuple(map(_plain_key, key))
+    return key.item() if _is_plain_number(key) else key
+
+
+def _is_plain_number(value: Any) -> bool:
+    """Whether a value is a number or a text of NumPy that Python has too."""
+    return isinstance(value, np.generic) and value.dtype.kind in "biufcUS" and type(value.item()) in _PLAIN
 
 
 def _find_named_tuple(module: str, name: str) -> Any:
@@ -146,14 +147,6 @@ def _make_defaultdict(value: Any, factory: str | None) -> Any:
     return defaultdict({each.__name__: each for each in _FACTORIES}.get(factory or ""), value)
 
 
-def _make_mapping(items: Any, detail: Any) -> Any:
-    name, factory = detail
-    if name == "defaultdict":
-        return _make_defaultdict(items, factory)
-    kinds: dict[str, Any] = {kind.__name__: kind for kind in _MAPPINGS}
-    return kinds[name](dict(items))
-
-
 def _make_array(value: Any, detail: Any) -> Any:
     dtype, shape = np.lib.format.descr_to_dtype(detail[0]), detail[1]
     array = value.numpy()
@@ -176,7 +169,6 @@ _MAKERS: dict[str, Callable[[Any, Any], Any]] = {  # each is given what stands f
     "set": lambda value, _: set(value),
     "frozenset": lambda value, _: frozenset(value),
     "defaultdict": _make_defaultdict,
-    "items": _make_mapping,
     "number": lambda value, dtype: np.dtype(dtype).type(value),
     "scalar": lambda value, detail: _make_array(value, detail)[()],
     "array": _make_array,
