@@ -48,13 +48,13 @@ LAYERS = [
 # Highest first, within each wing.
 ROOMS = {
     "trial": ["dry_run", "forecast", "doubts", "overlap", "batch_size", "evaluation", "untouched"],
-    "training": """session loop between_steps assembly training coverage model start interruption trace
+    "training": """session loop between_steps writing assembly training coverage model start interruption trace
         validation callbacks gradients workspace modes snapshot""".split(),
     "runs": ["view", "stored"],
     "script": ["decorators", "script", "returns", "functions", "command_line"],
     "checkpoint": ["checkpoints", "retention", "store", "contents", "frozen", "finiteness", "tensors", "plain"],
     "record": ["feed", "media", "arrays", "record", "lines", "metric_objects", "metrics", "logged"],
-    "schedule": ["schedules", "option", "configured", "groups", "rates", "sequence"],
+    "schedule": ["configured", "schedules", "option", "groups", "rates", "sequence"],
     "data": [
         "batches",
         "sources",

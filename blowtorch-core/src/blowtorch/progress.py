@@ -48,6 +48,9 @@ class Progress:
         num_batches: of an epoch; None when unknown.
         earlier_num_batches: the same as it was when that checkpoint was taken.
         steps_per_epoch: None when unknown.
+        batch_size: that of the train loader, where the samples of its epochs are known by their place; else None.
+        extra_steps: how many more steps than now the epochs that are done had, since their steps were smaller.
+        limits: the options `max_epochs` and `max_steps`, as they hold.
         num_skipped: steps in a row that were left out, since their gradients were not finite.
         stop_reason: why the run ends after the current step; it is then finished.
         interruption: what wants the run to stop early, such as SIGTERM; it is then stopped, to be continued.
@@ -70,6 +73,9 @@ class Progress:
     num_batches: int | None = None
     earlier_num_batches: int | None = None
     steps_per_epoch: int | None = None
+    batch_size: int | None = None
+    extra_steps: int = 0
+    limits: tuple[int | None, int | None] = (None, None)
     num_skipped: int = 0
     stop_reason: str | None = None
     interruption: str | None = None
@@ -91,6 +97,14 @@ class Progress:
     def is_within_epoch(self) -> bool:
         """Whether the run stands in the middle of an epoch."""
         return self.batch > 0 and not self.is_epoch_done
+
+    def count_total_steps(self) -> None:
+        """Work out how many steps the whole run has."""
+        max_epochs, max_steps = self.limits
+        limits = [] if max_steps is None else [max_steps]
+        if max_epochs is not None and self.steps_per_epoch is not None:
+            limits.append(max_epochs * self.steps_per_epoch + self.extra_steps)
+        self.total_steps = min(limits, default=None)
 
     def time(self) -> Time:
         """Read the clock."""

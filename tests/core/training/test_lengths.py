@@ -250,11 +250,11 @@ def test_a_run_that_goes_on_within_an_epoch_of_another_length_says_so(data, stop
     run.on("train_step_end")(lambda step: signal.raise_signal(signal.SIGTERM) if step == stopped_at else None)
     stopped = run(small_net(), DataLoader(few, 8, shuffle=True), **options)
     result = start()(small_net(), DataLoader(few, size, shuffle=True), resume=str(stopped.folder), **options)
-    said = [line for line in (result.folder / "console.log").read_text().splitlines() if "an epoch has" in line]
+    said = [line for line in (result.folder / "console.log").read_text().splitlines() if "goes on behind" in line]
     if size == 8:
         assert said == []
     else:
-        place = f"{32 // size} batches now and had 4 before: epoch 1 goes on behind its batch {stopped_at}"
+        place = f"of {size} samples now and had 8 before: epoch 1 goes on behind its batch {8 * stopped_at // size}"
         assert len(said) == 1 and place in said[0]
 
 

@@ -1,6 +1,7 @@
 """What a checkpoint holds, part by part: nothing is missing, nothing left over, all of it plain."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,12 +49,22 @@ class SavedProgress:
         progress: of the run.
         options: which metric decides on the best checkpoint: one by another metric is not comparable.
         path_of: tells where a checkpoint is, by its name.
+
+    Attributes:
+        changes: what is otherwise than for the checkpoint that was put back, in sentences.
     """
 
     def __init__(self, progress: Progress, options: RunOptions, path_of: Callable[[str], Path]) -> None:
         self._progress = progress
         self._best_by = [options.checkpoint_metric, options.smaller_is_better]
         self._path_of = path_of
+        self._accumulate = options.accumulate
+        self.changes: list[str] = []
+
+    @property
+    def total_steps(self) -> int | None:
+        """How many steps the whole run has, as far as it is known."""
+        return self._progress.total_steps
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the run, in plain values."""
@@ -74,6 +85,9 @@ class SavedProgress:
             "num_batches": progress.num_batches,
             "best": None if best is None else [best.name, best.step, best.metric],
             "best_by": self._best_by,
+            "steps_per_epoch": progress.steps_per_epoch,
+            "extra_steps": progress.extra_steps,
+            "batch_size": progress.batch_size,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -89,6 +103,33 @@ class SavedProgress:
         if state["best"] is not None and state["best_by"] == self._best_by:
             name, step, metric = state["best"]
             progress.best = Checkpoint(name=name, step=step, metric=metric, path=self._path_of(name))
+        self.changes = self._fit_to_batches(state)
+        if state["best"] is not None and progress.best is None:
+            self.changes.append(
+                f"the best checkpoint so far was so by {state['best_by'][0]!r}; from here on "
+                f"{self._best_by[0]!r} decides, {'smaller' if self._best_by[1] else 'larger'} being better"
+            )
+
+    def _fit_to_batches(self, state: Mapping[str, Any]) -> list[str]:
+        """Find the place in the epoch among batches of another size, and count the steps; say what has changed."""
+        progress, changes = self._progress, []
+        earlier, now = state.get("batch_size"), progress.batch_size
+        if earlier is not None and now is not None and earlier != now and not progress.is_epoch_done:
+            progress.batch, num_again = divmod(progress.batch * earlier, now)
+            progress.earlier_num_batches = progress.num_batches  # the place among them is known
+            again = f", and {num_again} samples come again" if num_again else ""
+            changes.append(
+                f"the train loader has batches of {now} samples now and had {earlier} before: epoch {progress.epoch} "
+                f"goes on behind its batch {progress.batch}{again}"
+            )
+        progress.extra_steps = state.get("extra_steps", 0)
+        steps, earlier_steps = progress.steps_per_epoch, state.get("steps_per_epoch")
+        if steps is not None and earlier_steps is not None and steps != earlier_steps:
+            left = 0 if progress.is_epoch_done else max(0, (progress.num_batches or 0) - progress.batch)
+            num_left = math.ceil(left / self._accumulate)
+            progress.extra_steps = progress.step - (progress.epoch * steps - num_left)
+        progress.count_total_steps()
+        return changes
 
 
 class Contents:
@@ -118,6 +159,7 @@ class Contents:
         configured: Configured | None = None,
     ) -> None:
         self._configured = configured
+        self._progress = progress
         self._model = model
         self._frozen = frozen
         self._judged = judged
@@ -134,7 +176,7 @@ class Contents:
     @property
     def changes(self) -> Sequence[str]:
         """What the script sets otherwise than it did for the checkpoint that was put back, in sentences."""
-        return () if self._configured is None else self._configured.changes
+        return [*self._progress.changes, *(() if self._configured is None else self._configured.changes)]
 
     def check(self) -> None:
         """Make sure that every part can be stored, before hours are spent on it.
@@ -226,10 +268,12 @@ class Contents:
             average |= {name: weights[name].clone() for name in frozen if name in weights}
             self._judged.earlier = by_own_names(self._model, average)
         parts = make_original(training["parts"], training.get("originals", ()))
+        self._progress.load_state_dict(parts["state"])
         if self._configured is not None:
+            self._configured.fit_to(self._progress.total_steps)
             parts = self._configured.adapt(parts, training.get("configured"), without, checkpoint)
         for name, part in self._parts.items():
-            if name not in without:
+            if name not in without and part is not self._progress:
                 _load(part, parts[name], name, checkpoint)
         if self._configured is not None:
             self._configured.settle(parts, without)

@@ -79,6 +79,12 @@ class Batches:
         return holders_of_position(self._loader)
 
     @property
+    def batch_size(self) -> int | None:
+        """How many samples a batch has, where their order is ours; None otherwise."""
+        size = getattr(self._loader, "batch_size", None)
+        return size if isinstance(size, int) and self._source.order is not None else None
+
+    @property
     def has_firm_length(self) -> bool:
         """Whether an epoch has no more batches than `num_batches`."""
         return self.num_batches is not None and has_firm_length(self._loader) and self._count() == self.num_batches

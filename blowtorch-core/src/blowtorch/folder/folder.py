@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from blowtorch.clock import now
@@ -115,7 +116,12 @@ class RunFolder:
         return read_run_info(self.path)
 
     def start_session(
-        self, config: Config, options: Mapping[str, Any], command_line: list[str], **info: Any
+        self,
+        config: Config,
+        options: Mapping[str, Any],
+        command_line: list[str],
+        kept: Mapping[str, Any] = MappingProxyType({}),
+        **info: Any,
     ) -> dict[str, tuple[Any, Any]]:
         """Write that a process begins to train the run, and with what; secrets are masked.
 
@@ -123,6 +129,7 @@ class RunFolder:
             config: the resolved configuration, for `config.yaml` and `origins.yaml`.
             options: the options that hold, by name.
             command_line: of the script.
+            kept: options that are given otherwise in `config`, and are not in use.
             info: what else `run.yaml` says from here on.
 
         Returns:
@@ -134,6 +141,8 @@ class RunFolder:
         """
         earlier = self.read_info()
         settings, masked = mask_secrets(plain(config.snapshot())), mask_secrets(plain(options))
+        if isinstance(settings.get("run"), dict):
+            settings["run"] |= {name: masked[name] for name in kept if name in settings["run"]}
         changed = self._find_changes(earlier, settings, masked)
         session = {"started": now(), "host": socket.gethostname(), "process": os.getpid(), "status": "running"}
         session["command_line"] = mask_command_line(command_line)

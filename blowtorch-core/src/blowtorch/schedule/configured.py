@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from blowtorch.errors import CheckpointError
-from blowtorch.hookspecs import Schedule
 from blowtorch.schedule.groups import ParameterNames, rearrange
 from blowtorch.schedule.rates import find_set_otherwise, is_same, merge_states, rates_on_curve
+from blowtorch.schedule.schedules import Schedules
 from blowtorch.tree import map_leaves
 
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # the latter are what schedulers keep in the groups
@@ -25,7 +25,7 @@ class Configured:
 
     Args:
         optimizers: by name, just made.
-        schedules: by name, just made.
+        schedules: just made.
         find_parameters: returns the parameters that have names, by these: those of the model, and of what is kept.
 
     Attributes:
@@ -35,20 +35,30 @@ class Configured:
     def __init__(
         self,
         optimizers: Mapping[str, torch.optim.Optimizer],
-        schedules: Mapping[str, Schedule],
+        schedules: Schedules,
         find_parameters: Callable[[], Mapping[str, nn.Parameter]],
     ) -> None:
         self.changes: list[str] = []
         self._optimizers = optimizers
-        self._schedulers = {name: schedule.scheduler for name, schedule in schedules.items()}
+        self._schedules = schedules
         self._names = ParameterNames(optimizers, find_parameters)
+        self._earlier: Mapping[str, Any] = {}
+        self._remember()
+
+    def fit_to(self, total_steps: int | None) -> None:
+        """Have schedules that fit to a run of this length, before anything takes a state."""
+        self._schedules.fit_to(total_steps)
+        self._remember()
+
+    def _remember(self) -> None:
+        self._schedulers = {name: schedule.scheduler for name, schedule in self._schedules.by_name.items()}
+        optimizers = self._optimizers
         self._set = {name: self._describe(name, optimizer) for name, optimizer in optimizers.items()}
         self._set_schedulers = {
             name: {"kind": _kind_of(scheduler), "state": _copy(scheduler.state_dict())}
             for name, scheduler in self._schedulers.items()
             if hasattr(scheduler, "state_dict")
         }
-        self._earlier: Mapping[str, Any] = {}
 
     def _describe(self, name: str, optimizer: Any) -> dict[str, Any]:
         options = [

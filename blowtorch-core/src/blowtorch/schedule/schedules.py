@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,9 @@ class Schedules:
     Args:
         optimizers: by name.
         schedules: by name; several may change the same optimizer.
-        ends: the step with which a schedule comes to its end, by its name, where it has been told of one.
+        build: makes those of the option `scheduler`, from the number of steps of the run; None for those of the script.
+        ended: the names of those that come to their end with the run.
+        total_steps: how many steps the run has; None when unknown.
 
     Attributes:
         by_name: the schedules.
@@ -32,14 +34,22 @@ class Schedules:
         self,
         optimizers: Mapping[str, torch.optim.Optimizer],
         schedules: Mapping[str, Schedule],
-        ends: Mapping[str, int] | None = None,
+        build: Callable[[int | None], Mapping[str, Schedule]] | None = None,
+        ended: Collection[str] = (),
+        total_steps: int | None = None,
     ) -> None:
-        self.by_name = schedules
-        self._ends = ends or {}
+        self._build = build
+        self._optimizers = optimizers
+        self._names_of_ended = ended
+        self._total_steps = total_steps
+        self._first_options = [_read_options(group) for each in optimizers.values() for group in each.param_groups]
+        self.by_name = dict(schedules if build is None else build(total_steps))
         self._ended: set[str] = set()
-        self.triggers = {name: Trigger(schedule.every) for name, schedule in schedules.items()}
+        self.triggers = {name: Trigger(schedule.every) for name, schedule in self.by_name.items()}
         self._each_step = [
-            name for name, schedule in schedules.items() if schedule.metric is None and schedule.every.unit != "epochs"
+            name
+            for name, schedule in self.by_name.items()
+            if schedule.metric is None and schedule.every.unit != "epochs"
         ]
         self.wants_steps = bool(self._each_step)
         self._groups = {  # by index: the groups themselves are others once an optimizer has loaded its state
@@ -50,6 +60,18 @@ class Schedules:
         if len(self._groups) == 1:
             self._groups = {"lr": next(iter(self._groups.values()))}
         self.rates = self.read_rates()
+
+    def fit_to(self, total_steps: int | None) -> None:
+        """Make the schedules of the option anew for a run of another length, from the rates that the script has set."""
+        if self._build is None or total_steps == self._total_steps:
+            return
+        self._total_steps = total_steps
+        groups = [group for each in self._optimizers.values() for group in each.param_groups]
+        for group, options in zip(groups, self._first_options, strict=True):
+            for name in group.keys() - options.keys() - {"params"}:
+                del group[name]
+            group.update(options)
+        self.by_name.update(self._build(total_steps))
 
     def read_rates(self) -> dict[str, float]:
         """Return the learning rates of now, by the names under which they are recorded."""
@@ -100,7 +122,7 @@ class Schedules:
     def _advance(self, name: str, state: RunState) -> None:
         """Step a schedule; one that is over holds its last rates, and says so once."""
         scheduler = self.by_name[name].scheduler
-        is_over = name in self._ends and state.step > self._ends[name]
+        is_over = name in self._names_of_ended and self._total_steps is not None and state.step > self._total_steps
         if isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR):  # which raises if it is stepped further
             is_over = is_over or scheduler.last_epoch >= scheduler.total_steps
         if not is_over:
@@ -114,7 +136,7 @@ class Schedules:
 
     def checkpoint_parts(self) -> dict[str, Any]:
         """Return what belongs into a checkpoint, by name."""
-        schedulers = {f"schedulers/{name}": schedule.scheduler for name, schedule in self.by_name.items()}
+        schedulers = {f"schedulers/{name}": SavedSchedule(self, name) for name in self.by_name}
         return {"rates": self, **schedulers}
 
     def state_dict(self) -> dict[str, float]:
@@ -124,6 +146,28 @@ class Schedules:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Take the rates of the last step from a checkpoint."""
         self.rates = dict(state)
+
+
+class SavedSchedule:
+    """A schedule as checkpoints keep it, whichever scheduler it has."""
+
+    def __init__(self, schedules: Schedules, name: str) -> None:
+        self._schedules = schedules
+        self._name = name
+
+    def state_dict(self) -> Any:
+        """Return the state of its scheduler."""
+        return self._schedules.by_name[self._name].scheduler.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from a state."""
+        self._schedules.by_name[self._name].scheduler.load_state_dict(state)
+
+
+def _read_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a parameter group, with copies of those that are tensors."""
+    options = {name: value for name, value in group.items() if name != "params"}
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
 
 
 def read_configured(returned: Any) -> tuple[dict[str, torch.optim.Optimizer], dict[str, Any]]:

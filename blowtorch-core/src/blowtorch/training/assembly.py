@@ -1,10 +1,9 @@
 """Puts together what the loop works with: extensions, batches, optimizers, and everything that a checkpoint holds."""
 
-import dataclasses
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,7 +38,7 @@ from blowtorch.schedule.option import (
 from blowtorch.schedule.schedules import Schedules, as_schedule, read_configured
 from blowtorch.script.returns import Loss, Returns
 from blowtorch.script.script import Script, ValidationRequest
-from blowtorch.state import RunInfo, RunState
+from blowtorch.state import RunState
 from blowtorch.training.callbacks import Callbacks
 from blowtorch.training.coverage import Coverage
 from blowtorch.training.gradients import ChangedGradients, Gradients, are_changed, check_self_driven
@@ -152,7 +151,7 @@ def assemble_steps(
     """
     state, train = workspace.state, script.train
     assert train is not None
-    count_steps(workspace, batches.num_batches)
+    count_steps(workspace, batches)
     schedules = build_optimizers(script, workspace, scheduler)
     roots = {"model": state.model, **script.kept}
     loss = Loss(train, state.options.optimize_metric)
@@ -202,9 +201,7 @@ def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder
     contents = Contents(
         model=state.model,
         judged=workspace.judged,
-        configured=Configured(
-            workspace.optimizers, steps.schedules.by_name, _find_parameters(state.model, script.kept)
-        ),
+        configured=Configured(workspace.optimizers, steps.schedules, _find_parameters(state.model, script.kept)),
         progress=SavedProgress(progress, state.options, store.path_of),
         triggers=Triggers({name: trigger for name, trigger in named.items() if trigger is not None}, progress.time),
         window=steps.returns.window,
@@ -223,15 +220,14 @@ def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder
     )
 
 
-def count_steps(workspace: Workspace, num_batches: int | None) -> None:
+def count_steps(workspace: Workspace, batches: Batches) -> None:
     """Work out how many optimizer steps an epoch and the run have."""
     state, progress = workspace.state, workspace.progress
-    progress.num_batches = num_batches
+    num_batches = progress.num_batches = batches.num_batches
+    progress.batch_size = batches.batch_size
     progress.steps_per_epoch = None if num_batches is None else math.ceil(num_batches / state.options.accumulate)
-    limits = [state.options.max_steps]
-    if progress.steps_per_epoch is not None and state.max_epochs is not None:
-        limits.append(state.max_epochs * progress.steps_per_epoch)
-    progress.total_steps = min((limit for limit in limits if limit is not None), default=None)
+    progress.limits = (state.max_epochs, state.options.max_steps)
+    progress.count_total_steps()
 
 
 def describe_lengths(progress: Progress, scheduler: SchedulerOption | None) -> Iterator[str]:
@@ -257,17 +253,18 @@ def build_optimizers(script: Script, workspace: Workspace, scheduler: SchedulerO
     workspace.optimizer_modes.begin_training()
     if script.train is not None and not script.train.drives_itself:
         _refuse_closures(optimizers)
-    schedules: dict[str, Schedule] = {
-        name: as_schedule(name, scheduler, state.options.checkpoint_metric) for name, scheduler in schedulers.items()
-    }
-    if scheduler is not None:
-        if schedules:
-            raise ScriptError(
-                "configure_optimizers returns schedulers, and the option scheduler names another; keep one of them"
-            )
-        schedules = build_schedules(scheduler, optimizers, progress.total_steps, progress.steps_per_epoch)
-    ended = find_ended(scheduler, optimizers) if scheduler is not None and progress.total_steps is not None else ()
-    return Schedules(workspace.optimizers, schedules, dict.fromkeys(ended, progress.total_steps or 0))
+    if scheduler is None:
+        metric = state.options.checkpoint_metric
+        return Schedules(optimizers, {name: as_schedule(name, each, metric) for name, each in schedulers.items()})
+    if schedulers:
+        raise ScriptError(
+            "configure_optimizers returns schedulers, and the option scheduler names another; keep one of them"
+        )
+
+    def build(total_steps: int | None) -> dict[str, Schedule]:
+        return build_schedules(scheduler, optimizers, total_steps, progress.steps_per_epoch)
+
+    return Schedules(optimizers, {}, build, find_ended(scheduler, optimizers), progress.total_steps)
 
 
 def _find_parameters(model: nn.Module, kept: Mapping[str, Any]) -> Callable[[], Mapping[str, nn.Parameter]]:
@@ -289,18 +286,6 @@ def own_folder(folder: RunFolder, plugin: Plugin) -> Any:
     """Return the folder in which a callback or backend keeps what is its own; None for one that ships with the core."""
     is_built_in = plugin.package == "blowtorch-core"
     return None if is_built_in else folder.own_folder(plugin.kind, plugin.name)
-
-
-def make_logger_folders(plugins: Sequence[Plugin], folder: RunFolder, info: RunInfo) -> list[RunInfo]:
-    """Return what each logger is told of the run; a second one of a name has a folder of its own too."""
-    infos: list[RunInfo] = []
-    names: list[str] = []
-    for plugin in plugins:
-        names.append(plugin.name)
-        again = names.count(plugin.name)
-        own_folder = folder.own_folder("logger", plugin.name if again == 1 else f"{plugin.name}-{again}")
-        infos.append(dataclasses.replace(info, own_folder=own_folder))
-    return infos
 
 
 def _refuse_closures(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:

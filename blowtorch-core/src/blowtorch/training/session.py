@@ -4,9 +4,8 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +15,6 @@ from blowtorch.clock import Interval
 from blowtorch.config.config import Config
 from blowtorch.errors import BlowtorchError, CheckpointError, RunFolderError, describe, warn
 from blowtorch.folder.folder import RunFolder, plain
-from blowtorch.folder.provenance import git_commit, snapshot, summarize_model, versions
 from blowtorch.folder.secrets import mask_secrets, mask_text
 from blowtorch.options import RunOptions
 from blowtorch.plugins import Plugins
@@ -28,16 +26,17 @@ from blowtorch.record.record import Record
 from blowtorch.runs.stored import note_backend
 from blowtorch.script.script import Script
 from blowtorch.state import RunInfo, RunState
-from blowtorch.training.assembly import Plan, RunBatches, RunExtensions, assemble, describe_lengths, make_logger_folders
+from blowtorch.training.assembly import Plan, RunBatches, RunExtensions, assemble, describe_lengths
 from blowtorch.training.between_steps import last_metrics, notify, wait_for_checkpoint
 from blowtorch.training.gradients import detecting_anomalies
 from blowtorch.training.interruption import interruptible
 from blowtorch.training.model import choose_device, compile_model, load_initial_weights
 from blowtorch.training.modes import put_in_training_mode
-from blowtorch.training.start import agree_on_seed, find_starting_point
+from blowtorch.training.start import agree_on_seed, find_starting_point, refuse_other_backend
 from blowtorch.training.trace import Trace
 from blowtorch.training.training import Training
 from blowtorch.training.workspace import Workspace, make_workspace
+from blowtorch.training.writing import describe_changes, describe_run, find_late_options, inform_loggers, write_down
 
 
 @dataclass(frozen=True)
@@ -274,6 +273,8 @@ class Session:
         if restored is None:
             if missing is not None:
                 raise missing
+            assert plan.start.folder is not None
+            refuse_other_backend(plan.start.folder, self._options.checkpoint_backend)
             training.checkpoints.start_anew()
             record.cut(0)
             name = None
@@ -293,19 +294,18 @@ class Session:
         To close the data and to call `run_end` is every process's.
         """
         info, progress, callbacks = training.state.info, training.progress, training.steps.callbacks
-        logger_infos = make_logger_folders(plan.extensions.loggers, folder, info)
-        changed = self._write_down(plan, folder, callbacks.order)
+        late = find_late_options(folder, self._options, restored.name is not None) if info.resumed else {}
+        logger_infos = inform_loggers(plan.extensions.loggers, folder, info, late)
+        order = {moment: names for moment, names in callbacks.order.items() if names}
+        changed = write_down(folder, self._script, self._config, self._options, late, seed=plan.seed, callbacks=order)
         if restored.name is None:
             training.record.append("start", step=0, epoch=0, time=time.time(), id=info.id, name=info.name)
         if info.resumed:
             said = [*training.checkpoints.changes]
             training.record.append("resume", **progress.stamp(), checkpoint=restored.name, changed=changed, said=said)
-            training.news += [
-                f"changed since the last start: {key} was {before!r} and is {after!r}"
-                for key, (before, after) in changed.items()
-            ]
+            training.news += describe_changes(changed, late)
         self._has_begun = True
-        self._describe(folder, training.state)
+        describe_run(folder, self._script, training.state)
         if self._options.trace:
             callbacks.watch_steps(Trace(training.state, plan.batches.train))
         for plugin, logger_info in zip(plan.extensions.loggers, logger_infos, strict=True):
@@ -320,30 +320,6 @@ class Session:
             raise
         else:
             self._conclude(plan, training, None)
-
-    def _write_down(self, plan: Plan, folder: RunFolder, order: Mapping[str, list[str]]) -> dict[str, tuple[Any, Any]]:
-        """Write down with what the run is trained; return what differs from the process before: (old, new)."""
-        script = self._script
-        return folder.start_session(
-            self._config,
-            vars(self._options),
-            script.command_line,
-            script=script.path,
-            seed=plan.seed,
-            versions=versions(),
-            git_commit=git_commit(Path(script.path) if script.path else None),
-            checkpoint_metric=self._options.checkpoint_metric,
-            callbacks={moment: names for moment, names in order.items() if names},
-        )
-
-    def _describe(self, folder: RunFolder, state: RunState) -> None:
-        """Write down the code, the environment and the model."""
-        for problem in snapshot(folder.path, Path(self._script.path) if self._script.path else None):
-            state.warn(problem)
-        try:
-            (folder.path / "model.txt").write_text(summarize_model(state.model), encoding="utf-8")
-        except OSError as error:
-            state.warn(f"the summary of the model could not be kept: {error}")
 
     def _end(self, error: BaseException | None, interruption: str | None = None) -> None:
         """Note how the run ended: by an error, an interruption, or as it should."""

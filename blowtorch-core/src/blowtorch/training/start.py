@@ -1,13 +1,15 @@
 """Which run goes on: a new one or one in a folder that exists, from which checkpoint, and with which seed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from blowtorch.errors import OptionError, RunFolderError, nearest, warn
-from blowtorch.folder.folder import RunFolder
+from blowtorch.errors import CheckpointError, OptionError, RunFolderError, nearest, warn
+from blowtorch.folder.folder import RunFolder, plain
 from blowtorch.options import RunOptions
 from blowtorch.runs.stored import recorded_backend
-from blowtorch.runs.view import find_newest, read_pointer
+from blowtorch.runs.view import RunView, find_newest, read_pointer
 from blowtorch.script.script import Script
 from blowtorch.streams import seed_everything
 
@@ -69,6 +71,25 @@ def find_checkpoint(path: Path) -> tuple[Path | None, str]:
     folder = path.parent.parent
     is_inside = path.parent.name == "checkpoints" and (folder / "run.yaml").is_file()
     return (folder, path.name) if is_inside else (None, "")
+
+
+def refuse_other_backend(folder: RunFolder, given: Any) -> None:
+    """Raise a `CheckpointError` for a run that would begin anew only because its checkpoints are looked for elsewhere.
+
+    Args:
+        folder: of a run that has no checkpoints in the checkpoint backend of now.
+        given: the option `checkpoint_backend`.
+    """
+    earlier, now = _name_backend(recorded_backend(folder.read_info())), _name_backend(given)
+    if earlier != now and any(event["event"] == "checkpoint" for event in RunView(folder.path).events()):
+        raise CheckpointError(
+            f"the checkpoints of {folder.path} are in checkpoint backend {earlier!r}, and there are none in {now!r}; "
+            f"go on with run.checkpoint_backend={earlier}, or start a new run with initialize_from"
+        )
+
+
+def _name_backend(choice: Any) -> str:
+    return str(next(iter(choice), "")) if isinstance(choice, Mapping) else str(plain(choice))
 
 
 def recorded_seed(options: RunOptions, script: Script, own: int | None) -> int | None:
