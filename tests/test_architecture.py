@@ -54,7 +54,7 @@ ROOMS = {
     "script": ["decorators", "script", "returns", "functions", "command_line"],
     "checkpoint": ["checkpoints", "retention", "store", "contents", "frozen", "finiteness", "tensors", "plain"],
     "record": ["feed", "media", "arrays", "record", "lines", "metric_objects", "metrics", "logged"],
-    "schedule": ["configured", "schedules", "option", "groups", "rates", "sequence"],
+    "schedule": ["configured", "returned", "schedules", "option", "groups", "rates", "sequence"],
     "data": [
         "batches",
         "sources",

@@ -9,7 +9,6 @@ from blowtorch import (
     Schedule,
     ScriptError,
 )
-from blowtorch.schedule.schedules import read_configured
 from tests.core.small_runs import QUIET
 
 
@@ -85,27 +84,6 @@ def test_an_error_of_an_optimizer_is_left_as_it_was(make_run, net, loader):
     run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=-1.0))
     with pytest.raises(ValueError, match="Invalid learning rate"):
         run(net, loader, **QUIET)
-
-
-@pytest.mark.parametrize(
-    ("shape", "said"),
-    [
-        (lambda one, step: [one], r"returned \[SGD\]; .*\. One optimizer needs no list$"),
-        (lambda one, step: [one, one], r"returned \[SGD, SGD\]; .*\. Name the optimizers by a dict$"),
-        (lambda one, step: ([one], [step]), r"returned \(\[SGD\], \[StepLR\]\); .*\. One optimizer needs no list$"),
-        (
-            lambda one, step: {"optimizer": one, "lr_scheduler": step},
-            r"returned \{'optimizer': SGD, 'lr_scheduler': StepLR\}; .*\. Return the optimizer and its scheduler",
-        ),
-        (lambda one, step: None, r"returned None; expected an optimizer, a dict of named optimizers, or a pair"),
-        (lambda one, step: ("SGD", 0.1), r"returned \('SGD', 0.1\); expected an optimizer"),
-        (lambda one, step: {}, r"returned \{\}; expected an optimizer"),
-    ],
-)
-def test_what_other_frameworks_take_from_configure_optimizers_is_answered_with_what_to_write(shape, said):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    with pytest.raises(ScriptError, match=said):
-        read_configured(shape(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)))
 
 
 @pytest.mark.parametrize("milestones", [np.array([3, 7]), [np.int64(3), np.int32(7)], [3, 7]], ids=repr)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import (
+    ConstantLR,
     CosineAnnealingLR,
     ExponentialLR,
     LambdaLR,
@@ -102,6 +103,11 @@ CASES = {
     "warmup_stable_decay with a root": (
         {"warmup_stable_decay": {"decay": "1 epoch", "shape": "square_root", "floor": 0.1}},
         by(LambdaLR, stable(lambda done: 1 - math.sqrt(done), 6)),
+        "step",
+    ),
+    "constant, then cosine": (
+        [{"constant": None, "for": "1 epoch"}, "cosine"],
+        one_after_the_other([6], by(ConstantLR, 1.0), by(CosineAnnealingLR, TOTAL - 6)),
         "step",
     ),
     "exponential": ({"exponential": {"factor": 0.8}}, by(ExponentialLR, 0.8), "epoch"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from blowtorch import OptionError, Run, ScriptError
+from blowtorch import OptionError, Run, ScriptError, open_run
 from tests.core.training.gradient_runs import QUIET, batches, copied, sgd, start, weights
 
 
@@ -183,3 +183,37 @@ def test_an_optimizer_that_wants_closures_says_so_before_training(net):
     run.configure_optimizers(lambda model: torch.optim.LBFGS(model.parameters()))
     with pytest.raises(ScriptError, match="'optimizer' is LBFGS, which is stepped with a closure; have the train step"):
         run(net, batches(8), **QUIET)
+
+
+@pytest.mark.parametrize("most", [0.01, 0.3, 5.0])
+@pytest.mark.parametrize("options", [{}, {"on_nan": "skip"}, {"clip_grad_value": 0.1}])
+def test_groups_in_another_order_are_clipped_to_the_bits_of_a_loop_that_clips_the_parameters_of_the_model(
+    most, options
+):
+    def make():
+        torch.manual_seed(0)
+        widths = [(4, 7), (7, 33), (33, 5)]
+        return nn.Sequential(*(layer for width in widths for layer in (nn.Linear(*width), nn.LayerNorm(width[1]))))
+
+    def configure(model):
+        decay = [each for each in model.parameters() if each.ndim > 1]
+        rest = [each for each in model.parameters() if each.ndim == 1]
+        groups = [{"params": rest[::-1], "weight_decay": 0.0}, {"params": decay, "weight_decay": 0.1}]
+        return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+
+    data = [torch.randn(8, 4, generator=torch.Generator().manual_seed(number)) for number in range(20)]
+    model, twin = make(), make()
+    run = Run(random_seed=0, command_line=[])
+    run.train_step(lambda batch, model: (model(batch) - 1).square().mean() * 10)
+    run.configure_optimizers(configure)
+    result = run(model, data, clip_grad_norm=most, log_every="1 step", **options, **QUIET)
+    optimizer, norms = configure(twin), []
+    for batch in data:
+        optimizer.zero_grad()
+        ((twin(batch) - 1).square().mean() * 10).backward()
+        if "clip_grad_value" in options:
+            nn.utils.clip_grad_value_(twin.parameters(), 0.1)
+        norms.append(nn.utils.clip_grad_norm_(twin.parameters(), most).item())
+        optimizer.step()
+    assert all(map(torch.equal, weights(model), weights(twin)))
+    assert open_run(result.folder).metrics()["train/grad_norm"].values.tolist() == norms

@@ -312,7 +312,7 @@ def _following(kind: type, factor: Callable[[int], float], **options: Any) -> An
         state = {name: value for name, value in state_dict.items() if name != "factor"}
         kind.load_state_dict(self, {**state, **options})  # type: ignore[attr-defined]
         if state_dict["factor"] != factor(self.last_epoch):
-            for group, base_rate in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            for group, base_rate in zip(self.optimizer.param_groups, self.base_lrs, strict=False):
                 rate = base_rate * factor(self.last_epoch)
                 group["lr"] = group["lr"].fill_(rate) if hasattr(rate, "fill_") else rate  # the same tensor
 

@@ -3,11 +3,12 @@
 When a run is continued, the rate goes on from where it was, and the options are those of now.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from blowtorch import OptionError, Schedule, hookimpl
-from blowtorch.builtin.checks import check_between, check_fraction, read_interval
+from blowtorch.builtin.checks import check_between, check_fraction, check_positive, read_interval
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +90,27 @@ class Milestones:
         kind = _forgetting(MultiStepLR, "milestones", "gamma")
         moments = [int(moment.amount) for moment in self.at]
         return Schedule(kind(optimizer, moments, self.factor), every=f"1 {self.at[0].unit}")
+
+
+class Constant:
+    """The optimizer's rate, kept: `torch.optim.lr_scheduler.ConstantLR(optimizer, factor)`.
+
+    Args:
+        factor: of the optimizer's rate.
+
+    Raises:
+        OptionError: `factor` is not a number above 0.
+    """
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = check_positive("scheduler 'constant'", "factor", factor)
+
+    @hookimpl
+    def scheduler_build(self, optimizer: "torch.optim.Optimizer") -> Any:
+        """Build torch's scheduler, which never comes to its end; the length of the run does not matter."""
+        from torch.optim.lr_scheduler import ConstantLR
+
+        return _forgetting(ConstantLR, "factor", "total_iters")(optimizer, self.factor, sys.maxsize)
 
 
 class Plateau:

@@ -141,6 +141,9 @@ class Checkpoints:
         except (OSError, RuntimeError, BlowtorchError) as error:  # the record has no disk, or torch no memory
             progress.best = previous_best
             raise CheckpointError(f"checkpoint {name} could not be taken: {error}") from error
+        unfit = self._contents.describe_unfit()
+        if unfit is not None:
+            self._state.warn(unfit)
         best, position = progress.best, self._position()
         writing = Writing(checkpoint, progress.epoch, metrics, files, frozen, position, is_best, previous_best)
         self._writing = writing

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from blowtorch.checkpoint.finiteness import Finiteness
 from blowtorch.checkpoint.frozen import FrozenWeights, fill_in
@@ -159,6 +160,8 @@ class Contents:
         configured: Configured | None = None,
     ) -> None:
         self._configured = configured
+        self._has_told_unfit = False
+        self._shapes: dict[str, Any] = {}
         self._progress = progress
         self._model = model
         self._frozen = frozen
@@ -187,8 +190,31 @@ class Contents:
         for name, part in self._parts.items():
             check_plain(make_plain(_read(part, name))[0], name)
         self.remember_finiteness()
+        self._shapes = self._read_shapes()
         if self._frozen is not None:
             self._frozen.remember()
+
+    def describe_unfit(self) -> str | None:
+        """Say, once, why a run could not go on from a checkpoint of now: the model or an optimizer has changed."""
+        reason = None if self._configured is None else self._configured.describe_unfit()
+        shapes = self._read_shapes()
+        for name in dict.fromkeys([*self._shapes, *shapes]):
+            before, now = self._shapes.get(name, "not there"), shapes.get(name, "not there")
+            if before != now and before is not None and reason is None:  # what is lazy has no shape before
+                reason = f"{name!r} in the model is {now} and was {before}"
+        if reason is None or self._has_told_unfit:
+            return None
+        self._has_told_unfit = True
+        return (
+            f"{reason} when the run started, so a run cannot go on from checkpoints like this one. Build all layers "
+            f"before the run, or in a function with @run.init, and freeze them until they are wanted"
+        )
+
+    def _read_shapes(self) -> dict[str, Any]:
+        return {
+            plain_name(name): None if is_lazy(value) else f"of shape {tuple(value.shape)}"
+            for name, value in self._model.named_parameters()
+        }
 
     def remember_finiteness(self) -> None:
         """Take what is trained for good as it is, infinities and NaN included: what becomes so later is spoiled."""
@@ -228,7 +254,7 @@ class Contents:
             "random": random_state(),
         }
         if self._configured is not None:
-            training["configured"] = make_plain(self._configured.state_dict())[0]
+            training["configured"] = list(make_plain(self._configured.state_dict()))
         weights = read_shaped_weights(self._model)
         left_out = {} if self._frozen is None else self._frozen.find_unchanged()
         for name in left_out:
@@ -271,7 +297,8 @@ class Contents:
         self._progress.load_state_dict(parts["state"])
         if self._configured is not None:
             self._configured.fit_to(self._progress.total_steps)
-            parts = self._configured.adapt(parts, training.get("configured"), without, checkpoint)
+            configured = make_original(*training["configured"]) if "configured" in training else None
+            parts = self._configured.adapt(parts, configured, without, checkpoint)
         for name, part in self._parts.items():
             if name not in without and part is not self._progress:
                 _load(part, parts[name], name, checkpoint)

@@ -14,7 +14,7 @@ from torch import nn
 from blowtorch.errors import CheckpointError
 from blowtorch.schedule.groups import ParameterNames, rearrange
 from blowtorch.schedule.rates import find_set_otherwise, is_same, merge_states, rates_on_curve
-from blowtorch.schedule.schedules import Schedules
+from blowtorch.schedule.schedules import Schedules, find_owner
 from blowtorch.tree import map_leaves
 
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # the latter are what schedulers keep in the groups
@@ -53,6 +53,7 @@ class Configured:
     def _remember(self) -> None:
         self._schedulers = {name: schedule.scheduler for name, schedule in self._schedules.by_name.items()}
         optimizers = self._optimizers
+        self._trained = self._names.find_trained()
         self._set = {name: self._describe(name, optimizer) for name, optimizer in optimizers.items()}
         self._set_schedulers = {
             name: {"kind": _kind_of(scheduler), "state": _copy(scheduler.state_dict())}
@@ -74,7 +75,15 @@ class Configured:
     def state_dict(self) -> dict[str, Any]:
         """Return what was set, and which parameters each group has now."""
         optimizers = {name: {**each, "now": self._names.of_groups(name)} for name, each in self._set.items()}
-        return {"optimizers": optimizers, "schedulers": self._set_schedulers}
+        trained = {"set": self._trained, "now": self._names.find_trained()}
+        return {"optimizers": optimizers, "schedulers": self._set_schedulers, "trained": trained}
+
+    def describe_unfit(self) -> str | None:
+        """Say why a run could not go on from a checkpoint of now, if optimizers have lost their parameters."""
+        gone = self._names.find_gone()
+        if gone is None:
+            return None
+        return f"optimizer {gone!r} has parameters that are in the model no more"
 
     def adapt(
         self, parts: Mapping[str, Any], earlier: Mapping[str, Any] | None, without: set[str], checkpoint: str
@@ -91,6 +100,9 @@ class Configured:
             CheckpointError: an optimizer or a scheduler is of another kind, or has other parameters.
         """
         self._earlier, adapted = earlier or {}, dict(parts)
+        trained = self._earlier.get("trained")
+        if trained is not None:
+            self._names.set_trained(trained["set"], trained["now"])
         for name, record in self._earlier.get("optimizers", {}).items():
             part = f"optimizers/{name}"
             if name in self._optimizers and part in parts and part not in without:
@@ -146,7 +158,7 @@ class Configured:
         without: set[str],
     ) -> None:
         """Set the rates of an optimizer: those of the script, or where its schedule stands above or below them."""
-        attached = self._find_schedulers(name, optimizer)
+        attached = self._find_schedulers(name)
         continued = [each for each in attached if f"schedulers/{each}" not in without]
         groups = optimizer.param_groups
         if not continued:
@@ -164,20 +176,18 @@ class Configured:
                 _set_rate(group, curve[index])
                 continue
             bases = [float(options.get("initial_lr", options["lr"])) for options in (old, new)]
-            _set_rate(group, saved_rates[index] * bases[1] / bases[0] if bases[0] else new["lr"])
+            if bases[0] != bases[1]:
+                _set_rate(group, saved_rates[index] * bases[1] / bases[0] if bases[0] else new["lr"])
+            else:
+                _set_rate(group, saved_rates[index])
         for each in continued:
             if hasattr(self._schedulers[each], "_last_lr"):
                 self._schedulers[each]._last_lr = [copy.copy(group["lr"]) for group in groups]
 
-    def _find_schedulers(self, name: str, optimizer: torch.optim.Optimizer) -> list[str]:
+    def _find_schedulers(self, name: str) -> list[str]:
         """Return the names of the schedulers that change an optimizer."""
-        found = []
-        for each, scheduler in self._schedulers.items():
-            owner = getattr(scheduler, "optimizer", None)
-            is_only = len(self._optimizers) == 1
-            if owner is optimizer or (owner is None and (each == name or is_only)):
-                found.append(each)
-        return found
+        owners = {each: find_owner(each, scheduler, self._optimizers) for each, scheduler in self._schedulers.items()}
+        return [each for each, owner in owners.items() if owner == name]
 
     def _is_set_otherwise(self, name: str) -> bool:
         record = self._earlier.get("schedulers", {}).get(name)
@@ -195,7 +205,7 @@ class Configured:
                 changed.pop("min_lr", None)
             if rate is not None and "max_lr" not in changed:
                 changed = {"learning rate": rate, **changed}
-            is_scheduled = bool(self._find_schedulers(name, optimizer))
+            is_scheduled = bool(self._find_schedulers(name))
             for key, (before, after) in changed.items():
                 line = _sentence(f"{key} of {{place}}", before, after)
                 if is_scheduled and key in ("learning rate", "max_lr"):
@@ -209,7 +219,7 @@ class Configured:
 
     def _tell_of_unknown(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         """Say what is not in effect, where the checkpoint does not tell what the script had set before."""
-        if self._find_schedulers(name, optimizer):
+        if self._find_schedulers(name):
             return
         for group, mine in zip(optimizer.param_groups, self._set[name]["groups"], strict=False):
             for key, value in mine["options"].items():

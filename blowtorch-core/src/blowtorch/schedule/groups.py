@@ -62,9 +62,32 @@ class ParameterNames:
         names |= {id(parameter): own for own, parameter in self._find_parameters().items()}
         return [[names.get(id(each)) for each in group["params"]] for group in self._optimizers[name].param_groups]
 
+    def find_gone(self) -> str | None:
+        """Return the name of an optimizer that has a parameter which is in no module any more, or None."""
+        for name in self._optimizers:
+            if any(each is None for group in self.of_groups(name) for each in group):
+                return name
+        return None
+
+    def find_trained(self) -> list[str]:
+        """Return the names of the parameters that ask for a gradient."""
+        return [name for name, parameter in self._find_parameters().items() if parameter.requires_grad]
+
+    def set_trained(self, earlier: Sequence[str], saved: Sequence[str]) -> None:
+        """Freeze and free parameters as a run had done it, where the script leaves them as it did before.
+
+        Args:
+            earlier: the names of those that asked for a gradient when the script had made the optimizers.
+            saved: of those that did when the checkpoint was taken.
+        """
+        for name, parameter in self._find_parameters().items():
+            if parameter.requires_grad == (name in earlier) and (name in saved) != (name in earlier):
+                parameter.requires_grad_(name in saved)
+
     def find(self, names: Sequence[str | None]) -> list[nn.Parameter] | None:
         """Return the parameters of these names, or None if one is not there."""
-        parameters = self._find_parameters()
+        parameters = dict(self._find_parameters())
+        parameters |= dict(self._places.values())
         found = [parameters[name] for name in names if name is not None and name in parameters]
         return found if len(found) == len(names) else None
 
@@ -94,7 +117,15 @@ def rearrange(
     is_of_torch = isinstance(state, Mapping) and isinstance(state.get("param_groups"), list)
     if not is_of_torch or [len(group["params"]) for group in state["param_groups"]] != [*map(len, saved_names)]:
         return state
-    if groups == saved_names or any(name is None for each in (*groups, *saved_names) for name in each):
+    if any(name is None for each in saved_names for name in each):
+        raise CheckpointError(
+            f"{part} had parameters that were in the model no more when it was saved, since layers were replaced "
+            f"during the run; such a run cannot be continued. Begin it anew by run.resume_without={part}"
+        )
+    if groups == saved_names:
+        return state
+    if groups == [each["parameters"] for each in record["groups"]]:  # the run has changed them, and not the script
+        _rebuild(optimizer, state["param_groups"], saved_names, names, part)
         return state
     index_of = {frozenset(each): index for index, each in enumerate(saved_names)}
     if [frozenset(each) for each in groups if frozenset(each) not in index_of] or len(groups) != len(saved_names):
@@ -107,6 +138,29 @@ def rearrange(
         options = {key: value for key, value in saved.items() if key != "param_names"}  # torch takes those of now
         saved_groups.append({**options, "params": [number_of[name] for name in each]})
     return {**state, "param_groups": saved_groups}
+
+
+def _rebuild(
+    optimizer: torch.optim.Optimizer,
+    saved_groups: Sequence[Mapping[str, Any]],
+    saved_names: Sequence[Sequence[str | None]],
+    names: ParameterNames,
+    part: str,
+) -> None:
+    """Have the groups that a run has come to: some were added to those of the script, or have other parameters."""
+    found = [names.find(each) for each in saved_names]
+    for each, parameters in zip(saved_names, found, strict=True):
+        if parameters is None:
+            raise CheckpointError(
+                f"{part} trained {', '.join(map(repr, each))} when it was saved, and not all of them are in the model "
+                f"now; build the model as it was then before it is trained, or begin anew by run.resume_without={part}"
+            )
+    del optimizer.param_groups[len(saved_names) :]
+    for group, parameters in zip(optimizer.param_groups, found, strict=False):
+        group["params"] = parameters
+    for number in range(len(optimizer.param_groups), len(found)):
+        options = {name: value for name, value in saved_groups[number].items() if name != "params"}
+        optimizer.add_param_group({**options, "params": found[number]})
 
 
 def _describe_difference(part: str, saved: Sequence[Sequence[str | None]], now: Sequence[Sequence[str | None]]) -> str:

@@ -25,12 +25,18 @@ _CHAINED_CURVES = (  # these step from rate to rate, and torch knows their curve
 _POSITIONS = ("last_epoch", "_step_count", "T_cur", "best", "num_bad_epochs", "cooldown_counter", "_last_lr")
 
 
+def scheduler_under_way(scheduler: Any) -> Any:
+    """Return the scheduler that a sequence follows now; one that is no sequence, itself."""
+    if isinstance(scheduler, SequentialScheduler):
+        return scheduler_under_way(scheduler.under_way)
+    if isinstance(scheduler, lr_scheduler.SequentialLR):
+        return scheduler_under_way(scheduler._schedulers[bisect_right(scheduler._milestones, scheduler.last_epoch)])
+    return scheduler
+
+
 def rates_on_curve(scheduler: Any) -> Sequence[Any] | None:
     """Return the rates of now of a scheduler that follows a curve; None for one that goes on from the rates before."""
-    if isinstance(scheduler, SequentialScheduler):
-        return rates_on_curve(scheduler.under_way)
-    if isinstance(scheduler, lr_scheduler.SequentialLR):
-        return rates_on_curve(scheduler._schedulers[bisect_right(scheduler._milestones, scheduler.last_epoch)])
+    scheduler = scheduler_under_way(scheduler)
     if isinstance(scheduler, lr_scheduler.CosineAnnealingWarmRestarts):
         with _quiet():
             scheduler.step(scheduler.last_epoch)  # its lengths may have changed, of which it keeps the present one

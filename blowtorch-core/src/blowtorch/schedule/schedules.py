@@ -2,15 +2,29 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.optim import lr_scheduler
 
 from blowtorch.clock import Trigger
 from blowtorch.errors import ScriptError, nearest
 from blowtorch.hookspecs import Schedule
+from blowtorch.schedule.rates import scheduler_under_way
 from blowtorch.state import RunState
+
+# These step each group from the rate that it has.
+_FOR_ANY_GROUPS = (
+    lr_scheduler.StepLR,
+    lr_scheduler.MultiStepLR,
+    lr_scheduler.ExponentialLR,
+    lr_scheduler.CosineAnnealingLR,
+    lr_scheduler.LinearLR,
+    lr_scheduler.ConstantLR,
+    lr_scheduler.PolynomialLR,
+)
+_KNOWN = ("torch.", "blowtorch.")  # a subclass from elsewhere may step in another way
 
 
 class Schedules:
@@ -45,6 +59,7 @@ class Schedules:
         self._first_options = [_read_options(group) for each in optimizers.values() for group in each.param_groups]
         self.by_name = dict(schedules if build is None else build(total_steps))
         self._ended: set[str] = set()
+        self._told: set[str] = set()  # the optimizers of which it was said that their groups have changed
         self.triggers = {name: Trigger(schedule.every) for name, schedule in self.by_name.items()}
         self._each_step = [
             name
@@ -52,13 +67,8 @@ class Schedules:
             if schedule.metric is None and schedule.every.unit != "epochs"
         ]
         self.wants_steps = bool(self._each_step)
-        self._groups = {  # by index: the groups themselves are others once an optimizer has loaded its state
-            f"lr/{name}/{index}": (optimizer, index)
-            for name, optimizer in optimizers.items()
-            for index in range(len(optimizer.param_groups))
-        }
-        if len(self._groups) == 1:
-            self._groups = {"lr": next(iter(self._groups.values()))}
+        self._made_for = {name: len(optimizer.param_groups) for name, optimizer in optimizers.items()}
+        self._names = {(name, 0): "lr" for name in optimizers if sum(self._made_for.values()) == 1}
         self.rates = self.read_rates()
 
     def fit_to(self, total_steps: int | None) -> None:
@@ -75,7 +85,11 @@ class Schedules:
 
     def read_rates(self) -> dict[str, float]:
         """Return the learning rates of now, by the names under which they are recorded."""
-        return {name: float(optimizer.param_groups[index]["lr"]) for name, (optimizer, index) in self._groups.items()}
+        return {
+            self._names.get((name, index), f"lr/{name}/{index}"): float(group["lr"])
+            for name, optimizer in self._optimizers.items()
+            for index, group in enumerate(optimizer.param_groups)
+        }
 
     def after_step(self, state: RunState, has_stepped: bool = True) -> None:
         """Step the schedules that follow optimizer steps; `rates` keeps the rates that the step itself used.
@@ -98,7 +112,8 @@ class Schedules:
         for name, schedule in self.by_name.items():
             metric = schedule.metric
             if metric is not None and metric in measured and self.triggers[name].fire(state.time()):
-                schedule.scheduler.step(measured[metric])
+                with self._for_own_groups(name, state):
+                    schedule.scheduler.step(measured[metric])
 
     def check_metrics(self, state: RunState, validations: Sequence[str]) -> None:
         """Raise a `ScriptError` for a schedule whose metric was not measured though every validation has been done."""
@@ -123,16 +138,50 @@ class Schedules:
         """Step a schedule; one that is over holds its last rates, and says so once."""
         scheduler = self.by_name[name].scheduler
         is_over = name in self._names_of_ended and self._total_steps is not None and state.step > self._total_steps
-        if isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR):  # which raises if it is stepped further
-            is_over = is_over or scheduler.last_epoch >= scheduler.total_steps
+        following = scheduler_under_way(scheduler)
+        if isinstance(following, lr_scheduler.OneCycleLR):  # which raises if it is stepped further
+            is_over = is_over or following.last_epoch >= following.total_steps
         if not is_over:
-            scheduler.step()
+            with self._for_own_groups(name, state):
+                scheduler.step()
         elif name not in self._ended:
             self._ended.add(name)
             state.warn(
                 f"the schedule of {name!r} has come to its end, and step {state.step} is past it: the learning rate "
                 f"stays as it is. Does the loader give more batches than its length says?"
             )
+
+    @contextlib.contextmanager
+    def _for_own_groups(self, name: str, state: RunState) -> Iterator[None]:
+        """Show a scheduler the parameter groups for which it was made, since most of torch's fail with any others."""
+        scheduler = self.by_name[name].scheduler
+        owner = find_owner(name, scheduler, self._optimizers)
+        if owner is None or len(self._optimizers[owner].param_groups) == self._made_for[owner]:
+            yield
+            return
+        optimizer, made_for = self._optimizers[owner], self._made_for[owner]
+        groups = optimizer.param_groups
+        if len(groups) < made_for:
+            raise ScriptError(
+                f"optimizer {owner!r} has {len(groups)} parameter groups, and its schedule was made for {made_for}; "
+                f"leave groups where they are, and freeze their parameters"
+            )
+        takes_any = isinstance(scheduler, _FOR_ANY_GROUPS) and type(scheduler).__module__.startswith(_KNOWN)
+        if owner not in self._told:
+            self._told.add(owner)
+            what = "scales its rate from where it is" if takes_any else "leaves its rate as it is"
+            state.warn(
+                f"parameter groups were added to optimizer {owner!r} during the run: its schedule, which was made for "
+                f"{made_for}, {what}. Have all groups from the start, frozen, to give them a schedule"
+            )
+        if takes_any:
+            yield
+            return
+        optimizer.param_groups = groups[:made_for]
+        try:
+            yield
+        finally:
+            optimizer.param_groups = groups
 
     def checkpoint_parts(self) -> dict[str, Any]:
         """Return what belongs into a checkpoint, by name."""
@@ -146,6 +195,14 @@ class Schedules:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Take the rates of the last step from a checkpoint."""
         self.rates = dict(state)
+
+
+def find_owner(name: str, scheduler: Any, optimizers: Mapping[str, torch.optim.Optimizer]) -> str | None:
+    """Return the name of the optimizer whose rates a scheduler changes, or None."""
+    owner = getattr(scheduler, "optimizer", None)
+    if owner is None:
+        return name if name in optimizers else next(iter(optimizers)) if len(optimizers) == 1 else None
+    return next((each for each, optimizer in optimizers.items() if optimizer is owner), None)
 
 
 class SavedSchedule:
@@ -168,76 +225,3 @@ def _read_options(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a parameter group, with copies of those that are tensors."""
     options = {name: value for name, value in group.items() if name != "params"}
     return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
-
-
-def read_configured(returned: Any) -> tuple[dict[str, torch.optim.Optimizer], dict[str, Any]]:
-    """Sort what `configure_optimizers` returned into optimizers and schedulers by name.
-
-    Raises:
-        ScriptError: it is neither an optimizer, nor a dict of them, nor a pair (optimizers, schedulers).
-    """
-    schedulers: Any = {}
-    optimizers = returned
-    if isinstance(returned, tuple) and len(returned) == 2:
-        optimizers, schedulers = returned
-    if is_optimizer(optimizers):
-        optimizers = {"optimizer": optimizers}
-    is_valid = isinstance(optimizers, Mapping) and optimizers
-    if not is_valid or not all(is_optimizer(value) for value in optimizers.values()):
-        raise ScriptError(
-            f"configure_optimizers returned {_outline(returned):.200}; expected an optimizer, a dict of named "
-            f"optimizers, or a pair (optimizers, schedulers){_hint(optimizers)}"
-        )
-    if schedulers is None:
-        schedulers = {}
-    if isinstance(schedulers, Sequence):
-        schedulers = {str(index): scheduler for index, scheduler in enumerate(schedulers)}
-    elif not isinstance(schedulers, Mapping):
-        schedulers = {"scheduler": schedulers}
-    return dict(optimizers), dict(schedulers)
-
-
-def _outline(value: Any) -> str:
-    """Return what a value is made of; the text of an optimizer alone has a dozen lines."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name!r}: {_outline(item)}" for name, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        inside = ", ".join(map(_outline, value))
-        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
-    return repr(value) if value is None or isinstance(value, str | int | float) else type(value).__name__
-
-
-def _hint(optimizers: Any) -> str:
-    """Return what to write for what other frameworks take, where it is that."""
-    if isinstance(optimizers, Sequence) and optimizers and all(map(is_optimizer, optimizers)):
-        return ". One optimizer needs no list" if len(optimizers) == 1 else ". Name the optimizers by a dict"
-    if isinstance(optimizers, Mapping) and "lr_scheduler" in optimizers:
-        return ". Return the optimizer and its scheduler as a pair, with a Schedule that says when it is stepped"
-    return ""
-
-
-def is_optimizer(value: Any) -> bool:
-    """Return whether a value is an optimizer, or does what one does: some wrap another one and are none of torch."""
-    methods = ("step", "zero_grad", "state_dict", "load_state_dict")
-    return isinstance(value, torch.optim.Optimizer) or (
-        hasattr(value, "param_groups") and all(callable(getattr(value, method, None)) for method in methods)
-    )
-
-
-def as_schedule(name: str, scheduler: Any, checkpoint_metric: str) -> Schedule:
-    """Return the schedule of a scheduler that the script made.
-
-    It is stepped after each epoch, as in torch's own examples; a `ReduceLROnPlateau` when the metric is measured.
-    """
-    if isinstance(scheduler, Schedule):
-        is_plateau = isinstance(scheduler.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-        if is_plateau and scheduler.metric is None:
-            raise ScriptError(f"scheduler {name!r}: ReduceLROnPlateau needs Schedule(..., metric='val/loss')")
-        if is_optimizer(scheduler.scheduler):
-            raise ScriptError(f"scheduler {name!r}: Schedule(...) expects a scheduler, got an optimizer")
-        return scheduler
-    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        return Schedule(scheduler, metric=checkpoint_metric)
-    if not callable(getattr(scheduler, "step", None)):
-        raise ScriptError(f"configure_optimizers returned {scheduler!r} as scheduler {name!r}; it has no method step")
-    return Schedule(scheduler, every="1 epoch")

@@ -116,7 +116,11 @@ class Script:
             return self.configure_optimizers.bind(state).call()
         except ValueError as error:
             if next(state.model.parameters(), None) is not None:
-                raise
+                if "empty parameter list" not in str(error):
+                    raise
+                is_frozen = not any(each.requires_grad for each in state.model.parameters())
+                reason = "none of the model asks for a gradient" if is_frozen else "was a generator of them used twice?"
+                raise ScriptError(f"an optimizer was given no parameters: {reason}") from error
             raise ScriptError(
                 f"{self.configure_optimizers.name} raised {error!r}, and the model, a {type(state.model).__name__}, "
                 f"has no parameters to train; modules that it keeps in a plain list or dict belong into an "

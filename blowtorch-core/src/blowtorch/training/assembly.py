@@ -35,7 +35,8 @@ from blowtorch.schedule.option import (
     find_ended,
     read_scheduler_option,
 )
-from blowtorch.schedule.schedules import Schedules, as_schedule, read_configured
+from blowtorch.schedule.returned import as_schedule, read_configured
+from blowtorch.schedule.schedules import Schedules
 from blowtorch.script.returns import Loss, Returns
 from blowtorch.script.script import Script, ValidationRequest
 from blowtorch.state import RunState

@@ -117,6 +117,7 @@ class ChangedGradients(Gradients):
         self._is_skipping = False
         self._buffers: dict[str, Tensor] = {}  # as they were before the step, where steps may be left out
         self._handles: list[Any] = []
+        self._places: dict[int, int] = {}  # of parameters in the model
         self._changes = ", ".join(_find_changes(options))
         if self._changes:
             _refuse_shared(state.optimizers, self._changes)
@@ -258,7 +259,7 @@ class ChangedGradients(Gradients):
 
     def prepare_one(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         """Unscale, weigh, skip or clip the gradients of one optimizer, which is about to step."""
-        every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        every = self._in_order([parameter for group in optimizer.param_groups for parameter in group["params"]])
         parameters = [parameter for parameter in every if parameter.grad is not None]
         if not parameters:
             return
@@ -281,6 +282,15 @@ class ChangedGradients(Gradients):
 
     def _norm_name(self, optimizer: str) -> str:
         return f"grad_norm/{optimizer}" if len(self._state.optimizers) > 1 else "grad_norm"
+
+    def _in_order(self, parameters: Sequence[Tensor]) -> list[Any]:
+        """Return parameters in the order of the model, so that sums over them have the bits of a loop by hand."""
+        if any(id(parameter) not in self._places for parameter in parameters):
+            end = len(parameters)
+            self._places |= {id(parameter): end for parameter in parameters}  # those of another module keep their order
+            end = -sum(1 for _ in self._state.model.parameters())
+            self._places |= {id(each): end + place for place, each in enumerate(self._state.model.parameters())}
+        return sorted(parameters, key=lambda parameter: self._places[id(parameter)])
 
     def _unscale(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         assert self._scaler is not None
