@@ -135,26 +135,6 @@ class ExponentialMovingAverage(WeightAverage):
         super().__init__("ema", _check_start("ema", start), every)
         self.decay = check_fraction("ema", "decay", decay)
 
-    def _follow(self, state: RunState, weights: "Mapping[str, Tensor]") -> None:
-        """Average what the model has now, if its layers were replaced, appended or taken out during the run."""
-        shapes = {name: own.shape for name, own in weights.items()}
-        gone = [name for name in self._average if name not in weights]
-        fresh = [
-            name
-            for name, own in weights.items()
-            if (name not in self._average and name not in self._known and _is_finite(own))
-            or (name in self._average and self._average[name].shape != shapes[name])
-        ]
-        self._known.update(weights)
-        for name in gone:
-            del self._average[name]
-        self._average |= {name: weights[name].clone() for name in fresh}
-        if gone or fresh:
-            state.warn(
-                f"{self._name}: layers of the model have changed during the run, so the averages of "
-                f"{', '.join(map(repr, [*fresh, *gone][:3]))} begin anew with step {state.step}, or end"
-            )
-
     def average(self, averages: "list[Tensor]", weights: "list[Tensor]") -> None:
         """average = decay × average + (1 - decay) × weights."""
         from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -178,26 +158,6 @@ class StochasticWeightAveraging(WeightAverage):
 
     def __init__(self, start: str | float = 0.75, every: str = "1 epoch") -> None:
         super().__init__("swa", _check_start("swa", start), every)
-
-    def _follow(self, state: RunState, weights: "Mapping[str, Tensor]") -> None:
-        """Average what the model has now, if its layers were replaced, appended or taken out during the run."""
-        shapes = {name: own.shape for name, own in weights.items()}
-        gone = [name for name in self._average if name not in weights]
-        fresh = [
-            name
-            for name, own in weights.items()
-            if (name not in self._average and name not in self._known and _is_finite(own))
-            or (name in self._average and self._average[name].shape != shapes[name])
-        ]
-        self._known.update(weights)
-        for name in gone:
-            del self._average[name]
-        self._average |= {name: weights[name].clone() for name in fresh}
-        if gone or fresh:
-            state.warn(
-                f"{self._name}: layers of the model have changed during the run, so the averages of "
-                f"{', '.join(map(repr, [*fresh, *gone][:3]))} begin anew with step {state.step}, or end"
-            )
 
     def average(self, averages: "list[Tensor]", weights: "list[Tensor]") -> None:
         """Of n + 1 weights: average + (weights - average) / (n + 1)."""
