@@ -202,7 +202,9 @@ def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder
     contents = Contents(
         model=state.model,
         judged=workspace.judged,
-        configured=Configured(workspace.optimizers, steps.schedules, _find_parameters(state.model, script.kept)),
+        configured=Configured(
+            workspace.optimizers, steps.schedules, partial(_find_parameters, state.model, script.kept)
+        ),
         progress=SavedProgress(progress, state.options, store.path_of),
         triggers=Triggers({name: trigger for name, trigger in named.items() if trigger is not None}, progress.time),
         window=steps.returns.window,
@@ -268,19 +270,14 @@ def build_optimizers(script: Script, workspace: Workspace, scheduler: SchedulerO
     return Schedules(optimizers, {}, build, find_ended(scheduler, optimizers), progress.total_steps)
 
 
-def _find_parameters(model: nn.Module, kept: Mapping[str, Any]) -> Callable[[], Mapping[str, nn.Parameter]]:
-    """Return what finds the parameters of the model, and of modules that are kept beside it, by their names."""
-
-    def find() -> dict[str, nn.Parameter]:
-        modules = {f"kept/{name}.": module for name, module in kept.items() if isinstance(module, nn.Module)}
-        named = {
-            plain_name(f"{prefix}{name}"): parameter
-            for prefix, module in modules.items()
-            for name, parameter in module.named_parameters()
-        }
-        return named | {plain_name(name): parameter for name, parameter in model.named_parameters()}
-
-    return find
+def _find_parameters(model: nn.Module, kept: Mapping[str, Any]) -> dict[str, nn.Parameter]:
+    """Return the parameters of the model, and of modules that are kept beside it, by their names."""
+    modules = {f"kept/{name}.": module for name, module in kept.items() if isinstance(module, nn.Module)}
+    return {
+        plain_name(f"{prefix}{name}"): parameter
+        for prefix, module in {**modules, "": model}.items()
+        for name, parameter in module.named_parameters()
+    }
 
 
 def own_folder(folder: RunFolder, plugin: Plugin) -> Any:
