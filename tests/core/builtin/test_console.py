@@ -95,6 +95,13 @@ def test_a_validation_has_one_line(state):
     assert state.lines == ["epoch  3/10 · step  120 · val/loss 0.04123 · val/accuracy 0.987"]
 
 
+@pytest.mark.parametrize("name", ["val/a\nb", "val/\x1b[31mred", "val/\ud800", "val/a\0b", "val/a\u2028b"])
+def test_a_name_that_is_no_line_does_not_break_that_of_the_console(state, name):
+    Console().validation_end(state, {name: 1.0})
+    (line,) = state.lines
+    assert line.isprintable() and line.startswith("epoch  3/10 · step  120 · val/") and line.endswith(" 1")
+
+
 def test_a_validation_that_measures_nothing_has_none(state):
     """It may be there to show something, such as samples."""
     Console().validation_end(state, {})

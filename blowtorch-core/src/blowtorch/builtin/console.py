@@ -150,7 +150,16 @@ def _place(state: RunState) -> list[str]:
 
 
 def _describe(metrics: Mapping[str, float]) -> list[str]:
-    return [f"{name} {format_number(value)}" for name, value in metrics.items()]
+    return [f"{_readable(name)} {format_number(value)}" for name, value in metrics.items()]
+
+
+def _readable(name: str) -> str:
+    """Return the name of a metric in one line, without signs that a terminal would obey.
+
+    >>> print(_readable("val/cat\\nor dog"))
+    val/cat\\nor dog
+    """
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def _count_parameters(model: "nn.Module") -> str:
