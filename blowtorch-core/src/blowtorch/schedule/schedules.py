@@ -68,7 +68,7 @@ class Schedules:
         ]
         self.wants_steps = bool(self._each_step)
         self._made_for = {name: len(optimizer.param_groups) for name, optimizer in optimizers.items()}
-        self._names = {(name, 0): "lr" for name in optimizers if sum(self._made_for.values()) == 1}
+        self._was_one_group = sum(self._made_for.values()) == 1  # whose rate keeps its short name if others are added
         self.rates = self.read_rates()
 
     def fit_to(self, total_steps: int | None) -> None:
@@ -86,7 +86,7 @@ class Schedules:
     def read_rates(self) -> dict[str, float]:
         """Return the learning rates of now, by the names under which they are recorded."""
         return {
-            self._names.get((name, index), f"lr/{name}/{index}"): float(group["lr"])
+            ("lr" if self._was_one_group and index == 0 else f"lr/{name}/{index}"): float(group["lr"])
             for name, optimizer in self._optimizers.items()
             for index, group in enumerate(optimizer.param_groups)
         }
