@@ -1,6 +1,6 @@
 import pytest
 
-from blowtorch import ScriptError
+from blowtorch import Run, ScriptError
 from blowtorch.script.functions import Function
 from tests.core.script.states import make_state
 
@@ -49,3 +49,10 @@ def test_binding_leaves_the_registered_function_free_for_the_next_run():
     assert first.fill(batch=1)["model"] == "a"
     assert second.fill(batch=2) == {"batch": 2, "model": "b"}
     assert first.fill(batch=3) == {"batch": 3, "model": "a"}
+
+
+def test_what_a_function_can_be_given_is_named_once():
+    with pytest.raises(ScriptError, match="It can be given") as refused:
+        Run(random_seed=0, command_line=[]).on("train_step_end")(lambda nonsense: None)
+    given = str(refused.value).partition("It can be given ")[2].split(", ")
+    assert len(given) == len(set(given))

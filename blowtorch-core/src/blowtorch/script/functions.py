@@ -149,6 +149,6 @@ def _asked_names(function: Callable[..., Any], kind: str, valid: tuple[str, ...]
         elif not has_default:
             raise ScriptError(
                 f"{name} asks for an argument {parameter.name!r}, which a {kind} function cannot be given."
-                f"{nearest(parameter.name, valid)} It can be given {', '.join(valid)}"
+                f"{nearest(parameter.name, valid)} It can be given {', '.join(dict.fromkeys(valid))}"
             )
     return tuple(asked)
