@@ -33,6 +33,7 @@ class Coverage:
         self._waiting: dict[int, tuple[str, nn.Parameter]] = {}  # what has had no gradient yet, by identity
         self._watches: list[_Watch] = []
         self._is_new = False
+        self._is_first_epoch = True  # of this process
 
     def start(self) -> None:
         """Say, before the first step of a process, what is not trained; begin to watch the first epoch of a run."""
@@ -67,6 +68,9 @@ class Coverage:
     def end_epoch(self) -> None:
         """Say, at the end of the first epoch, which parameters had no gradient in it."""
         epoch = self._workspace.progress.epoch
+        if self._is_first_epoch:
+            self._is_first_epoch = False
+            self._report_inner_optimizers()
         self._report([watch for watch in self._watches if watch.has_stepped and watch.first_epoch <= epoch])
 
     def end_run(self) -> None:
@@ -131,6 +135,23 @@ class Coverage:
                 f"no checkpoint holds the position of a random generator in the model, so a run that goes on draws "
                 f"other numbers: {list_names(places)}; run.keep_state(name, generator) keeps it"
             )
+
+    def _report_inner_optimizers(self) -> None:
+        """Warn of an optimizer inside of another one, whose own `state_dict` lets go of its state, as that of SAM does.
+
+        One with a `state_dict` that is not torch's is trusted to have all that belongs into it.
+        """
+        for name, outer in self._workspace.optimizers.items():
+            if getattr(type(outer), "state_dict", None) is not Optimizer.state_dict:
+                continue
+            for attribute, inner in vars(outer).items():
+                is_kept = any(inner is value for value in self._kept.values())
+                if isinstance(inner, Optimizer) and inner.state and not is_kept:
+                    self._workspace.lines.warn(
+                        f"the state_dict of {name!r}, a {type(outer).__name__}, leaves out the state of the optimizer "
+                        f"in its attribute {attribute!r}, so a run that goes on begins that anew; "
+                        f"run.keep_state({attribute!r}, optimizer.{attribute}) in configure_optimizers keeps it"
+                    )
 
     def _report(self, watches: Sequence["_Watch"]) -> None:
         names = {label: None for watch in watches for label in watch.find_missing()}  # in order, each once
