@@ -181,3 +181,11 @@ def test_a_state_that_cannot_be_stored_says_what_can(make_run, net, loader):
     run.keep_state("strange", Strange())
     with pytest.raises(CheckpointError, match=r"kept/strange\['visits'\] is a defaultdict; what can be stored is "):
         run(net, loader, **QUIET)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_a_nested_tensor_that_torch_cannot_save_is_named():
+    rows = [torch.ones(2), torch.ones(3)]
+    assert find_unplain([torch.nested.nested_tensor(rows, layout=torch.jagged)], "state") is None
+    found = find_unplain([torch.nested.nested_tensor(rows)], "state")
+    assert found == "state[0] is a nested tensor whose layout is not torch.jagged"

@@ -34,7 +34,10 @@ def find_unplain(value: Any, place: str) -> str | None:
         for key in keys:
             if not _is_plain_key(key):
                 return f"{path} has a {type(key).__name__} as key"
-        if not isinstance(leaf, torch.Tensor) and type(leaf) not in _PLAIN:
+        if isinstance(leaf, torch.Tensor):
+            if leaf.is_nested and leaf.layout is torch.strided:  # torch can neither copy nor save its sizes
+                return f"{path} is a nested tensor whose layout is not torch.jagged"
+        elif type(leaf) not in _PLAIN:
             return f"{path} is a {type(leaf).__name__}"
     return None
 
