@@ -66,7 +66,7 @@ class Coverage:
         return is_new and bool(self._watches)
 
     def end_epoch(self) -> None:
-        """Say, at the end of the first epoch, which parameters had no gradient in it."""
+        """Say, at the end of the first epoch, which parameters had no gradient in it, and what is saved nowhere."""
         epoch = self._workspace.progress.epoch
         if self._is_first_epoch:
             self._is_first_epoch = False
