@@ -144,8 +144,8 @@ class Contents:
         triggers: what was done and what is due.
         window: the open recording window.
         others: whatever else has a state, by name.
-        frozen: what is left out; None where the model is saved whole.
         configured: what the script has set in optimizers and schedulers.
+        frozen: what is left out; None where the model is saved whole.
     """
 
     def __init__(
@@ -156,8 +156,8 @@ class Contents:
         triggers: Triggers,
         window: Window,
         others: Mapping[str, Part],
+        configured: Configured,
         frozen: FrozenWeights | None = None,
-        configured: Configured | None = None,
     ) -> None:
         self._configured = configured
         self._has_told_unfit = False
@@ -179,7 +179,7 @@ class Contents:
     @property
     def changes(self) -> Sequence[str]:
         """What the script sets otherwise than it did for the checkpoint that was put back, in sentences."""
-        return [*self._progress.changes, *(() if self._configured is None else self._configured.changes)]
+        return [*self._progress.changes, *self._configured.changes]
 
     def check(self) -> None:
         """Make sure that every part can be stored, before hours are spent on it.
@@ -196,7 +196,7 @@ class Contents:
 
     def describe_unfit(self) -> str | None:
         """Say, once, why a run could not go on from a checkpoint of now: the model or an optimizer has changed."""
-        reason = None if self._configured is None else self._configured.describe_unfit()
+        reason = self._configured.describe_unfit()
         shapes = self._read_shapes()
         for name in dict.fromkeys([*self._shapes, *shapes]):
             before, now = self._shapes.get(name, "not there"), shapes.get(name, "not there")
@@ -251,10 +251,9 @@ class Contents:
             "record_length": record_length,
             "parts": parts,
             "originals": originals,
+            "configured": list(make_plain(self._configured.state_dict())),
             "random": random_state(),
         }
-        if self._configured is not None:
-            training["configured"] = list(make_plain(self._configured.state_dict()))
         weights = read_shaped_weights(self._model)
         left_out = {} if self._frozen is None else self._frozen.find_unchanged()
         for name in left_out:
@@ -295,15 +294,13 @@ class Contents:
             self._judged.earlier = by_own_names(self._model, average)
         parts = make_original(training["parts"], training.get("originals", ()))
         self._progress.load_state_dict(parts["state"])
-        if self._configured is not None:
-            self._configured.fit_to(self._progress.total_steps)
-            configured = make_original(*training["configured"]) if "configured" in training else None
-            parts = self._configured.adapt(parts, configured, without, checkpoint)
+        self._configured.fit_to(self._progress.total_steps)
+        configured = make_original(*training["configured"]) if "configured" in training else None
+        parts = self._configured.adapt(parts, configured, without, checkpoint)
         for name, part in self._parts.items():
             if name not in without and part is not self._progress:
                 _load(part, parts[name], name, checkpoint)
-        if self._configured is not None:
-            self._configured.settle(parts, without)
+        self._configured.settle(parts, without)
         random = {stream: state for stream, state in training["random"].items() if f"random/{stream}" not in without}
         return training["record_length"], random
 
