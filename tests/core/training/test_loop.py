@@ -194,3 +194,72 @@ def test_hooks_that_nobody_implements_add_nothing_to_a_step(make_run, net, loade
         counts.append(calls)
     assert counts[0] == counts[1]
     assert len(counts[0]) > 100
+
+
+class Counting(torch.optim.SGD):
+    """An optimizer that clears gradients in a way of its own."""
+
+    cleared = 0
+
+    def zero_grad(self, set_to_none=True):
+        self.cleared += 1
+        super().zero_grad(set_to_none=False)
+
+
+def seen_gradients(make_run, net, loader, make_optimizer):
+    """What each step meets as the gradient of the first parameter: None, or whether any of it is not zero."""
+    seen = []
+
+    def train_step(batch, model):
+        gradient = next(model.parameters()).grad
+        seen.append(None if gradient is None else gradient.any().item())
+        x, y = batch
+        return nn.functional.mse_loss(model(x), y)
+
+    run = Run(random_seed=0, command_line=[])
+    run.train_step(train_step)
+    run.configure_optimizers(make_optimizer)
+    run(net, loader, max_steps=3, **QUIET)
+    return seen
+
+
+def test_a_step_meets_no_gradients_of_the_step_before(make_run, net, loader):
+    seen = seen_gradients(make_run, net, loader, lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    assert seen == [None, None, None]
+
+
+def test_an_optimizer_that_clears_gradients_in_its_own_way_does_so(make_run, net, loader):
+    optimizer = Counting(net.parameters(), lr=0.1)
+    seen = seen_gradients(make_run, net, loader, lambda: optimizer)
+    assert optimizer.cleared == 3
+    assert seen == [None, False, False]
+
+
+def test_a_zero_grad_that_the_script_has_replaced_is_called(make_run, net, loader):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    called, original = [], optimizer.zero_grad
+    optimizer.zero_grad = lambda: (called.append(1), original())
+    seen_gradients(make_run, net, loader, lambda: optimizer)
+    assert called == [1, 1, 1]
+
+
+def test_the_gradients_of_a_group_that_was_added_are_cleared_too(make_run, net, loader):
+    first, *_, last = net.children()
+    optimizer, met = torch.optim.SGD(first.parameters(), lr=0.1), []
+
+    class Adding:
+        @hookimpl
+        def train_step_end(self, state):
+            if state.step == 1:
+                optimizer.add_param_group({"params": last.parameters()})
+
+    def train_step(batch, model):
+        met.append(last.bias.grad)
+        x, y = batch
+        return nn.functional.mse_loss(model(x), y)
+
+    run = Run(random_seed=0, command_line=[])
+    run.train_step(train_step)
+    run.configure_optimizers(lambda: optimizer)
+    run(net, loader, max_steps=3, callbacks=[Adding()], **QUIET)
+    assert met == [None, None, None]

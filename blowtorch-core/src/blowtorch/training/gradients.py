@@ -34,6 +34,25 @@ def computing(state: RunState) -> contextlib.AbstractContextManager[Any]:
     return autocast(state.options, state.device) or contextlib.nullcontext()
 
 
+_ZERO_GRAD = torch.optim.Optimizer.zero_grad
+
+
+def zero_grad_of(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Return what sets the gradients of an optimizer to None: its own `zero_grad`, or the same as torch's, but faster.
+
+    That of torch marks each call for the profiler, which takes 7 of its 7.5 microseconds for four parameters.
+    """
+    if getattr(optimizer.zero_grad, "__func__", None) is not _ZERO_GRAD:
+        return optimizer.zero_grad
+
+    def zero_grad() -> None:
+        for group in optimizer.param_groups:  # looked up anew, since to load a state replaces them
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    return zero_grad
+
+
 class Gradients:
     """What happens to gradients between a loss and the step of an optimizer; in the plainest of loops, nothing.
 

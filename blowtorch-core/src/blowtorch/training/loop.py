@@ -42,7 +42,7 @@ from blowtorch.training.between_steps import (
     until_end,
     wait_for_checkpoint,
 )
-from blowtorch.training.gradients import computing
+from blowtorch.training.gradients import computing, zero_grad_of
 from blowtorch.training.snapshot import take_snapshot
 from blowtorch.training.training import Steps, Training
 from blowtorch.training.validation import EpochLoader, ValidationCutError, validate
@@ -139,13 +139,14 @@ def train_epoch(steps: Steps, batches: Iterator[Any], do_what_is_due: Callable[[
     train_step, arguments, wants_counts = function.function, function.arguments, function.wants_counts
     named_optimizers = {} if function.drives_itself else steps.workspace.optimizers
     optimizers = list(named_optimizers.values())
+    zero_grads = [zero_grad_of(optimizer) for optimizer in optimizers]
     read = steps.returns.reader(steps.loss if optimizers else None)
     autocast, backward, prepare = gradients.autocast, gradients.accumulate if optimizers else None, gradients.prepare
     is_watched, logged, accumulate = steps.is_watched, steps.workspace.logged.values, steps.state.options.accumulate
     for batch in batches:
         samples_before, batches_left = progress.samples, accumulate
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+        for zero_grad in zero_grads:
+            zero_grad()
         while True:  # each batch of an accumulation group, mostly one
             arguments["batch"] = batch
             if wants_counts:
