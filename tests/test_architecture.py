@@ -42,7 +42,6 @@ LAYERS = [
     "extension",
     "config",
     "streams",
-    "tree",
     "errors",
 ]
 # Highest first, within each wing.
@@ -66,6 +65,7 @@ ROOMS = {
         "spot_checks",
         "digests",
         "sizes",
+        "tree",
     ],
     "folder": ["folder", "provenance", "secrets", "lock", "manifest", "files"],
     "extension": ["found", "packages", "contracts"],

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from blowtorch.tree import Place, walk
+from blowtorch.data.tree import Place, walk
 
 
 class Finiteness:

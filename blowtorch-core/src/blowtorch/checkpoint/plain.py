@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from blowtorch.data.tree import Place, walk
 from blowtorch.errors import CheckpointError
-from blowtorch.tree import Place, walk
 
 Original = tuple[Place, str, Any]  # where a value stood, what it was, and what else its making anew needs
 

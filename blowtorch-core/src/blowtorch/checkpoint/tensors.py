@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from blowtorch.checkpoint.plain import is_leaf
+from blowtorch.data.tree import Place, map_leaves, walk
 from blowtorch.errors import CheckpointError
 from blowtorch.folder.manifest import HashedFile
-from blowtorch.tree import Place, map_leaves, walk
 
 _COMPILED = "_orig_mod"  # what `torch.compile` calls the module inside of what it returns
 

@@ -11,9 +11,9 @@ import torch
 from blowtorch.data.loaders import has_firm_length, is_empty, length_of
 from blowtorch.data.sources import choose_source, holders_of_position
 from blowtorch.data.transfer import SideStream, one_ahead
+from blowtorch.data.tree import move
 from blowtorch.errors import ScriptError
 from blowtorch.streams import SeparateStreams, derive_seed
-from blowtorch.tree import move
 
 
 class Batches:

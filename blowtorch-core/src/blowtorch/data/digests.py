@@ -8,7 +8,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from blowtorch.tree import children_of
+from blowtorch.data.tree import children_of
 
 
 def digest(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from blowtorch.tree import children_of, walk
+from blowtorch.data.tree import children_of, walk
 
 _LOOKED_AT = 8  # so many entries of a list tell what it is a list of
 _NAMED = 4  # so many parts of a batch are named in a message

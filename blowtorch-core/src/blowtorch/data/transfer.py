@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from blowtorch.tree import move
+from blowtorch.data.tree import move
 
 Sent = TypeVar("Sent")
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from blowtorch.data.tree import walk
 from blowtorch.errors import ScriptError
-from blowtorch.tree import walk
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

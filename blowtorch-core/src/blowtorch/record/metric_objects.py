@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from blowtorch.data.tree import children_of, move, walk
 from blowtorch.errors import CheckpointError, ScriptError
-from blowtorch.tree import children_of, move, walk
 
 
 class MetricObjects:

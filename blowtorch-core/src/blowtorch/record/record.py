@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from blowtorch.data.tree import map_leaves
 from blowtorch.errors import RunFolderError
-from blowtorch.tree import map_leaves
 
 _ENCODER = json.JSONEncoder(allow_nan=False, default=str)  # one odd value must not cost what comes after it
 _BUFFERED_EVENTS = 64  # a write in the loop costs ten times what it costs alone, so training metrics wait a little

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from blowtorch.data.tree import map_leaves
 from blowtorch.errors import CheckpointError
 from blowtorch.schedule.groups import ParameterNames, rearrange
 from blowtorch.schedule.rates import find_set_otherwise, is_same, merge_states, rates_on_curve
 from blowtorch.schedule.schedules import Schedules, find_owner
-from blowtorch.tree import map_leaves
 
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # the latter are what schedulers keep in the groups
 

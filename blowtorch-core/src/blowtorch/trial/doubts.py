@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from blowtorch.data.tree import walk
 from blowtorch.training.training import Training
-from blowtorch.tree import walk
 
 _MOST_ROWS = 64
 _MOST_NUMBERS = 10_000_000

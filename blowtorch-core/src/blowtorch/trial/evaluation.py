@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from blowtorch.data.batches import Batches
+from blowtorch.data.tree import move
 from blowtorch.errors import CheckpointError, ScriptError
 from blowtorch.record.metric_objects import find_metric_objects, put_aside
 from blowtorch.runs.view import POINTERS, find_newest, read_pointer
@@ -21,7 +22,6 @@ from blowtorch.training.model import load_initial_weights
 from blowtorch.training.snapshot import take_snapshot
 from blowtorch.training.validation import Validation, judging, validate
 from blowtorch.training.workspace import Workspace
-from blowtorch.tree import move
 
 _CPU = torch.device("cpu")
 

@@ -28,10 +28,10 @@ from torch.utils.data import (
 
 from blowtorch.data.digests import digest
 from blowtorch.data.loaders import copy_loader, end_workers, has_own_iterator
+from blowtorch.data.tree import map_leaves, walk
 from blowtorch.record.metric_objects import find_objects
 from blowtorch.streams import GENERATORS
 from blowtorch.training.snapshot import Snapshot
-from blowtorch.tree import map_leaves, walk
 
 _MOST_SAMPLES = 2_000  # of a validation
 _MOST_TRAINED = 100_000

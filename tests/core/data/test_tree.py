@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from blowtorch.tree import map_leaves, move, walk
+from blowtorch.data.tree import map_leaves, move, walk
 
 CPU = torch.device("cpu")
 META = torch.device("meta")  # moves without an accelerator
