@@ -12,7 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from blowtorch.folder.provenance import git_commit, local_modules, snapshot, summarize_model, versions
+from blowtorch.folder.provenance import (
+    describe_device,
+    git_commit,
+    local_modules,
+    snapshot,
+    summarize_model,
+    versions,
+)
 
 SCRIPT = """
 import sys
@@ -170,6 +177,33 @@ def test_versions_are_those_in_use():
     assert found["torch"] == torch.__version__ and found["numpy"] == np.__version__
     assert found["python"] == ".".join(str(part) for part in sys.version_info[:3])
     assert all(type(value) is str for value in found.values())
+
+
+def test_of_a_device_the_settings_are_told_that_decide_its_bits(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert describe_device(cpu) == {"name": "cpu", "float32_matmul_precision": "highest"}
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert describe_device(cpu)["float32_matmul_precision"] == "high"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU at {device}")
+    monkeypatch.setattr(torch.version, "cuda", "12.9")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    described = describe_device(gpu)
+    assert described["name"] == "a GPU at cuda" and described["cuda"] == "12.9"
+    assert described["cudnn_benchmark"] is True and described["cudnn_deterministic"] is False
+
+
+SET_BY_NEWER_NAMES = """
+import torch
+from blowtorch.folder.provenance import describe_device
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+print(describe_device(torch.device("cpu"))["float32_matmul_precision"])
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch has the older names")
+def test_a_precision_that_was_set_by_the_newer_names_of_torch_is_told_by_them():
+    done = subprocess.run([sys.executable, "-c", SET_BY_NEWER_NAMES], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["tf32"]
 
 
 def test_a_summary_has_the_tree_of_modules_and_their_sizes():

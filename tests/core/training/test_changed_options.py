@@ -199,6 +199,19 @@ def test_options_of_gradients_hold_from_there_on_and_are_said(name, before, afte
     assert all(map(torch.equal, weights(seen.model), unchanged)) == is_alike
 
 
+def test_a_device_and_settings_of_torch_that_are_otherwise_are_said(monkeypatch):
+    short = train(max_epochs=1)
+    same = train(max_epochs=2, resume=str(short.result.folder))
+    assert "the device's" not in same.console
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    other = train(resume=str(short.result.folder))
+    assert (
+        "changed since the last start: the device's float32_matmul_precision was 'highest' and is 'high'"
+        in other.console
+    )
+    assert run_yaml(other)["device"] == {"name": "cpu", "float32_matmul_precision": "high"}
+
+
 def test_the_scale_of_fp16_is_refused_by_name_where_it_is_not_used_any_more():
     with pytest.raises(
         CheckpointError, match="holds 'gradients', which the script has not; .*resume_without=gradients"

@@ -134,7 +134,8 @@ class RunFolder:
 
         Returns:
             What differs from the session before, as (old, new) by dotted key. Options are compared as they hold,
-            wherever they were said; to ask for a run to be continued is no difference.
+            wherever they were said; to ask for a run to be continued is no difference. Of the `device` in `info`, what
+            both have is compared.
 
         Raises:
             RunFolderError: the folder is damaged, or cannot be written.
@@ -143,7 +144,7 @@ class RunFolder:
         settings, masked = mask_secrets(plain(config.snapshot())), mask_secrets(plain(options))
         if isinstance(settings.get("run"), dict):
             settings["run"] |= {name: masked[name] for name in kept if name in settings["run"]}
-        changed = self._find_changes(earlier, settings, masked)
+        changed = self._find_changes(earlier, settings, masked, info.get("device", {}))
         session = {"started": now(), "host": socket.gethostname(), "process": os.getpid(), "status": "running"}
         session["command_line"] = mask_command_line(command_line)
         session["command"] = mask_command_line(sys.orig_argv)
@@ -186,13 +187,16 @@ class RunFolder:
         replace_files(self.path, {name: dump_yaml(plain(content))})
 
     def _find_changes(
-        self, earlier: Mapping[str, Any], settings: dict[str, Any], options: dict[str, Any]
+        self, earlier: Mapping[str, Any], settings: dict[str, Any], options: dict[str, Any], device: dict[str, Any]
     ) -> dict[str, tuple[Any, Any]]:
         path = self.path / "config.yaml"
         changed = find_differences(read_yaml(path), settings, "") if path.is_file() else {}
         changed = {key: pair for key, pair in changed.items() if not key.startswith("run.")}
         changed |= find_differences(earlier.get("options", options), options, "run")
         changed.pop("run.resume", None)
+        for name, before in (earlier.get("device") or {}).items():
+            if name in device and device[name] != before:  # what a GPU has and a CPU has not, its name tells
+                changed[f"the device's {name}"] = before, device[name]
         return changed
 
 
@@ -260,7 +264,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 _RUN_INFO = {  # what whoever reads `run.yaml` relies on; the first four stand in each
     **dict.fromkeys(("id", "name", "status"), ((str, int, float), "a text")),
     **dict.fromkeys(("number", "seed"), ((int,), "a whole number")),
-    **dict.fromkeys(("options", "versions"), ((dict,), "a mapping")),
+    **dict.fromkeys(("options", "versions", "device"), ((dict,), "a mapping")),
     "sessions": ((list,), "a list"),
 }
 NEEDED = ("id", "name", "number", "status")

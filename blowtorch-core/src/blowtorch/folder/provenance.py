@@ -5,11 +5,13 @@ import functools
 import importlib.metadata
 import itertools
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +31,43 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "platform": platform.platform(),
     }
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """Return which device it is, and torch's settings that decide with which bits it computes."""
+    described = {"name": str(device), "float32_matmul_precision": matmul_precision()}
+    if device.type != "cuda":
+        return described
+    cudnn = torch.backends.cudnn
+    return described | {
+        "name": torch.cuda.get_device_name(device),
+        "cuda": torch.version.cuda or torch.version.hip,
+        "driver": _driver(),
+        "cudnn": cudnn.version(),
+        "cudnn_benchmark": cudnn.benchmark,
+        "cudnn_deterministic": cudnn.deterministic,
+    }
+
+
+def matmul_precision() -> str:
+    """Return how exactly matrices of float32 are multiplied: `highest`, `high` or `medium`.
+
+    Where a script has set that by torch's newer names, it is the value of these, such as `tf32`.
+    """
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch refuses to tell by the one name what was set by the other
+        return str(torch.backends.cuda.matmul.fp32_precision)
+
+
+def _driver() -> str | None:
+    """Return the version of the NVIDIA driver; None where the system does not tell."""
+    try:
+        told = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return None
+    found = re.search(r"\d+(?:\.\d+)+", told)
+    return found and found[0]
 
 
 def snapshot(folder: Path, script: Path | None, git_timeout_s: float = 10.0) -> list[str]:

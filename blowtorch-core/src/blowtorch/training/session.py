@@ -297,7 +297,8 @@ class Session:
         late = find_late_options(folder, self._options, restored.name is not None) if info.resumed else {}
         logger_infos = inform_loggers(plan.extensions.loggers, folder, info, late)
         order = {moment: names for moment, names in callbacks.order.items() if names}
-        changed = write_down(folder, self._script, self._config, self._options, late, seed=plan.seed, callbacks=order)
+        told = {"seed": plan.seed, "callbacks": order}
+        changed = write_down(folder, self._script, self._config, self._options, late, plan.device, **told)
         if restored.name is None:
             training.record.append("start", step=0, epoch=0, time=time.time(), id=info.id, name=info.name)
         if info.resumed:

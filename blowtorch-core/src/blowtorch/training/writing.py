@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from blowtorch.config.config import Config
 from blowtorch.folder.folder import RunFolder, plain
-from blowtorch.folder.provenance import git_commit, snapshot, summarize_model, versions
+from blowtorch.folder.provenance import describe_device, git_commit, snapshot, summarize_model, versions
 from blowtorch.options import RunOptions
 from blowtorch.plugins import Plugin
 from blowtorch.script.script import Script
@@ -72,6 +74,7 @@ def write_down(
     config: Config,
     options: RunOptions,
     late: Mapping[str, LateOption],
+    device: torch.device,
     **info: Any,
 ) -> dict[str, tuple[Any, Any]]:
     """Write down with what the run is trained; return what differs from the process before: (old, new)."""
@@ -83,6 +86,7 @@ def write_down(
         kept,
         script=script.path,
         versions=versions(),
+        device=describe_device(device),
         git_commit=git_commit(Path(script.path) if script.path else None),
         checkpoint_metric=options.checkpoint_metric,
         **info,
