@@ -48,7 +48,7 @@ LAYERS = [
 ROOMS = {
     "trial": ["dry_run", "forecast", "doubts", "overlap", "batch_size", "evaluation", "untouched"],
     "training": """session loop between_steps writing assembly training coverage model start interruption trace
-        validation callbacks gradients workspace modes snapshot""".split(),
+        validation callbacks gradients precision workspace modes snapshot""".split(),
     "runs": ["view", "stored"],
     "script": ["decorators", "script", "returns", "functions", "command_line"],
     "checkpoint": ["checkpoints", "retention", "store", "contents", "frozen", "finiteness", "tensors", "plain"],

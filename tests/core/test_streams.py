@@ -145,3 +145,31 @@ def test_isolation_can_be_nested():
         with isolated_random(2):
             draw()
         assert draw() == before
+
+
+def stand_in_for_xpu(monkeypatch, number):
+    """Have torch find so many devices of an accelerator that is none of NVIDIA's; return what each has of a state."""
+    states = [torch.tensor([index]) for index in range(number)]
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("xpu"))
+    monkeypatch.setattr(torch.xpu, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: number)
+    monkeypatch.setattr(torch.xpu, "get_rng_state_all", lambda: list(states))
+    monkeypatch.setattr(torch.xpu, "set_rng_state_all", lambda given: states.__setitem__(slice(None), given))
+    return states
+
+
+def test_the_streams_of_any_accelerator_are_among_the_others_once_it_is_in_use(monkeypatch):
+    stand_in_for_xpu(monkeypatch, 2)
+    assert random_state()["xpu"] == [torch.tensor([0]), torch.tensor([1])]
+    monkeypatch.setattr(torch.xpu, "is_initialized", lambda: False)
+    assert "xpu" not in random_state()
+
+
+def test_a_machine_with_fewer_devices_takes_the_streams_of_those_that_it_has(monkeypatch):
+    stand_in_for_xpu(monkeypatch, 3)
+    state = random_state()
+    states = stand_in_for_xpu(monkeypatch, 1)
+    states[0] = torch.tensor([9])
+    restore_random_state(state)
+    assert states == [torch.tensor([0])]

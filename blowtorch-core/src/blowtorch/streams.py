@@ -57,11 +57,7 @@ def random_state() -> dict[str, Any]:
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
         "torch": torch.random.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available():
-        state["mps"] = torch.mps.get_rng_state()
-    return state
+    return state | _read_accelerator()
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
@@ -73,10 +69,44 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
         np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     if "torch" in state:
         torch.random.set_rng_state(state["torch"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    if "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
+    for kind in state.keys() - {"python", "numpy", "torch"}:
+        _restore_accelerator(kind, state[kind])
+
+
+def find_accelerator() -> torch.device | None:
+    """Return the kind of accelerator that this machine has and torch was built for; None without."""
+    if hasattr(torch, "accelerator"):  # since torch 2.6
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps") if torch.backends.mps.is_available() else None
+
+
+def _read_accelerator() -> dict[str, Any]:
+    """Return the state of the streams of an accelerator by its kind: of one with several devices, a list.
+
+    Nothing before CUDA and its like are in use, which would take memory of each device.
+    """
+    device = find_accelerator()
+    if device is None:
+        return {}
+    module = getattr(torch, device.type)
+    if hasattr(module, "is_initialized") and not module.is_initialized():
+        return {}
+    return {device.type: module.get_rng_state_all() if _has_many(module) else module.get_rng_state()}
+
+
+def _restore_accelerator(kind: str, state: Any) -> None:
+    """Restore the streams of an accelerator; of devices that this machine lacks, nobody can draw."""
+    module = getattr(torch, kind)
+    if _has_many(module):
+        module.set_rng_state_all(state[: module.device_count()])
+    else:
+        module.set_rng_state(state)
+
+
+def _has_many(module: Any) -> bool:
+    return hasattr(module, "set_rng_state_all")
 
 
 @contextlib.contextmanager
@@ -91,18 +121,31 @@ def isolated_random(seed: int) -> Iterator[None]:
 
 
 class SeparateStreams(contextlib.AbstractContextManager[None]):
-    """Random streams of the CPU that take the place of the global ones inside; each time they go on where they were."""
+    """Random streams that take the place of the global ones inside; each time they go on where they were."""
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         numpy_state = np.random.RandomState(seed % 2**32).get_state()
         self._waiting: tuple[Any, ...] = (random.Random(seed).getstate(), numpy_state, generator.get_state())
+        self._seed = seed
+        self._accelerator: dict[str, Any] = {}  # where its streams are, inside; nothing before the first time
+        self._outside: dict[str, Any] = {}
 
     def __enter__(self) -> None:
         self._exchange()
+        self._outside = _read_accelerator()
+        for kind in self._outside:
+            if kind in self._accelerator:
+                _restore_accelerator(kind, self._accelerator[kind])
+            else:
+                module = getattr(torch, kind)
+                getattr(module, "manual_seed_all", module.manual_seed)(self._seed)
 
     def __exit__(self, *error: object) -> None:
         self._exchange()
+        for kind, state in self._outside.items():
+            self._accelerator |= _read_accelerator()
+            _restore_accelerator(kind, state)
 
     def _exchange(self) -> None:
         python, numpy_state, torch_state = self._waiting

@@ -253,3 +253,23 @@ def test_what_holds_no_numbers_that_could_be_infinite_is_passed_over():
     lazy(torch.randn(1, 3))
     lazy.weight.data[0, 0] = INFINITE
     assert finiteness.find_spoiled(lazy.state_dict()) == ("weight",)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor on a stand-in for an accelerator that lacks an operation."""
+
+    is_cpu = False  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), keywords=None):
+        if function is torch.aminmax:
+            raise NotImplementedError("The operator 'aten::aminmax.out' is not currently implemented for this device")
+        made = super().__torch_function__(function, types, arguments, keywords or {})
+        return made.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else made
+
+
+def test_what_an_accelerator_cannot_look_into_is_looked_at_on_the_cpu():
+    state, finiteness = {"mask": torch.tensor([0.0, NAN]).as_subclass(Elsewhere)}, Finiteness(is_made_by_training=True)
+    assert finiteness.find_spoiled(state) == ("mask",)
+    finiteness.remember(state)
+    assert finiteness.find_spoiled(state) is None

@@ -3,12 +3,14 @@
 import collections
 import dataclasses
 import types
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
 
+from blowtorch import ScriptError
 from blowtorch.data.tree import map_leaves, move, walk
+from tests.core.accelerators import WithoutDoubles
 
 CPU = torch.device("cpu")
 META = torch.device("meta")  # moves without an accelerator
@@ -130,3 +132,30 @@ def test_a_nested_batch_moves_whole():
 def test_an_object_that_can_move_moves_itself_even_if_it_is_a_container():
     moved = move([Moves(), MovingMapping(a=torch.zeros(1))], META)
     assert [item.device for item in moved] == [META, META]
+
+
+class Noting(torch.Tensor):
+    """A tensor that notes how it is moved, and stays where it is."""
+
+    moves: ClassVar[list[dict[str, Any]]] = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), keywords=None):
+        if function is torch.Tensor.to:
+            cls.moves.append(keywords)
+            return arguments[0]
+        return super().__torch_function__(function, types, arguments, keywords or {})
+
+
+@pytest.mark.parametrize(("device", "is_ahead"), [("cuda", True), ("mps", False), ("xpu", False), ("cpu", False)])
+def test_only_a_device_of_cuda_may_copy_later_since_only_there_torch_keeps_the_memory_until_then(device, is_ahead):
+    Noting.moves.clear()
+    move({"x": torch.zeros(2).as_subclass(Noting)}, torch.device(device))
+    assert Noting.moves == [{"non_blocking": is_ahead}]
+
+
+def test_a_batch_of_numbers_that_the_device_lacks_says_which_and_what_to_do():
+    batch = (torch.zeros(2), {"y": torch.zeros(4, 3, dtype=torch.float64)})
+    expected = r"a tensor of torch.float64, of shape \(4, 3\), which cannot be moved to meta: Cannot .* by \.float\(\)"
+    with WithoutDoubles(), pytest.raises(ScriptError, match=expected):
+        move(batch, META)

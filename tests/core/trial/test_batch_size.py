@@ -178,6 +178,8 @@ def test_a_function_that_drives_an_epoch_cannot_be_tried():
         (MemoryError(), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("Invalid buffer size: 24.00 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("shapes do not fit"), False),
     ],
 )

@@ -71,7 +71,7 @@ def _find_not_finite(leaf: Tensor | float) -> Tensor | None:
             return None
         least, largest = torch.aminmax(numbers)
     except NotImplementedError:
-        return None
+        return None if leaf.is_cpu else _find_not_finite(leaf.cpu())  # an accelerator may lack the fast pass alone
     return None if math.isfinite(least.item()) and math.isfinite(largest.item()) else _kinds_of(numbers)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from blowtorch.errors import ScriptError
+
 Place = tuple[Any, ...]  # the keys, indices and field names that lead to a leaf
 
 
@@ -69,14 +71,25 @@ def map_leaves(function: Callable[[Any], Any], value: Any, is_leaf: Callable[[An
 
 
 def move(batch: Any, device: torch.device) -> Any:
-    """Return a batch whose tensors are on a device; an accelerator is not waited for.
+    """Return a batch whose tensors are on a device; one of CUDA is not waited for.
 
     An object that has a method `to` moves itself.
+
+    Raises:
+        ScriptError: the device has no tensors of such a type.
     """
+    # Another device may read the memory of a tensor when that holds something else already: torch keeps it for CUDA.
+    is_ahead = device.type == "cuda"
 
     def moved(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):
-            return leaf.to(device, non_blocking=device.type != "cpu")
+            try:
+                return leaf.to(device, non_blocking=is_ahead)
+            except TypeError as error:
+                raise ScriptError(
+                    f"a batch has a tensor of {leaf.dtype}, of shape {tuple(leaf.shape)}, which cannot be moved to "
+                    f"{device}: {error} Convert it in the dataset, such as by .float()"
+                ) from error
         return leaf.to(device) if _can_move(leaf) else leaf
 
     return map_leaves(moved, batch, _can_move)

@@ -16,22 +16,10 @@ from blowtorch.record.lines import Lines
 from blowtorch.record.logged import Logged
 from blowtorch.script.returns import Returns
 from blowtorch.state import RunState
+from blowtorch.training.precision import autocast
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SKIPPED = "skipped_steps"
 _MOST_SKIPPED = 100  # so many steps left out in a row are no accident
-
-
-def autocast(options: RunOptions, device: torch.device) -> torch.autocast | None:
-    """Return the context in which the user's functions compute under the option `precision`; None for fp32."""
-    if options.precision == "fp32":
-        return None
-    return torch.autocast(device.type, dtype=_DTYPES[options.precision])
-
-
-def computing(state: RunState) -> contextlib.AbstractContextManager[Any]:
-    """Return the context for what does not train: validations, evaluations, predictions."""
-    return autocast(state.options, state.device) or contextlib.nullcontext()
 
 
 _ZERO_GRAD = torch.optim.Optimizer.zero_grad

@@ -42,7 +42,8 @@ from blowtorch.training.between_steps import (
     until_end,
     wait_for_checkpoint,
 )
-from blowtorch.training.gradients import computing, zero_grad_of
+from blowtorch.training.gradients import zero_grad_of
+from blowtorch.training.precision import computing
 from blowtorch.training.snapshot import take_snapshot
 from blowtorch.training.training import Steps, Training
 from blowtorch.training.validation import EpochLoader, ValidationCutError, validate

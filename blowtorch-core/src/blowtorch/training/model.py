@@ -15,25 +15,55 @@ from blowtorch.folder.manifest import FILE_NAME
 from blowtorch.options import RunOptions
 from blowtorch.runs.stored import unmasked_backend
 from blowtorch.runs.view import open_run
+from blowtorch.streams import find_accelerator
+from blowtorch.training.precision import refuse_missing_precision
 from blowtorch.training.start import find_checkpoint
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device that an option names; `auto` takes an accelerator if there is one.
+def choose_device(options: RunOptions) -> torch.device:
+    """Return the device that the options name; `auto` takes an accelerator if there is one.
 
     Raises:
-        OptionError: torch knows no such device, or it is not there.
+        OptionError: torch knows no such device, it is not there, or it lacks the precision that is asked for.
     """
+    name = options.device
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        raise OptionError(f"option device: expected 'auto' or a device that is there, got {name!r}: {error}") from error
+        device = find_accelerator() or torch.device("cpu")
+    else:
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+            raise OptionError(
+                f"option device: expected 'auto' or a device that is there, got {name!r}: {_first_sentence(error)}; "
+                f"torch {torch.__version__} sees {find_accelerator() or 'no accelerator'} on this machine"
+            ) from error
+    refuse_missing_precision(options, device)
     return device
+
+
+def place_model(model: nn.Module, device: torch.device) -> None:
+    """Move a model to a device.
+
+    Raises:
+        OptionError: the device has no tensors of a type that the model is made of; the model is then where it was.
+    """
+    tensors = [*model.named_buffers(), *model.named_parameters()]
+    to_move = {tensor.dtype: name for name, tensor in tensors if tensor.device.type != device.type}
+    for dtype, name in to_move.items():
+        try:
+            torch.empty(0, dtype=dtype, device=device)
+        except (RuntimeError, TypeError) as error:
+            raise OptionError(
+                f"option device: the model is in part made of {dtype}, such as {name!r}, and {device} is not: "
+                f"{_first_sentence(error)}. Convert it before the run, such as by model.float(), or take another device"
+            ) from error
+    model.to(device)
+
+
+def _first_sentence(error: Exception) -> str:
+    """Return what torch says first; it may go on for 130 lines."""
+    return str(error).partition("\n")[0].partition(". ")[0].removesuffix(".")
 
 
 def compile_model(model: nn.Module, options: RunOptions) -> tuple[nn.Module, Any]:

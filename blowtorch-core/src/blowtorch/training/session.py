@@ -30,7 +30,7 @@ from blowtorch.training.assembly import Plan, RunBatches, RunExtensions, assembl
 from blowtorch.training.between_steps import last_metrics, notify, wait_for_checkpoint
 from blowtorch.training.gradients import detecting_anomalies
 from blowtorch.training.interruption import interruptible
-from blowtorch.training.model import choose_device, compile_model, load_initial_weights
+from blowtorch.training.model import choose_device, compile_model, load_initial_weights, place_model
 from blowtorch.training.modes import put_in_training_mode
 from blowtorch.training.start import agree_on_seed, find_starting_point, refuse_other_backend
 from blowtorch.training.trace import Trace
@@ -133,7 +133,7 @@ class Session:
         options, script = self._options, self._script
         script.check(self._model, options.optimize_metric)
         extensions = RunExtensions.create(options, self._plugins)
-        device, start = choose_device(options.device), find_starting_point(options, script)
+        device, start = choose_device(options), find_starting_point(options, script)
         seed = script.seed if start.folder is None else agree_on_seed(start.folder, script.seed)
         return Plan(start, seed, device, extensions, RunBatches.choose(script, options, self._loaders, seed, device))
 
@@ -142,7 +142,7 @@ class Session:
 
         A model stays where it was trained, so there is nothing to undo.
         """
-        self._model.to(plan.device)
+        place_model(self._model, plan.device)
         return compile_model(self._model, self._options)
 
     @contextlib.contextmanager

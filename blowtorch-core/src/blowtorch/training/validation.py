@@ -17,8 +17,8 @@ from blowtorch.script.functions import Function
 from blowtorch.script.returns import Returns
 from blowtorch.state import RunState
 from blowtorch.streams import derive_seed, isolated_random
-from blowtorch.training.gradients import computing
 from blowtorch.training.modes import begin_evaluation, read_modes, set_modes
+from blowtorch.training.precision import computing
 from blowtorch.training.snapshot import left_uninitialized
 from blowtorch.training.workspace import Workspace
 

@@ -62,8 +62,9 @@ def _fits(script: Script, workspace: Workspace, loader: DataLoader[Any], size: i
         workspace.optimizers.clear()
         state.model.zero_grad()
         gc.collect()
-        if state.device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache = getattr(getattr(torch, state.device.type, None), "empty_cache", None)
+        if empty_cache is not None:  # every accelerator keeps memory that was given back to it
+            empty_cache()
     return True
 
 
@@ -83,5 +84,5 @@ def _try_steps(script: Script, workspace: Workspace, loader: DataLoader[Any], si
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory was missing, on whatever device."""
-    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "invalid buffer size")
     return isinstance(error, MemoryError) or any(text in str(error).lower() for text in texts)

@@ -15,7 +15,7 @@ from blowtorch.options import RunOptions
 from blowtorch.record.metric_objects import find_metric_objects, put_aside
 from blowtorch.script.script import Script
 from blowtorch.streams import isolated_random
-from blowtorch.training.model import choose_device, compile_model
+from blowtorch.training.model import choose_device, compile_model, place_model
 from blowtorch.training.snapshot import Snapshot, take_snapshot
 from blowtorch.training.workspace import Workspace, make_workspace
 
@@ -32,8 +32,9 @@ def detached_workspace(
         seed: from which every random stream is derived.
         training: of the run from within which this is asked for, which may train the same model.
     """
-    device = choose_device(options.device)
-    models = compile_model(model.to(device), options)
+    device = choose_device(options)
+    place_model(model, device)
+    models = compile_model(model, options)
     is_trained = training is not None and training.state.model is models[0]
     modes = training.optimizer_modes if training is not None and is_trained else None
     return make_workspace(models, config, options, seed, device, optimizer_modes=modes)
