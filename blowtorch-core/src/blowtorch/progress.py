@@ -4,6 +4,7 @@ Extensions and scripts see it through `RunState`.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Progress:
         batch: batches of this epoch that are done.
         is_epoch_done: whether the epoch has ended and everything that happens at its end is done.
         samples: samples trained on.
-        metrics: the last recorded value of every metric, by its recorded name.
+        metrics: the last recorded value of every metric, by its recorded name; up to date after `catch_up`.
         measured_at: the step at which each of `metrics` was recorded.
         validations: the names of those that the run does.
         best: the best checkpoint so far by `options.checkpoint_metric`.
@@ -57,6 +58,7 @@ class Progress:
         next_event: the first step after which the loop has to look whether anything is due; 0 for the next one.
         earlier_seconds: how long the processes that this one continues have trained.
         started: when this process began to train, on the monotonic clock.
+        catch_up: reads what was recorded and is still on its way from the device.
     """
 
     step: int = 0
@@ -82,6 +84,7 @@ class Progress:
     next_event: int = NEVER
     earlier_seconds: float = 0.0
     started: float = field(default_factory=monotonic_seconds)
+    catch_up: Callable[[], None] = lambda: None
 
     @property
     def seconds(self) -> float:

@@ -23,8 +23,8 @@ from blowtorch.script.command_line import ScriptArguments, words_of_process
 from blowtorch.script.decorators import Decorators
 from blowtorch.script.script import Script
 from blowtorch.streams import draw_seed, make_deterministic, seed_everything
-from blowtorch.training.between_steps import last_metrics
 from blowtorch.training.loop import train
+from blowtorch.training.recording import last_metrics
 from blowtorch.training.session import Session
 from blowtorch.training.start import recorded_seed
 from blowtorch.training.workspace import Workspace

@@ -167,6 +167,7 @@ class RunState:
     @property
     def metrics(self) -> Mapping[str, float]:
         """The last recorded value of every metric, by its recorded name."""
+        self._progress.catch_up()
         return MappingProxyType(self._progress.metrics)
 
     @property

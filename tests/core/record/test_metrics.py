@@ -180,3 +180,26 @@ def test_a_name_that_a_step_returns_is_not_reduced_in_another_way(make_run, net,
 
     with pytest.raises(ScriptError, match="step returns 'energy' and logs it too; give one of them another name"):
         run(net, loader, progress=False)
+
+
+def test_a_window_that_was_cut_off_is_read_later_and_what_comes_meanwhile_is_not_in_it():
+    window, epoch, direct = Window({"x": "max"}), Window({"x": "max"}), Window({"x": "max"})
+    window.add({"loss": 0.5, "x": 7.0}, weight=2)  # a window may hold sums, as after a restart, beside what waits
+    values = [torch.tensor(float(value)).as_subclass(OnADevice) for value in (1, 2, 4)]
+    for value in values[:2]:
+        window.add({"loss": value, "x": value}, weight=1)
+    earlier = window.cut_off()
+    assert window.means() == {}
+    window.add({"loss": values[2], "x": values[2]}, weight=1)
+    assert earlier.close_into(epoch, prefix="") == {"loss": 1.0, "x": 7.0}
+    assert earlier.means() == {} and window.close_into(epoch, prefix="") == {"loss": 4.0, "x": 4.0}
+    direct.add({"loss": 0.5, "x": 7.0}, weight=2)
+    for number in (1.0, 2.0, 4.0):
+        direct.add({"loss": number, "x": number}, weight=1)
+    assert epoch.means() == direct.means()
+
+
+def test_values_that_cannot_be_read_yet_are_cut_off_without_being_read():
+    window = Window()
+    window.add({"loss": torch.empty((), device="meta")}, weight=1)
+    assert window.cut_off().is_waiting is window.is_waiting is False

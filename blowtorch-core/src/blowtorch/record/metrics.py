@@ -1,8 +1,9 @@
 """Means and other reductions of metrics, whose values stay on the device until they are recorded.
 
 To read a tensor, the host must wait for the accelerator. So values on one are only kept, and all of them are read in
-one transfer when a window is recorded. Values on the CPU cost nothing to read and are summed at once. Either way the
-values are summed one after the other in Python floats, so a checkpoint that cuts a window in two changes no bit.
+one transfer when a window is recorded, or some time after it was cut off for that. Values on the CPU cost nothing to
+read and are summed at once. Either way the values are summed one after the other in Python floats, so a checkpoint that
+cuts a window in two changes no bit.
 """
 
 import math
@@ -44,15 +45,20 @@ class Window:
         reductions: `sum`, `max`, `min` or `last` by the name of each metric that is not reduced to its mean; it may
             grow, and two windows of the same metrics share it.
         only_finite: whether values that are NaN or infinite are left out.
+
+    Attributes:
+        is_waiting: whether there are values on an accelerator, for which whoever reads the window has to wait.
     """
 
     def __init__(self, reductions: dict[str, str] | None = None, only_finite: bool = False) -> None:
+        self.is_waiting = False
         self.totals: Totals = {}  # of the values that have been read
         self.only_finite = only_finite
         self.reductions: dict[str, str] = {} if reductions is None else reductions
         self._lent: tuple[Total, Callable[[], tuple[float, float]]] | None = None
         self._waiting: list[tuple[str, float, Tensor]] = []
         self._packed: list[tuple[list[tuple[str, float]], Tensor]] = []
+        self._arriving: tuple[list[tuple[str, float]], Callable[[], list[float]]] | None = None
 
     def lend(self, name: str, give_back: Callable[[], tuple[float, float]]) -> tuple[float, float]:
         """Lend the value and the weight of a total to somebody who adds to it, until anybody else needs it."""
@@ -118,6 +124,19 @@ class Window:
                 longer._add(name, total.value, total.weight)
         return means
 
+    def cut_off(self) -> "Window":
+        """Empty the window, and return one that has what was in it, to be read later.
+
+        Its values are on their way from the accelerator, and nothing waits for them until they are read.
+        """
+        self._take_back()
+        earlier = Window(self.reductions, self.only_finite)
+        earlier.totals, self.totals = self.totals, {}
+        keys, values = self._gather()
+        if values is not None:
+            earlier._arriving = keys, send_to_host(values)
+        return earlier
+
     def means(self) -> dict[str, float]:
         """Return the means so far."""
         return means(self._read())
@@ -132,7 +151,7 @@ class Window:
         """Restore the totals that `state_dict` returned."""
         self.totals = {name: Total(value, weight) for name, (value, weight, _) in state.items()}
         self.reductions |= {name: reduce for name, (_, _, reduce) in state.items() if reduce != "mean"}
-        self._waiting, self._packed = [], []
+        self._waiting, self._packed, self.is_waiting = [], [], False
 
     def _add(self, name: str, value: float, weight: float) -> None:
         if self.only_finite and not math.isfinite(value):
@@ -147,6 +166,7 @@ class Window:
             total.weight = 1.0
 
     def _wait_for(self, name: str, weight: float, value: Tensor) -> None:
+        self.is_waiting = True
         self._waiting.append((name, weight, value.detach()))
         if len(self._waiting) >= _CHUNK:
             self._pack()
@@ -167,15 +187,44 @@ class Window:
 
     def _read(self) -> Totals:
         self._take_back()
+        if self._arriving is not None:
+            (keys, receive), self._arriving = self._arriving, None
+            self._add_all(keys, receive())
+        if self.is_waiting:
+            keys, values = self._gather()
+            self._add_all(keys, [] if values is None else values.tolist())
+        return self.totals
+
+    def _gather(self) -> tuple[list[tuple[str, float]], Tensor | None]:
+        """Take out all values that wait, in one tensor on their device, and what each of them is."""
         if self._waiting:
             self._pack()
-        if self._packed:
-            keys = [key for keys, _ in self._packed for key in keys]
-            values = torch.cat([tensor for _, tensor in self._packed]).tolist()
-            self._packed = []
-            for (name, weight), value in zip(keys, values, strict=True):
-                self._add(name, value, weight)
-        return self.totals
+        packed, self._packed, self.is_waiting = self._packed, [], False
+        keys = [key for keys, _ in packed for key in keys]
+        return keys, torch.cat([tensor for _, tensor in packed]) if packed else None
+
+    def _add_all(self, keys: list[tuple[str, float]], values: list[float]) -> None:
+        for (name, weight), value in zip(keys, values, strict=True):
+            self._add(name, value, weight)
+
+
+def send_to_host(values: Tensor) -> Callable[[], list[float]]:
+    """Ask for a copy of values on the host, and wait for nothing; return what waits for the copy and reads it.
+
+    Only what CUDA was asked for before the copy is waited for, not what it is asked for after it. Any other accelerator
+    is asked for the values when they are read.
+    """
+    if not values.is_cuda:
+        return values.tolist
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    copy.copy_(values, non_blocking=True)
+    is_complete = torch.cuda.current_stream(values.device).record_event()
+
+    def receive() -> list[float]:
+        is_complete.synchronize()
+        return copy.tolist()
+
+    return receive
 
 
 def means(totals: Totals) -> dict[str, float]:

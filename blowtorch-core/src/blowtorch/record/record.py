@@ -30,12 +30,17 @@ class Record:
     Args:
         path: of the file; a last line that is torn is cut off.
         beat: called at each write, as a sign of life.
+
+    Attributes:
+        is_behind: whether an event was put off that is still to be appended.
     """
 
     def __init__(self, path: Path, beat: Callable[[], None] = lambda: None) -> None:
         self.path = path
         self._beat = beat
         self._file: BinaryIO = path.open("ab", buffering=0)
+        self._append_next: Callable[[], None] | None = None  # appends the event that comes next, once it is known
+        self.is_behind = False
         self._held: list[dict[str, Any]] = []  # encoded together, which costs a fraction of one at a time
         self._unwritten = b""  # lines that a full disk has refused
         self._written_at = 0.0
@@ -53,12 +58,31 @@ class Record:
         Raises:
             RunFolderError: the file could not be written for so long that too much is held in memory.
         """
+        if self.is_behind:
+            self.catch_up()
         self._held.append({"event": event, **values})
         if is_urgent or len(self._held) >= _BUFFERED_EVENTS or time.monotonic() - self._written_at > _BUFFERED_SECONDS:
             self.write()
 
+    def put_off(self, append: Callable[[], None]) -> None:
+        """Leave an event to be appended later, when it is known; it keeps its place in the order.
+
+        Args:
+            append: appends it; called once, by `catch_up`, or before anything else is appended or written.
+        """
+        self.catch_up()
+        self._append_next, self.is_behind = append, True
+
+    def catch_up(self) -> None:
+        """Append what was put off."""
+        if self._append_next is not None:
+            append, self._append_next, self.is_behind = self._append_next, None, False
+            append()
+
     def write(self) -> bool:
         """Write the events that are held; return whether the file has all of them. A full disk is tried again later."""
+        if self.is_behind:
+            self.catch_up()
         self._written_at = time.monotonic()
         self._beat()
         data = self._unwritten + b"".join(map(encode, self._held))

@@ -9,9 +9,9 @@ from typing import Any
 
 from blowtorch.clock import NEVER
 from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError, nearest
-from blowtorch.record.metrics import means
 from blowtorch.script.returns import LEFT_OUT, Returns
 from blowtorch.streams import derive_seed, isolated_random, random_state, restore_random_state
+from blowtorch.training.recording import record_late, record_metrics, record_training
 from blowtorch.training.training import Training
 from blowtorch.training.validation import ValidationCutError, report_length, validate
 
@@ -57,8 +57,10 @@ def after_step(training: Training, may_be_last: bool = True) -> bool:
     What falls on the last step of an epoch waits for the end of that epoch.
     """
     progress = training.progress
+    if training.record.is_behind:
+        settle(training)
     if 0 < progress.next_event <= progress.step < training.next_decision:  # there is nothing to do but to record
-        record_due(training)
+        record_due(training, may_be_late=True)
         await_next_event(training)
         return not progress.is_ending  # a signal may have come while metrics were recorded
     training.is_end_awaited = is_last = may_be_last and progress.batch == training.steps.batches.num_batches
@@ -76,7 +78,9 @@ def end_epoch(training: Training) -> None:
     state, progress, steps = training.state, training.progress, training.steps
     if steps.function.kind == "train_step":
         report_length(steps.batches, progress.batch, state)
+    settle(training)
     record_training(training, closes_epoch=True)
+    settle(training)
     report_left_out(training)
     progress.is_epoch_done = True
     try:
@@ -121,6 +125,8 @@ def await_next_event(training: Training) -> None:
     """Have the loop look around when a recording or anything else can be due, or at once if somebody asks for it."""
     progress = training.progress
     progress.next_event = min(training.next_decision, training.record_trigger.next_step(progress.step))
+    if training.record.is_behind:
+        progress.next_event = progress.step + 1
     # A signal or a writer that came in between has asked for a look, which the line above has overwritten.
     if progress.interruption is not None or progress.stop_reason is not None or training.checkpoints.has_news:
         progress.next_event = 0
@@ -147,27 +153,17 @@ def notify(training: Training, moment: str, **at_hand: Any) -> None:
         record_metrics(training, {name: float(value) for name, value in returns.as_scalars(None).items()})
 
 
-def record_metrics(training: Training, metrics: Mapping[str, float], is_urgent: bool = True) -> None:
-    """Put metrics into the record, as of now."""
-    if metrics:
-        progress = training.progress
-        progress.metrics |= metrics
-        progress.measured_at |= dict.fromkeys(metrics, progress.step)
-        training.record.append("metrics", is_urgent, **progress.stamp(), metrics=metrics)
-
-
-def last_metrics(training: Training) -> dict[str, float]:
-    """Return the last value of every metric; of one never recorded, its mean in the window that is still open."""
-    window = {f"train/{name}": value for name, value in training.steps.returns.window.means().items()}
-    return window | training.progress.metrics
-
-
-def record_due(training: Training) -> None:
-    """Record the metrics if that is due."""
+def record_due(training: Training, may_be_late: bool = False) -> None:
+    """Record the metrics if that is due; those on an accelerator may be read when the next step is under way."""
     trigger, progress = training.record_trigger, training.progress
     is_in_steps = trigger.interval.unit == "steps"
     if trigger.fire_at(progress.step) if is_in_steps else trigger.fire(progress.time()):
-        record_training(training)
+        if may_be_late and training.steps.returns.window.is_waiting:
+            record_late(training)
+        else:
+            record_training(training)
+    if training.lost_loss is not None:
+        heed_lost_loss(training, *training.lost_loss)
 
 
 def report_published(training: Training) -> None:
@@ -176,30 +172,22 @@ def report_published(training: Training) -> None:
         wait_for_checkpoint(training)
 
 
-def record_training(training: Training, closes_epoch: bool = False) -> None:
-    """Record the means since the last recording as `train/...`, and at the end of an epoch its own."""
-    metrics = training.steps.returns.window.close_into(training.epoch_window, prefix="train/")
-    if metrics:
-        schedules = training.steps.schedules
-        metrics |= schedules.rates if schedules.wants_steps else schedules.read_rates()
-    if closes_epoch:
-        epoch = means(training.epoch_window.close()) | training.steps.returns.objects.compute()
-        training.steps.returns.objects.reset()
-        metrics |= {f"train_epoch/{name}": value for name, value in epoch.items()}
-    record_metrics(training, metrics, is_urgent=closes_epoch)
-    loss = metrics.get(f"train/{training.steps.loss.name}", 0.0)
-    if not math.isfinite(loss):  # to look is free, since it was read anyway
-        heed_lost_loss(training, loss)
+def settle(training: Training) -> None:
+    """Write down what was recorded and left to be read later, and heed a loss that is not finite."""
+    training.record.catch_up()
+    if training.lost_loss is not None:
+        heed_lost_loss(training, *training.lost_loss)
 
 
-def heed_lost_loss(training: Training, loss: float) -> None:
-    """Do what `on_nan` says of a mean loss that is not finite."""
+def heed_lost_loss(training: Training, loss: float, step: int) -> None:
+    """Do what `on_nan` says of the mean loss of a step that is not finite."""
+    training.lost_loss = None
     state, lines = training.state, training.workspace.lines
     if state.options.on_nan == "ignore":
         return
     spoiled = training.checkpoints.find_spoiled_weight()
     consequence = "the model is still finite" if spoiled is None else f"so is {spoiled!r} in the model"
-    text = f"train/{training.steps.loss.name} is {loss} at step {training.progress.step}, and {consequence}"
+    text = f"train/{training.steps.loss.name} is {loss} at step {step}, and {consequence}"
     if state.options.on_nan == "stop":
         wait_for_checkpoint(training)  # the last good checkpoint may be on its way
         raise NotFiniteError(

@@ -39,6 +39,7 @@ from blowtorch.training.between_steps import (
     report_published,
     report_unread_overrides,
     save,
+    settle,
     until_end,
     wait_for_checkpoint,
 )
@@ -221,6 +222,7 @@ def count_batch(training: Training, batch: Any) -> None:
 def end_run(training: Training) -> None:
     """See to it that a checkpoint stands at the end; the model is left with the weights that were judged."""
     state, progress, checkpoints = training.state, training.progress, training.checkpoints
+    settle(training)
     training.coverage.end_run()
     if progress.interruption is not None:
         state.say(f"{progress.interruption}: stopping after step {progress.step}")

@@ -27,11 +27,12 @@ from blowtorch.runs.stored import note_backend
 from blowtorch.script.script import Script
 from blowtorch.state import RunInfo, RunState
 from blowtorch.training.assembly import Plan, RunBatches, RunExtensions, assemble, describe_lengths
-from blowtorch.training.between_steps import last_metrics, notify, wait_for_checkpoint
+from blowtorch.training.between_steps import notify, wait_for_checkpoint
 from blowtorch.training.gradients import detecting_anomalies
 from blowtorch.training.interruption import interruptible
 from blowtorch.training.model import choose_device, compile_model, load_initial_weights, place_model
 from blowtorch.training.modes import put_in_training_mode
+from blowtorch.training.recording import last_metrics
 from blowtorch.training.start import agree_on_seed, find_starting_point, refuse_other_backend
 from blowtorch.training.trace import Trace
 from blowtorch.training.training import Training
@@ -203,6 +204,7 @@ class Session:
             record = Record(folder.record, folder.lock.beat)
         except OSError as problem:
             raise RunFolderError(f"the record of the run cannot be opened: {problem}") from problem
+        progress.catch_up = record.catch_up
         info = RunInfo(
             id=folder.id,
             name=folder.name,
@@ -334,6 +336,7 @@ class Session:
         plan.batches.close()
         self._end(error, training.progress.interruption)
         try:
+            training.record.catch_up()
             if isinstance(error, KeyboardInterrupt):  # which waits for nothing
                 training.checkpoints.abandon()
             else:

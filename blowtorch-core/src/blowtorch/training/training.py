@@ -68,6 +68,7 @@ class Training:
         checkpoint_trigger: None where the clock asks for no checkpoints.
         coverage: says what of the model is not trained.
         next_decision: the next step after which more than a recording can be due.
+        lost_loss: a mean loss that is not finite, and the step at which it was recorded, until that is heeded.
         is_end_awaited: whether the last step seemed to be the last of its epoch, so that something waits for the end.
         news: what has changed since the process that is continued, to be said once the run starts.
     """
@@ -86,6 +87,7 @@ class Training:
     news: list[str] = field(init=False, default_factory=list)
     step_triggers: list[Trigger] = field(init=False)
     next_decision: int = field(init=False, default=0)
+    lost_loss: tuple[float, int] | None = field(init=False, default=None)
     is_end_awaited: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
