@@ -1,11 +1,12 @@
-"""Everything that a GPU can show, checked and measured in a few minutes.
+"""Everything that a GPU can show, checked and measured in eight minutes at most.
 
     python benchmarks/gpu.py [--device cuda] [--short] [--only correctness speed] [--into gpu-report]
 
 Nothing need be installed but what the core depends on; the checkout that this file stands in is what is checked. Each
-part runs in a process of its own, so that one that fails, or leaves the device unusable, costs no other. After each
-row `report.json` and `report.md` are written, so what was found is there whatever comes. It ends with 1 where a check
-fails. `--device cpu` does everything but the figures, with `--short` in the time that a test may take.
+part runs in a process of its own, so that one that fails, or leaves the device unusable, costs no other; within a part
+the same holds for each row. Whenever there is one row more, `report.json` and `report.md` are written, so what was
+found is there whatever comes. It ends with 1 where a check fails. `--device cpu` does everything but the figures, with
+`--short` in the time that a test may take.
 
 What is measured is said in the parts themselves, in `on_device/`. Speeds are medians over rounds in which the
 contestants take turns in one process.
@@ -14,9 +15,11 @@ contestants take turns in one process.
 import argparse
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,21 +31,23 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "blowtorch-core"
-PARTS = {  # by name: the module, its function, and the most seconds that it may take
-    "correctness": ("correctness", "compare_with_loops_by_hand", 150),
+PARTS = {  # by name: the module, its function, and the most seconds that it may take; what matters most comes first
+    "correctness": ("correctness", "compare_with_loops_by_hand", 90),
     "batches": ("correctness", "compare_what_arrives", 40),
     "evaluation": ("correctness", "measure_and_predict", 30),
-    "checkpoints": ("memory", "check_copies", 40),
-    "waits": ("waiting", "count_waits", 40),
+    "checkpoints": ("memory", "check_copies", 50),
+    "waits": ("waiting", "count_waits", 70),
     "ahead": ("waiting", "hold_up_the_device", 30),
+    "kills": ("kills", "kill_and_continue", 100),
     "speed": ("speed", "tokens_per_second", 100),
-    "prefetch": ("speed", "gain_of_fetching_ahead", 40),
-    "large": ("memory", "time_a_large_checkpoint", 90),
+    "prefetch": ("prefetch", "gain_of_fetching_ahead", 40),
     "search": ("memory", "search_batch_size", 40),
-    "share": ("waiting", "share_of_waiting", 40),
-    "kills": ("correctness", "kill_and_continue", 150),
+    "share": ("waiting", "share_of_waiting", 60),
+    "large": ("large", "time_a_large_checkpoint", 100),
+    "compiled": ("correctness", "compare_compiled", 150),
 }
 MOST_SECONDS = 470.0
+LEAST_SECONDS = 10.0  # in which a part can do anything
 
 
 def main() -> int:
@@ -52,10 +57,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--into", type=Path, default=Path("gpu-report"), help="folder of the report")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
-    parser.add_argument("--killed-part", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     with found_as_if_installed():
-        if options.part or options.killed_part:
+        if options.part:
             run_part(options)
             return 0
         return run_all(options)
@@ -78,86 +83,110 @@ def found_as_if_installed() -> Iterator[None]:
 
 
 def run_part(options: argparse.Namespace) -> None:
-    """Run one part in this process, and print its rows as lines of JSON."""
+    """Run one part in this process, and write its rows as lines of JSON."""
     import importlib
 
     import torch
 
     from benchmarks.on_device import Setting
 
-    setting = Setting(torch.device(options.device), options.short)
-    if options.killed_part:
-        from benchmarks.on_device.correctness import train_to_be_killed
-
-        train_to_be_killed(setting, options.killed_part)
-        return
     module, function, _ = PARTS[options.part]
-    for row in getattr(importlib.import_module(f"benchmarks.on_device.{module}"), function)(setting):
-        print(json.dumps(dataclasses.asdict(row)), flush=True)
+    part = getattr(importlib.import_module(f"benchmarks.on_device.{module}"), function)
+    with options.rows.open("a") as rows:
+        for row in part(Setting(torch.device(options.device), options.short)):
+            rows.write(json.dumps(dataclasses.asdict(row)) + "\n")
+            rows.flush()
 
 
 def run_all(options: argparse.Namespace) -> int:
     """Run the parts one after the other, and report; return 1 where a check fails."""
     options.into.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"device": describe_device(options.device), "parts": {}}
-    begin = time.perf_counter()
+    begin = time.monotonic()
+    report: dict[str, Any] = {"device": describe_device(options.device), "parts": {}, "seconds": 0.0, "took": {}}
+    print(report["device"], flush=True)
     for name in options.only:
-        seconds = min(PARTS[name][2], MOST_SECONDS - (time.perf_counter() - begin)) * (1 if not options.short else 2)
-        for rows in rows_of(name, options, seconds):
-            report["parts"][name] = rows
-            report["seconds"] = round(time.perf_counter() - begin, 1)
-            write(report, options.into)
-        print(table_of(name, report["parts"][name]), flush=True)
+        started = time.monotonic()
+        most, left = PARTS[name][2] * (2 if options.short else 1), MOST_SECONDS - (started - begin)
+        if left < LEAST_SECONDS and not options.short:
+            report["parts"][name] = [{"what": f"part {name}", "value": "no time left", "wanted": "", "is_right": None}]
+        else:
+            for rows in rows_of(name, options, most if options.short else min(most, left)):
+                report["parts"][name] = rows
+                report["seconds"] = round(time.monotonic() - begin, 1)
+                report["took"][name] = round(time.monotonic() - started, 1)
+                write(report, options.into)
+        write(report, options.into)
+        print(table_of(name, report), flush=True)
     failed = [row for rows in report["parts"].values() for row in rows if row["is_right"] is False]
     print(f"{len(failed)} checks failed; {options.into / 'report.md'}, {report['seconds']} s")
     return 1 if failed else 0
 
 
 def rows_of(name: str, options: argparse.Namespace, seconds: float) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of a part whenever there is one more."""
-    command = [sys.executable, __file__, "--part", name, "--device", options.device]
-    command += ["--short"] if options.short else []
-    rows: list[dict[str, Any]] = []
-    end = time.monotonic() + seconds
-    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=said, stderr=errors, env=environment())
-        has_ended = False
-        while not has_ended:
-            time.sleep(0.1)
-            has_ended = process.poll() is not None
-            said.seek(0)
-            *lines, _ = said.read().split("\n")  # the last one is not whole yet
-            rows = [json.loads(line) for line in lines if line.startswith("{")]
-            yield rows
-            if time.monotonic() > end:
-                process.kill()
-        if process.returncode:
-            errors.seek(0)
-            reason = f"killed after {seconds:.0f} s" if process.returncode == -9 else errors.read()[-1500:]
+    """Yield the rows of a part whenever there are more; the last says how it ended, where that was not well."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, said = Path(folder) / "rows", Path(folder) / "said"
+        path.touch()
+        command = [sys.executable, __file__, "--part", name, "--device", options.device, "--rows", str(path)]
+        command += ["--short"] if options.short else []
+        with said.open("w") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=environment(), start_new_session=True
+            )
+        end, is_late, rows = time.monotonic() + seconds, False, []
+        while process.poll() is None:
+            time.sleep(0.2)
+            if time.monotonic() > end and not is_late:
+                is_late = True
+                os.killpg(process.pid, signal.SIGKILL)  # and what it has started, which may hold the device
+            if len(written := read_rows(path)) > len(rows):
+                rows = written
+                yield rows
+        rows = read_rows(path)
+        if is_late or process.returncode:
+            reason = f"killed after {seconds:.0f} s. " if is_late else f"ended with {process.returncode}. "
+            reason += said.read_text(errors="replace")[-1500:]
             rows.append({"what": f"part {name}", "value": reason, "wanted": "to end well", "is_right": False})
-            yield rows
+        yield rows
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that a part has written so far, without one that is not whole yet."""
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
 def environment() -> dict[str, str]:
-    """The environment of a part: what it prints is read line by line."""
-    return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+    """The environment of a part: cuBLAS is asked for one result per sum, and what is said comes at once."""
+    fixed = {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    return {**os.environ, **fixed}
 
 
 def describe_device(device: str) -> dict[str, str]:
-    """What the figures were taken on."""
+    """What the figures were taken on, as far as this machine tells."""
     import torch
 
     known = {"device": device, "torch": torch.__version__, "python": platform.python_version()}
-    if device.startswith("cuda") and torch.cuda.is_available():
-        known |= {"name": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
+    known["cores"] = str(os.cpu_count())
+    for package in ("triton", "accelerate", "lightning"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            known[package] = importlib.metadata.version(package)
+    if device.startswith("cuda"):
+        try:
+            properties = torch.cuda.get_device_properties(device)
+            known |= {"name": properties.name, "memory": f"{properties.total_memory / 2**30:.0f} GiB"}
+            known |= {"capability": f"{properties.major}.{properties.minor}", "cuda": str(torch.version.cuda)}
+            known |= {"cudnn": str(torch.backends.cudnn.version()), "devices": str(torch.cuda.device_count())}
+        except (RuntimeError, AssertionError) as error:
+            known["problem"] = str(error).partition("\n")[0]
     return known
 
 
-def table_of(name: str, rows: list[dict[str, Any]]) -> str:
+def table_of(name: str, report: dict[str, Any]) -> str:
     """The rows of a part as a table in Markdown."""
     signs = {True: "yes", False: "**NO**", None: ""}
-    lines = [f"## {name}", "", "| what | found | wanted | |", "|---|---|---|---|"]
-    for row in rows:
+    lines = [f"## {name}", "", f"{report['took'].get(name, 0.0)} s", ""]
+    lines += ["| what | found | wanted | |", "|---|---|---|---|"]
+    for row in report["parts"][name]:
         value = row["value"].replace("\n", " ").replace("|", "/")
         lines.append(f"| {row['what']} | {value} | {row['wanted']} | {signs[row['is_right']]} |")
     return "\n".join(lines) + "\n"
@@ -167,7 +196,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
     """Write the report, for programs and for people."""
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     head = ", ".join(f"{name} {value}" for name, value in report["device"].items())
-    tables = [table_of(name, rows) for name, rows in report["parts"].items()]
+    tables = [table_of(name, report) for name in report["parts"]]
     (folder / "report.md").write_text(
         "\n".join([f"# What the device shows\n\n{head}; {report['seconds']} s\n", *tables])
     )

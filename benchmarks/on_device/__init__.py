@@ -1,7 +1,11 @@
 """The parts of `benchmarks/gpu.py`: each yields rows, one for each thing that it has checked or measured."""
 
+import contextlib
+import io
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -47,3 +51,18 @@ class Setting:
 
 
 Part = Callable[[Setting], Iterator[Row]]
+
+
+def attempt(what: str, wanted: str, look: Callable[..., Row], *arguments: Any) -> Row:
+    """Return the row of one look; where it fails, one that says how, so that the next ones are looked at too."""
+    try:
+        return look(*arguments)
+    except Exception as error:
+        return Row(what, f"{type(error).__name__}: {str(error)[:600]}", wanted, False)
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[str]:
+    """Give a folder for runs that is deleted in the end, and keep the console quiet."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.redirect_stdout(io.StringIO()):
+        yield folder

@@ -1,10 +1,8 @@
-"""Whether the host waits for the device on steps that record nothing, and how long the device waits for the host."""
+"""Who waits for whom: the host for the device, which costs time on each step, and the device for the host."""
 
-import contextlib
-import io
 import statistics
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,12 +10,22 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks.on_device import Row, Setting
+from benchmarks.on_device import Row, Setting, aside, attempt
 from benchmarks.on_device.workloads import Decoder, make_workloads, one_optimizer, predict_bytes
 from blowtorch import Run
 
-WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy", "hipStreamSynchronize")
 FIRST, LAST, EVERY = 25, 45, 50  # the steps that are watched, between two recordings
+GOING_AHEAD: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bf16": {"precision": "bf16"},
+    "accumulate": {"accumulate": 2},
+    "clip_grad_norm": {"clip_grad_norm": 1.0},
+    "ema": {"callbacks": ["ema"]},
+    "a schedule": {"scheduler": "cosine"},
+}
+WAITING: dict[str, dict[str, Any]] = {"fp16": {"precision": "fp16"}, "on_nan='skip'": {"on_nan": "skip"}}
+NOTHING = "nothing waits"
 
 
 def count_waits(setting: Setting) -> Iterator[Row]:
@@ -25,21 +33,70 @@ def count_waits(setting: Setting) -> Iterator[Row]:
     if not setting.is_cuda:
         yield Row("waits on steps that record nothing", "not on this device", "0")
         return
-    for name, options in {"plain": {}, "bf16": {"precision": "bf16"}, "accumulate": {"accumulate": 2}}.items():
-        try:
-            _train_watched(setting, lambda: torch.cuda.set_sync_debug_mode("error"), options)
-            yield Row(f"nothing waits, {name}", "nothing waits", "nothing waits", True)
-        except RuntimeError as error:
-            yield Row(f"nothing waits, {name}", str(error)[:200], "nothing waits", False)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    profile = torch.profiler.profile(activities=list(torch.profiler.supported_activities()))
-    _train_watched(setting, profile.start, {}, profile.stop)
-    names = [event.key for event in profile.key_averages() if event.key.startswith(WAITS) and "Async" not in event.key]
-    yield Row("events of waiting that the profiler sees", ", ".join(names) or "none", "none", not names)
+    yield attempt("torch's check sees a wait that is there", "a wait", see_own_wait, setting)
+    for name, options in GOING_AHEAD.items():
+        yield attempt(name, NOTHING, check_by_torch, setting, name, options, True)
+    for name, options in WAITING.items():  # the documentation says so
+        yield attempt(name, "a wait", check_by_torch, setting, name, options, False)
+    yield attempt("the profiler", "none", check_by_profiler, setting)
 
 
-def _train_watched(
+def see_own_wait(setting: Setting) -> Row:
+    """What the checks below are worth."""
+    value = torch.ones(1, device=setting.device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        value.item()
+    except RuntimeError as error:
+        return Row("torch's check sees a wait that is there", str(error)[:80], "a wait", True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return Row("torch's check sees a wait that is there", "it sees none: the next rows mean nothing", "a wait", False)
+
+
+def check_by_torch(setting: Setting, name: str, options: dict[str, Any], is_ahead: bool) -> Row:
+    """Train with torch's check on for some steps."""
+    found = NOTHING
+    try:
+        train_watched(setting, lambda: torch.cuda.set_sync_debug_mode("error"), options)
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        found = f"a wait: {str(error)[:80]}"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return Row(name, found, NOTHING if is_ahead else "a wait", (found == NOTHING) == is_ahead)
+
+
+def check_by_profiler(setting: Setting) -> Row:
+    """Count the events of waiting on some steps, beside those that the profiler makes itself."""
+    value, profiles = torch.ones(1, device=setting.device), [make_profile() for _ in range(3)]
+    for profile, num_waits in zip(profiles, (0, 3), strict=False):
+        profile.start()
+        for _ in range(num_waits):
+            value.item()
+        profile.stop()
+    train_watched(setting, profiles[2].start, {}, profiles[2].stop)
+    own, with_waits, counts = map(count_waiting, profiles)
+    if (with_waits - own).total() < 3:
+        return Row("the profiler", "it does not see waits that are there, so it tells nothing", "none")
+    more = counts - own
+    found = ", ".join(f"{number} {name}" for name, number in more.items()) or "none"
+    return Row("the profiler", f"{found} on {LAST - FIRST} steps", "none; one may be its own", more.total() <= 1)
+
+
+def make_profile() -> torch.profiler.profile:
+    """A profiler of all that torch can look at here."""
+    return torch.profiler.profile(activities=list(torch.profiler.supported_activities()))
+
+
+def count_waiting(profile: torch.profiler.profile) -> Counter[str]:
+    """Return how often the host waited, by the name of the event."""
+    waits = (event for event in profile.key_averages() if event.key.startswith(WAITS) and "Async" not in event.key)
+    return Counter({event.key: event.count for event in waits})
+
+
+def train_watched(
     setting: Setting, start: Callable[[], Any], options: dict[str, Any], stop: Callable[[], Any] = lambda: None
 ) -> None:
     """Train the decoder; between two recordings, something watches."""
@@ -57,16 +114,26 @@ def _train_watched(
             torch.cuda.set_sync_debug_mode("default")
             stop()
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with aside() as folder:
         settings = {"save_path": folder, "progress": False, "log_every": f"{EVERY} steps", "checkpoint_every": None}
         run(workload.make_model(), loader, max_steps=LAST + 3, device=str(setting.device), **settings, **options)
 
 
 def hold_up_the_device(setting: Setting) -> Iterator[Row]:
     """The host goes ahead while the device is busy: so many steps are asked for before the first of them is done."""
+    what = "steps that the host is ahead of a busy device"
     if not setting.is_cuda:
-        yield Row("steps that the host is ahead of a busy device", "not on this device", "above 1")
+        yield Row(what, "not on this device", "above 1")
         return
+    choices = {"a loader with a worker": 1, "a list of batches": 0}
+    for name, workers in choices.items():
+        data = torch.randn(64, 8, 16)
+        loader = DataLoader(data, batch_size=None, num_workers=1) if workers else list(data)  # type: ignore[arg-type]
+        yield attempt(f"{what}, {name}", "20", go_ahead, setting, what, name, loader)
+
+
+def go_ahead(setting: Setting, what: str, name: str, loader: Any) -> Row:
+    """Keep the device busy for about a second, amid the run."""
     busy = torch.cuda.Event()
     run, ahead = Run(random_seed=0, command_line=[]), []
 
@@ -79,41 +146,78 @@ def hold_up_the_device(setting: Setting) -> Iterator[Row]:
         return model(batch).square().mean()
 
     run.configure_optimizers(one_optimizer)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with aside() as folder:
         settings = {"save_path": folder, "progress": False, "log_every": f"{EVERY} steps", "checkpoint_every": None}
-        loader = DataLoader(torch.randn(64, 8, 16), batch_size=None, num_workers=1)  # type: ignore[arg-type]
         run(nn.Linear(16, 16), loader, max_steps=LAST + 3, device=str(setting.device), **settings)
-    yield Row("steps that the host is ahead of a busy device", str(sum(ahead)), "20", sum(ahead) == LAST - FIRST)
+    is_right = sum(ahead) == LAST - FIRST if "loader" in name else None
+    return Row(f"{what}, {name}", str(sum(ahead)), "20" if "loader" in name else "", is_right)
 
 
 def share_of_waiting(setting: Setting) -> Iterator[Row]:
     """The share of the time in which the device has nothing to do, since the host has not asked for more yet."""
     sizes = {"64 wide, 2 deep": (64, 2), "512 wide, 6 deep": (512, 6), "1024 wide, 12 deep": (1024, 12)}
-    for name, (width, depth) in list(sizes.items())[: 1 if setting.is_short else None]:
-        batch = torch.randint(256, (4 if setting.is_short else 32, 65), device=setting.device)
-        model = Decoder(width, depth).to(setting.device)
-        optimizer = one_optimizer(model)["optimizer"]
+    for name, size in list(sizes.items())[: 1 if setting.is_short else None]:
+        yield attempt(name, "", measure_share, setting, name, *size)
 
-        def train(model=model, optimizer=optimizer, batch=batch) -> None:
+
+def measure_share(setting: Setting, name: str, width: int, depth: int) -> Row:
+    """The time of a step in a run, and by hand, beside the time that the device computes in it."""
+    num_steps = 8 if setting.is_short else 60
+    batches = [torch.randint(256, (4 if setting.is_short else 32, 65), device=setting.device)] * num_steps
+    model = Decoder(width, depth).to(setting.device)
+    optimizer = one_optimizer(model)["optimizer"]
+
+    def by_hand(num_batches: int) -> None:
+        for batch in batches[:num_batches]:
             optimizer.zero_grad()
-            predict_bytes(batch, model).backward()
+            loss = predict_bytes(batch, model)
+            loss.backward()
             optimizer.step()
+            loss.item()
 
-        asked, taken = _time_steps(setting, train, 3 if setting.is_short else 30)
-        share = 0.0 if not setting.is_cuda else min(1.0, asked / taken)
-        yield Row(f"host's share of a step, {name}", f"{share:.2f} of {1000 * taken:.2f} ms")
+    def by_blowtorch() -> None:
+        run = Run(random_seed=0, command_line=[])
+        run.train_step(predict_bytes)
+        run.configure_optimizers(one_optimizer)
+        run.on("train_step_end")(lambda step: marks.append(mark(setting)) if step in (5, num_steps) else None)
+        with aside() as folder:
+            settings = {"save_path": folder, "progress": False, "checkpoint_every": None, "device": str(setting.device)}
+            run(model, batches, **settings)
 
-
-def _time_steps(setting: Setting, train: Callable[[], None], num_steps: int) -> tuple[float, float]:
-    """Seconds in which the host asks for a step, and in which the device does it; medians."""
+    by_hand(num_steps)
+    taken: dict[str, list[float]] = {"naive": [], "blowtorch": []}
     for _ in range(3):
-        train()
-    asked, taken = [], []
-    for _ in range(num_steps):
+        begin = mark(setting)
+        by_hand(num_steps)
+        taken["naive"].append((mark(setting) - begin) / num_steps)
+        marks: list[float] = []
+        by_blowtorch()
+        taken["blowtorch"].append((marks[1] - marks[0]) / (num_steps - 5))
+    naive, mine = (1000 * statistics.median(seconds) for seconds in taken.values())
+    busy = 1000 * computing_time(setting, lambda: by_hand(8)) / 8
+    found = f"a step takes {mine:.2f} ms, by hand {naive:.2f} ms"
+    if busy:
+        found += f"; the device computes {busy:.2f} ms of it, and waits {max(0.0, 1 - busy / mine):.0%} of the time, "
+        found += f"by hand {max(0.0, 1 - busy / naive):.0%}"
+    return Row(name, found)
+
+
+def mark(setting: Setting) -> float:
+    """The time when the device has done all that it was asked for."""
+    setting.synchronize()
+    return time.perf_counter()
+
+
+def computing_time(setting: Setting, do: Callable[[], None]) -> float:
+    """Seconds for which kernels run, as the profiler sees them; 0 where it sees none."""
+    if not setting.is_cuda:
+        return 0.0
+    with make_profile() as profile:
+        do()
         setting.synchronize()
-        begin = time.perf_counter()
-        train()
-        asked.append(time.perf_counter() - begin)
-        setting.synchronize()
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(asked), statistics.median(taken)
+    kernels = (
+        event
+        for event in profile.key_averages()
+        if str(event.device_type).endswith("CUDA") and not getattr(event, "is_user_annotation", False)
+    )
+    return sum(event.self_device_time_total for event in kernels) / 1e6

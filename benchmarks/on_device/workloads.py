@@ -1,9 +1,7 @@
 """What is trained: four small models of different kinds, by a loop written by hand and by blowtorch."""
 
-import contextlib
 import copy
-import io
-import tempfile
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.on_device import aside
 from blowtorch import Run
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,6 +65,19 @@ class Networks(nn.Module):
         super().__init__()
         self.generator = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.Sigmoid())
         self.discriminator = nn.Sequential(nn.Linear(64, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1))
+
+
+class Wide(nn.Module):
+    """Weights of so many bytes, all of which change in each step, and of which little is computed."""
+
+    def __init__(self, num_bytes: int) -> None:
+        super().__init__()
+        self.tables = nn.ParameterList(torch.zeros(num_bytes // 32, dtype=torch.float32) for _ in range(8))
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """A number that moves each weight."""
+        total: Tensor = sum(table.sum() for table in self.tables) * batch.mean()
+        return total
 
 
 def seeded(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -159,6 +171,7 @@ def make_workloads(num_batches: int) -> list[Workload]:
 
 def train_by_hand(workload: Workload, device: torch.device, precision: str, compiled: dict[str, Any] | None) -> Weights:
     """Train once over the batches as a careful loop by hand would; return the weights on the host."""
+    torch.compiler.reset()  # or what was compiled for another one is thrown away only after some recompilations
     model = workload.make_model().to(device)
     model.train()
     optimizers = workload.make_optimizers(model)
@@ -193,6 +206,7 @@ def train_with_blowtorch(
     workload: Workload, device: torch.device, precision: str, compiled: dict[str, Any] | None, **options: Any
 ) -> Weights:
     """The same by blowtorch."""
+    torch.compiler.reset()
     run = Run(random_seed=0, command_line=[])
     model = workload.make_model().to(device)
     if workload.drive is None:
@@ -201,9 +215,10 @@ def train_with_blowtorch(
         run.train_step(workload.drive)
     run.configure_optimizers(workload.make_optimizers)
     run.on("run_start")(lambda: torch.manual_seed(7) and None)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    compile = False if compiled is None else compiled or True  # a mapping without an item is no option
+    with aside() as folder:
         settings = {"save_path": folder, "progress": False, "checkpoint_every": None, "device": str(device), **options}
-        run(model, list(workload.batches), precision=precision, compile=compiled or False, **settings)
+        run(model, list(workload.batches), precision=precision, compile=compile, **settings)
     return to_host(model)
 
 
@@ -213,5 +228,6 @@ def to_host(model: nn.Module) -> Weights:
 
 
 def largest_difference(mine: Weights, others: Weights) -> float:
-    """The largest difference between two sets of weights."""
-    return max(float((value.double() - others[name].double()).abs().max()) for name, value in mine.items())
+    """The largest difference between two sets of weights; infinite where one of them is not finite."""
+    distances = [(value.double() - others[name].double()).abs().max() for name, value in mine.items()]
+    return float(torch.stack(distances).nan_to_num(nan=math.inf).max())
