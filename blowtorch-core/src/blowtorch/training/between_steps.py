@@ -111,6 +111,8 @@ def report_left_out(training: Training) -> None:
 
 def plan_next_event(training: Training) -> None:
     """Work out the next steps after which anything can be due, so that the loop need not ask after the others."""
+    if training.compilations.is_new:
+        training.compilations.report()
     step, options = training.progress.step, training.state.options
     upcoming = [trigger.next_step(step) for trigger in training.step_triggers]
     if options.max_steps is not None and options.max_steps > step:

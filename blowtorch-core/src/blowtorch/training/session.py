@@ -239,7 +239,8 @@ class Session:
         workspace.lines.show_by(lambda text: callbacks.call("line_said", text=text))
         try:
             training.checkpoints.check()
-            yield training
+            with training.compilations.watched():
+                yield training
         finally:
             training.steps.gradients.close()
             training.coverage.close()

@@ -16,6 +16,7 @@ from blowtorch.script.returns import Loss, Returns
 from blowtorch.state import RunState
 from blowtorch.streams import restore_random_state
 from blowtorch.training.callbacks import Callbacks
+from blowtorch.training.compilation import Compilations
 from blowtorch.training.coverage import Coverage
 from blowtorch.training.gradients import Gradients
 from blowtorch.training.validation import Validation
@@ -67,6 +68,7 @@ class Training:
         epoch_window: the means of the epoch under way.
         checkpoint_trigger: None where the clock asks for no checkpoints.
         coverage: says what of the model is not trained.
+        compilations: says where `torch.compile` compiles again.
         next_decision: the next step after which more than a recording can be due.
         lost_loss: a mean loss that is not finite, and the step at which it was recorded, until that is heeded.
         is_end_awaited: whether the last step seemed to be the last of its epoch, so that something waits for the end.
@@ -84,6 +86,7 @@ class Training:
     workspace: Workspace = field(init=False)
     state: RunState = field(init=False)
     progress: Progress = field(init=False)
+    compilations: Compilations = field(init=False)
     news: list[str] = field(init=False, default_factory=list)
     step_triggers: list[Trigger] = field(init=False)
     next_decision: int = field(init=False, default=0)
@@ -92,6 +95,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.workspace, self.state, self.progress = self.steps.workspace, self.steps.state, self.steps.progress
+        self.compilations = Compilations(self.workspace)
         triggers = [self.checkpoint_trigger, *(validation.trigger for validation in self.validations)]
         # What may be due after a step besides a recording; at the end of an epoch everything is asked anyway.
         self.step_triggers = [
