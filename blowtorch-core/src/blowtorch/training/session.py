@@ -26,6 +26,7 @@ from blowtorch.record.record import Record
 from blowtorch.runs.stored import note_backend
 from blowtorch.script.script import Script
 from blowtorch.state import RunInfo, RunState
+from blowtorch.training.advice import advise
 from blowtorch.training.assembly import Plan, RunBatches, RunExtensions, assemble, describe_lengths
 from blowtorch.training.between_steps import notify, wait_for_checkpoint
 from blowtorch.training.gradients import detecting_anomalies
@@ -308,6 +309,8 @@ class Session:
             said = [*training.checkpoints.changes]
             training.record.append("resume", **progress.stamp(), checkpoint=restored.name, changed=changed, said=said)
             training.news += describe_changes(changed, late)
+        else:
+            training.news += advise(training.state)
         self._has_begun = True
         describe_run(folder, self._script, training.state)
         if self._options.trace:

@@ -72,7 +72,7 @@ class Training:
         next_decision: the next step after which more than a recording can be due.
         lost_loss: a mean loss that is not finite, and the step at which it was recorded, until that is heeded.
         is_end_awaited: whether the last step seemed to be the last of its epoch, so that something waits for the end.
-        news: what has changed since the process that is continued, to be said once the run starts.
+        news: what is to be said once the run starts: advice for a new one, else what has changed since before.
     """
 
     steps: Steps
