@@ -8,6 +8,7 @@ import torch
 from blowtorch import ScriptError
 from blowtorch.record.logged import Logged
 from blowtorch.record.metrics import Total, Window, means
+from tests.core.accelerators import WithoutDoubles
 from tests.core.small_runs import step as mean_squared_error
 
 
@@ -74,6 +75,20 @@ def test_values_that_waited_are_summed_in_order_and_mixed_kinds_of_numbers_are_f
         window.add({"loss": value.as_subclass(OnADevice)}, weight=3)
         direct.add({"loss": value}, weight=3)
     assert window.means() == direct.means()
+
+
+@pytest.mark.parametrize("number", [torch.tensor(2**24 + 1), torch.tensor(1 / 3, dtype=torch.float64)])
+def test_numbers_of_double_width_lose_no_digit_on_an_accelerator_that_has_such(number):
+    window = Window()
+    window.add({"loss": torch.tensor(1.0).as_subclass(OnADevice), "number": number.as_subclass(OnADevice)}, weight=1)
+    assert window.means() == {"loss": 1.0, "number": number.item()}
+
+
+def test_on_an_accelerator_without_numbers_of_double_width_whole_numbers_are_read_as_it_has_them():
+    window = Window()
+    window.add({"count": torch.tensor(2**24 + 1).as_subclass(OnADevice)}, weight=1)
+    with WithoutDoubles():
+        assert window.means() == {"count": 2.0**24}
 
 
 def test_a_graph_is_not_kept_alive():

@@ -135,6 +135,13 @@ class Sum:
         self.number = state["number"]
 
 
+def test_memory_that_an_accelerator_keeps_is_given_back_after_each_size(monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cpu, "empty_cache", lambda: emptied.append(True), raising=False)
+    assert start(32).find_batch_size(make_net(), DataLoader(dataset(), 16)) == 32
+    assert len(emptied) == 3
+
+
 def test_nothing_is_written(tmp_path):
     start(16).find_batch_size(make_net(), DataLoader(dataset(), 8))
     assert not list(tmp_path.iterdir())

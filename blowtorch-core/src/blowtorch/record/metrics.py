@@ -175,8 +175,8 @@ class Window:
         """Put the values that wait into one tensor on their device, which the host does not wait for."""
         keys = [(name, weight) for name, weight, _ in self._waiting]
         values = [value for _, _, value in self._waiting]
-        is_wide = any(value.dtype in _WIDE for value in values) and all(value.is_cuda for value in values)
-        kind = torch.float64 if is_wide else torch.float32  # which some accelerators lack
+        is_wide = any(value.dtype in _WIDE for value in values) and _has_doubles(values[0].device)
+        kind = torch.float64 if is_wide else torch.float32
         self._packed.append((keys, torch.stack([value.to(kind) for value in values])))
         self._waiting = []
 
@@ -225,6 +225,15 @@ def send_to_host(values: Tensor) -> Callable[[], list[float]]:
         return copy.tolist()
 
     return receive
+
+
+def _has_doubles(device: torch.device) -> bool:
+    """Return whether an accelerator has numbers of double width; that of Apple has none."""
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def means(totals: Totals) -> dict[str, float]:
