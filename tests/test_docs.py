@@ -26,7 +26,7 @@ from blowtorch.script.functions import ARGUMENTS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {path.stem: path.read_text() for path in DOCS.glob("*.md")}
-REFERENCE = ("options", "training", "callbacks", "configuration", "schedulers", "logging", "reproducibility")
+REFERENCE = ("options", "training", "callbacks", "configuration", "schedulers", "logging", "reproducibility", "gpu")
 CHOSEN = ("precision", "on_nan", "loss_is")  # options whose value is one of a few
 
 

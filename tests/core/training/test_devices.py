@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from blowtorch import OptionError, Run
+from blowtorch import CheckpointError, OptionError, Run
 from tests.core.accelerators import WithoutDoubles, stand_in_for_mps
 from tests.core.training.gradient_runs import QUIET, batches, sgd, start
 
@@ -84,8 +84,8 @@ def test_no_option_makes_numbers_of_double_width(net, options, optimizer):
 
 
 def train(seed, folder, stream, stop=None, **options):
-    """Train with noise from the stream of an accelerator; return the weights, and what was drawn."""
-    run, drawn = Run(random_seed=seed, command_line=["train.py"]), []
+    """Train with noise from the stream of an accelerator; return the weights, and the folder of the run."""
+    run = Run(random_seed=seed, command_line=["train.py"])
     torch.manual_seed(seed)
     model = nn.Linear(4, 1)
     run.configure_optimizers(sgd)
@@ -94,24 +94,31 @@ def train(seed, folder, stream, stop=None, **options):
     @run.validate_step
     def step(batch, model, state):
         noise = torch.rand(1, generator=stream)
-        drawn.append(noise.item())
         if state.step + 1 == stop:
             state.stop("enough")
         return nn.functional.mse_loss(model(batch[0]) + noise, batch[1])
 
-    run(model, batches(8, 8, 8, 8), batches(8), save_path=str(folder), run_name="run", device="cpu", **QUIET, **options)
-    return model.weight, drawn
+    result = run(model, batches(8, 8, 8, 8), batches(8), save_path=str(folder), device="cpu", **QUIET, **options)
+    return model.weight, str(result.folder)
 
 
 def test_the_stream_of_an_accelerator_goes_on_after_a_restart_and_no_validation_moves_it(monkeypatch, tmp_path):
     stream = stand_in_for_mps(monkeypatch)
     straight, _ = train(7, tmp_path / "straight", stream)
     often, _ = train(7, tmp_path / "often", stream, validate_every="1 step")
-    train(7, tmp_path / "stopped", stream, stop=2)
+    _, folder = train(7, tmp_path, stream, stop=2)
     stream.manual_seed(99)
-    resumed, _ = train(7, tmp_path / "stopped", stream, resume="auto")
+    resumed, _ = train(7, tmp_path, stream, resume=folder)
     assert torch.equal(straight, often) and torch.equal(straight, resumed)
     assert not torch.equal(straight, train(8, tmp_path / "other", stream)[0])
+
+
+def test_a_run_goes_on_without_the_accelerator_when_its_stream_is_named(tmp_path):
+    with pytest.MonkeyPatch.context() as patches:
+        _, folder = train(7, tmp_path, stand_in_for_mps(patches), stop=2)
+    with pytest.raises(CheckpointError, match="'random/mps'"):
+        train(7, tmp_path, None, resume=folder)
+    train(7, tmp_path, None, resume=folder, resume_without=["random/mps"])
 
 
 def test_what_is_predicted_draws_from_a_stream_of_its_own_on_an_accelerator_too(monkeypatch):
