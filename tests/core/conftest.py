@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from blowtorch import Run
 from tests.core.small_runs import step
+from tests.core.stand_in import Gpus
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +78,13 @@ def make_run():
         return run
 
     return make
+
+
+@pytest.fixture(params=["copies", "computations"])
+def gpus(request):
+    """A stand-in for two GPUs, which is late in each of two ways."""
+    with Gpus(slow=request.param) as stand_in:
+        yield stand_in
 
 
 @pytest.fixture

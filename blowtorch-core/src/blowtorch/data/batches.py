@@ -10,7 +10,7 @@ import torch
 
 from blowtorch.data.loaders import has_firm_length, is_empty, length_of
 from blowtorch.data.sources import choose_source, holders_of_position
-from blowtorch.data.transfer import SideStream, one_ahead
+from blowtorch.data.transfer import SideStream, one_ahead, send
 from blowtorch.data.tree import move
 from blowtorch.errors import ScriptError
 from blowtorch.streams import SeparateStreams, derive_seed
@@ -147,10 +147,13 @@ class Batches:
     def _on_device(self, batches: Iterator[Any]) -> Iterator[Any]:
         if self._device.type == "cpu":
             return batches
-        if self._device.type == "cuda" and self._source.may_look_ahead:
-            self._side_stream = self._side_stream or SideStream(self._device)
-            return one_ahead(batches, self._side_stream.send, self._side_stream.receive)
-        return (move(batch, self._device) for batch in batches)
+        if self._device.type != "cuda":
+            return (move(batch, self._device) for batch in batches)
+        is_lasting = self._source.is_lasting and not self._is_repeated
+        if not self._source.may_look_ahead and not self._is_repeated:  # what is repeated is in memory already
+            return (send(batch, self._device, is_lasting) for batch in batches)
+        self._side_stream = self._side_stream or SideStream(self._device, is_lasting)
+        return one_ahead(batches, self._side_stream.send, self._side_stream.receive)
 
     def limit_to(self, num_batches: int) -> None:
         """From the next epoch on, have at most so many batches in each."""

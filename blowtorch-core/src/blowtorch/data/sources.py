@@ -13,7 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, IterDataPipe
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    IterDataPipe,
+    TensorDataset,
+    default_collate,
+    default_convert,
+)
 
 from blowtorch.data.loaders import copy_loader, end_workers, end_workers_at_exit, has_own_iterator
 from blowtorch.data.order import EpochOrder
@@ -35,6 +42,7 @@ class Source:
     Attributes:
         may_look_ahead: whether a batch may be fetched before the one ahead of it is trained on, since that moves no
             position that a checkpoint holds, and no random stream of this process.
+        is_lasting: whether nobody writes to the memory of a batch, since what comes from a worker has one of its own.
         has_state: whether `state_dict` holds more of the position in an epoch than a number.
         order: the order of the samples, where it is ours.
     """
@@ -49,6 +57,7 @@ class Source:
         self._seed = seed
         self._running: weakref.ref[Any] | None = None  # the loader's iterator, whose workers are to be ended
         self.may_look_ahead = getattr(loader, "num_workers", 0) > 0
+        self.is_lasting = isinstance(loader, DataLoader) and self.may_look_ahead and not has_own_iterator(loader)
 
     def iterate(self, epoch: int, position: int) -> Iterator[Any]:
         """Return the batches of an epoch from a position on; those before it are skipped in this call."""
@@ -158,6 +167,7 @@ class OrderedLoaderSource(Source):
             settings["worker_init_fn"] = WorkerSetup(loader.dataset, loader.worker_init_fn)
         super().__init__(copy_loader(loader, **settings), name, seed)
         self.has_state = self.order.has_state
+        self.may_look_ahead = self.may_look_ahead or (not self.has_state and _only_indexes(loader))
 
     def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
         self.order.set(epoch, position)
@@ -247,6 +257,15 @@ def choose_source(loader: Any, name: str, seed: int, device: torch.device) -> So
         return Source(twin, name, seed)
     # A loader with a state looks for that of its dataset, so the randomness of its workers is left to itself.
     return StatefulSource(twin, twin if stateful is loader else stateful, name, seed)
+
+
+def _only_indexes(loader: DataLoader[Any]) -> bool:
+    """Return whether a loader without workers is known to draw nothing from a random stream when it loads a batch.
+
+    Any other dataset, and a function of the script's that collates, may draw from those on which training draws too.
+    """
+    is_torchs_own = type(loader) is DataLoader and type(loader.dataset) is TensorDataset
+    return is_torchs_own and loader.collate_fn in (default_collate, default_convert)
 
 
 def _find_stateful(loader: Any) -> Any:

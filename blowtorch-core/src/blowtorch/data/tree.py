@@ -71,31 +71,31 @@ def map_leaves(function: Callable[[Any], Any], value: Any, is_leaf: Callable[[An
 
 
 def move(batch: Any, device: torch.device) -> Any:
-    """Return a batch whose tensors are on a device; one of CUDA is not waited for.
+    """Return a batch whose tensors are on a device; an object that has a method `to` moves itself.
 
-    An object that has a method `to` moves itself.
+    The host waits for the copies, since a device may read the memory of a tensor when that holds something else already.
+    To one of CUDA, `transfer` sends batches without that.
 
     Raises:
         ScriptError: the device has no tensors of such a type.
     """
-    # Another device may read the memory of a tensor when that holds something else already: torch keeps it for CUDA.
-    is_ahead = device.type == "cuda"
 
     def moved(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):
             try:
-                return leaf.to(device, non_blocking=is_ahead)
+                return leaf.to(device)
             except TypeError as error:
                 raise ScriptError(
                     f"a batch has a tensor of {leaf.dtype}, of shape {tuple(leaf.shape)}, which cannot be moved to "
                     f"{device}: {error} Convert it in the dataset, such as by .float()"
                 ) from error
-        return leaf.to(device) if _can_move(leaf) else leaf
+        return leaf.to(device) if moves_itself(leaf) else leaf
 
-    return map_leaves(moved, batch, _can_move)
+    return map_leaves(moved, batch, moves_itself)
 
 
-def _can_move(value: Any) -> bool:
+def moves_itself(value: Any) -> bool:
+    """Return whether a value has a method `to`, so that a container is moved whole."""
     return callable(getattr(value, "to", None))
 
 
