@@ -1,0 +1,1 @@
+"""`blowtorch launch`: a training script in several processes, by torch's agent for elastic jobs."""
