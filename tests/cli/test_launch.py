@@ -274,11 +274,17 @@ SHOWS = """
             child.start()
         main = sys.modules["__main__"]
         print(json.dumps([
-            sys.argv, sys.path, sys.orig_argv, __file__, __package__, __spec__ and __spec__.name,
+            sys.argv, sys.path, __file__, __package__, __spec__ and __spec__.name,
             main.Kept is Kept, sorted(vars(main).keys() - {"__annotations__"}),
             "child" in vars(main) and queue.get(),
         ]))
 """
+
+
+def test_what_a_run_records_as_its_command_starts_the_launch_again(write, finish):
+    script = write("print(*sys.orig_argv)")
+    _, output, _ = finish("--processes", "1", script, "with", "a=1")
+    assert output == f"blowtorch launch --processes 1 {script} with a=1\n"
 
 
 @pytest.mark.parametrize("words", [["scripts/train.py"], ["-m", "package.train"], ["-m", "package"]])

@@ -24,7 +24,7 @@ def test_help_lists_the_commands(blowtorch, arguments):
     result = blowtorch(*arguments)
     assert result.returncode == 0
     assert result.stdout.startswith("Usage: blowtorch [OPTIONS] COMMAND [ARGS]...\n")
-    assert "\nCommands:\n  plugins  Look at the installed extensions, check them, begin a new one.\n" in result.stdout
+    assert "\n  plugins  Look at the installed extensions, check them, begin a new one.\n" in result.stdout
     assert "Commands of other packages" not in result.stdout
 
 

@@ -79,4 +79,4 @@ def _version(package: str) -> str:
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_versions, help="Show the versions."
 )
 def main() -> None:
-    """Look at the installed extensions and at your runs."""
+    """Launch a script in several processes; look at the installed extensions and at your runs."""

@@ -1,5 +1,6 @@
 """The command `blowtorch launch`."""
 
+import os
 import re
 import shlex
 from typing import Any
@@ -99,6 +100,8 @@ def launch(script: str, words: tuple[str, ...], module: bool, form: str | None, 
         raise click.UsageError(
             f"--nodes {plan.nodes[1]} needs --rendezvous HOST:PORT, the same on each machine: an address of one"
         )
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise click.ClickException("this is a process of a launch already: a script is launched from outside of one")
     from blowtorch_cli.launch.launcher import Launcher
 
     raise SystemExit(Launcher(plan).run())

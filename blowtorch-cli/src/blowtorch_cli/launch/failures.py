@@ -1,11 +1,14 @@
 """How a process has ended, and which of several failures was the first."""
 
 import json
+import os
 import re
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import blowtorch.errors
 
 STOPPED = 75  # what a script exits with that was stopped and is to be continued
 _FRAME = re.compile(r'^ *File "(.+)", line (\d+)', re.MULTILINE)
@@ -82,7 +85,8 @@ def _shorten(message: str) -> str:
 
 
 def _find_place(callstack: str) -> str:
-    """Return the innermost line of a traceback that is not in an installed package."""
+    """Return the innermost line of a traceback that is neither in an installed package nor in blowtorch."""
+    core = f"{Path(blowtorch.errors.__file__).parent}{os.sep}"
     frames = _FRAME.findall(callstack)
-    own = [frame for frame in frames if not any(part in frame[0] for part in _PACKAGES)] or frames
+    own = [frame for frame in frames if not any(part in frame[0] for part in (*_PACKAGES, core))] or frames
     return f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""

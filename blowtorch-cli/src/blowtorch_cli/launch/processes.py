@@ -1,6 +1,7 @@
 """The processes of a launch on this machine: how they are started, told to stop, and ended."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -29,6 +30,7 @@ class Processes:
     def __init__(self, command: Sequence[str], output: Output) -> None:
         runner = str(Path(__file__).with_name("run_script.py"))
         self._command = [sys.executable, runner, str(os.getpid()), *command]
+        self._variables = {"BLOWTORCH_LAUNCH_COMMAND": json.dumps(["blowtorch", *sys.argv[1:]])}
         self._output = output
         self._running: list[subprocess.Popen[bytes]] = []
         self._lock = threading.RLock()
@@ -40,7 +42,7 @@ class Processes:
             self._running = []
             for variables in environments:
                 if not self._is_closed:
-                    self._running.append(self._start_one({**os.environ, **variables}))
+                    self._running.append(self._start_one({**os.environ, **self._variables, **variables}))
             return [process.pid for process in self._running]
 
     def _start_one(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -23,7 +23,7 @@ def main() -> None:
     """Run what the command line names: the launcher's process number, `script` or `module`, its name, its words."""
     _end_with_launcher(int(sys.argv[1]))
     _, _, kind, name, *words = sys.argv
-    sys.orig_argv = [sys.executable, *(["-m"] if kind == "module" else []), name, *words]
+    sys.orig_argv = json.loads(os.environ.pop("BLOWTORCH_LAUNCH_COMMAND"))  # what is to be typed to go on
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Lines come at once, and whole, so that those of several processes do not mix.
         sys.stdout.reconfigure(line_buffering=True, write_through=False)
@@ -113,7 +113,7 @@ def _write_down(error: Exception) -> None:
     if not file or Path(file).exists():
         return
     text = "".join(traceback.format_exception(error))
-    message = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+    message = traceback.format_exception_only(error)[-1].strip().removeprefix(f"{type(error).__module__}.")
     extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
     Path(file).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")
 
