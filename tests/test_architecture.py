@@ -47,8 +47,8 @@ LAYERS = [
 # Highest first, within each wing.
 ROOMS = {
     "trial": ["dry_run", "forecast", "doubts", "overlap", "batch_size", "evaluation", "untouched"],
-    "training": """session loop between_steps recording writing advice assembly training coverage compilation model
-        start interruption trace validation callbacks gradients precision workspace modes snapshot""".split(),
+    "training": """session loop between_steps recording writing advice assembly training coverage compilation waiting
+        model start interruption trace validation callbacks gradients precision workspace modes snapshot""".split(),
     "runs": ["view", "stored"],
     "script": ["decorators", "script", "returns", "functions", "command_line"],
     "checkpoint": ["checkpoints", "retention", "store", "contents", "frozen", "finiteness", "tensors", "plain"],

@@ -68,7 +68,7 @@ def train(training: Training, most_epochs: int | None = None) -> None:
             progress.start_epoch()
         notify(training, "epoch_resume" if is_within_epoch else "epoch_start")
         with contextlib.suppress(ValidationCutError, EpochCutError):  # a validation is still due when the run goes on
-            batches = start_batches(training.steps)
+            batches = training.waiting.watch(start_batches(training.steps))
             goes_on = not is_within_epoch or after_step(training)  # a validation may be due since before a restart
             is_within_epoch = False
             plan_next_event(training)
@@ -224,6 +224,9 @@ def end_run(training: Training) -> None:
     state, progress, checkpoints = training.state, training.progress, training.checkpoints
     settle(training)
     training.coverage.end_run()
+    waited = training.waiting.describe()
+    if waited is not None:
+        state.say(waited)
     if progress.interruption is not None:
         state.say(f"{progress.interruption}: stopping after step {progress.step}")
     wait_for_checkpoint(training)

@@ -20,6 +20,7 @@ from blowtorch.training.compilation import Compilations
 from blowtorch.training.coverage import Coverage
 from blowtorch.training.gradients import Gradients
 from blowtorch.training.validation import Validation
+from blowtorch.training.waiting import Waiting
 from blowtorch.training.workspace import Workspace
 
 
@@ -69,6 +70,7 @@ class Training:
         checkpoint_trigger: None where the clock asks for no checkpoints.
         coverage: says what of the model is not trained.
         compilations: says where `torch.compile` compiles again.
+        waiting: times how long the steps wait for their batches.
         next_decision: the next step after which more than a recording can be due.
         lost_loss: a mean loss that is not finite, and the step at which it was recorded, until that is heeded.
         is_end_awaited: whether the last step seemed to be the last of its epoch, so that something waits for the end.
@@ -87,6 +89,7 @@ class Training:
     state: RunState = field(init=False)
     progress: Progress = field(init=False)
     compilations: Compilations = field(init=False)
+    waiting: Waiting = field(init=False)
     news: list[str] = field(init=False, default_factory=list)
     step_triggers: list[Trigger] = field(init=False)
     next_decision: int = field(init=False, default=0)
@@ -96,6 +99,7 @@ class Training:
     def __post_init__(self) -> None:
         self.workspace, self.state, self.progress = self.steps.workspace, self.steps.state, self.steps.progress
         self.compilations = Compilations(self.workspace)
+        self.waiting = Waiting(self.state.device, self.steps.batches.loader)
         triggers = [self.checkpoint_trigger, *(validation.trigger for validation in self.validations)]
         # What may be due after a step besides a recording; at the end of an epoch everything is asked anyway.
         self.step_triggers = [
