@@ -48,6 +48,8 @@ class Setting:
         """Wait until the device has done all that it was asked for."""
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
+        elif self.device.type != "cpu":
+            getattr(torch, self.device.type).synchronize()
 
 
 Part = Callable[[Setting], Iterator[Row]]

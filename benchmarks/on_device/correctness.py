@@ -1,6 +1,7 @@
 """Whether a device trains, measures and predicts what a loop by hand does."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -162,6 +163,8 @@ def measure_and_predict(setting: Setting) -> Iterator[Row]:
     yield attempt("evaluate", "at most 1e-6", evaluate)
     yield attempt("predict", "at most 1e-6", predict)
     yield attempt("noise in predictions", "the same each time", predict_noise, setting)
+    for every in (1, 3):
+        yield attempt(f"recorded every {every} steps", "equal", compare_recorded, setting, every)
 
 
 def predict_noise(setting: Setting) -> Row:
@@ -178,3 +181,30 @@ def predict_noise(setting: Setting) -> Row:
         is_untouched = torch.equal(torch.rand(4, device=setting.device), drawn)
     found = f"{'equal' if torch.equal(first, again) else 'other'}, streams {'as before' if is_untouched else 'moved'}"
     return Row("noise in predictions", found, "the same each time", torch.equal(first, again) and is_untouched)
+
+
+def compare_recorded(setting: Setting, every: int) -> Row:
+    """What is recorded, of a device some time after its step, is what the steps have returned, under their numbers."""
+    run, kept = Run(random_seed=0, command_line=[]), []
+    run.configure_optimizers(one_optimizer)
+
+    @run.train_step
+    def step(batch, model):
+        loss = model(batch).square().mean()
+        kept.append(loss.detach().clone())
+        return loss
+
+    with aside() as folder:
+        settings = {
+            "save_path": folder,
+            "progress": False,
+            "checkpoint_every": "4 steps",
+            "log_every": f"{every} steps",
+        }
+        result = run(nn.Linear(8, 8), list(torch.randn(12, 4, 8)), device=str(setting.device), **settings)
+        lines = [json.loads(line) for line in (result.folder / "record.jsonl").read_text().splitlines()]
+    found = [(line["step"], line["metrics"]["train/loss"]) for line in lines if "train/loss" in line.get("metrics", {})]
+    losses, ends = [value.item() for value in kept], range(every, 13, every)
+    expected = [(end, sum(4 * loss for loss in losses[end - every : end]) / (4 * every)) for end in ends]
+    value = f"{len(found)} recordings {'equal' if found == expected else 'differ'}"
+    return Row(f"recorded every {every} steps", value, "equal", found == expected)

@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +18,8 @@ from benchmarks.on_device.workloads import Weights, largest_difference, make_wor
 from blowtorch import Run
 
 RUNS, KILLS = 4, 5  # so many runs beside each other, each of which is killed so often
-FORKED = multiprocessing.get_context("fork")  # torch is imported already, and CUDA only begins in the process itself
+# Forked, since torch is imported already, and CUDA only begins in the process itself; on a Mac that is not safe.
+CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
 def kill_and_continue(setting: Setting) -> Iterator[Row]:
@@ -55,7 +58,7 @@ class Lane:
 
     def _start(self) -> None:
         self._before, self._kill_at = self._checkpoints(), math.inf
-        self._process = FORKED.Process(target=train_to_be_killed, args=(self._setting, self._folder))
+        self._process = CONTEXT.Process(target=train_to_be_killed, args=(self._setting, self._folder))
         self._process.start()
 
     def _checkpoints(self) -> set[Path]:

@@ -58,7 +58,7 @@ def search_batch_size(setting: Setting) -> Iterator[Row]:
         yield Row(what, "not on this device", "a size that fits")
         return
     whole = torch.cuda.get_device_properties(setting.device).total_memory
-    torch.cuda.set_per_process_memory_fraction((2 << 30) / whole, setting.device)
+    torch.cuda.set_per_process_memory_fraction((2 << 30) / whole, setting.device.index)  # which may be None
     yield attempt(what, "a size that fits", find_and_train, setting, what)
 
 

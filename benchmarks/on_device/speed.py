@@ -1,6 +1,7 @@
 """Tokens per second beside loops by hand and other frameworks."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import itertools
@@ -68,7 +69,9 @@ def carefully(setting: Setting, model: nn.Module, loader: Any, watch: Watch, num
         watch.tick()
 
 
-def with_blowtorch(setting: Setting, model: nn.Module, loader: Any, watch: Watch, num_steps: int) -> None:
+def with_blowtorch(
+    setting: Setting, model: nn.Module, loader: Any, watch: Watch, num_steps: int, log_every: str = "50 steps"
+) -> None:
     """With the defaults, but for checkpoints."""
     run = Run(random_seed=0, command_line=[])
     run.train_step(predict_bytes)
@@ -76,7 +79,7 @@ def with_blowtorch(setting: Setting, model: nn.Module, loader: Any, watch: Watch
     run.on("train_step_end")(watch.tick)
     with aside() as folder:
         settings = {"save_path": folder, "progress": False, "checkpoint_every": None, "device": str(setting.device)}
-        run(model, loader, max_steps=num_steps, precision="bf16", **settings)
+        run(model, loader, max_steps=num_steps, precision="bf16", log_every=log_every, **settings)
 
 
 def with_accelerate(setting: Setting, model: nn.Module, loader: Any, watch: Watch, num_steps: int) -> None:
@@ -125,6 +128,7 @@ CONTESTANTS: dict[str, tuple[Contestant, str]] = {  # and the package that each 
     "careful loop by hand": (carefully, "torch"),
     "naive loop by hand": (naively, "torch"),
     "blowtorch": (with_blowtorch, "blowtorch"),
+    "blowtorch, recording each step": (functools.partial(with_blowtorch, log_every="1 step"), "blowtorch"),
     "Accelerate": (with_accelerate, "accelerate"),
     "Lightning": (with_lightning, "lightning"),
 }
