@@ -37,7 +37,7 @@ PARTS = {  # by name: the module, its function, and the most seconds that it may
     "evaluation": ("correctness", "measure_and_predict", 30),
     "checkpoints": ("memory", "check_copies", 50),
     "waits": ("waiting", "count_waits", 70),
-    "ahead": ("waiting", "hold_up_the_device", 30),
+    "ahead": ("waiting", "hold_up_the_device", 40),
     "kills": ("kills", "kill_and_continue", 100),
     "speed": ("speed", "tokens_per_second", 100),
     "prefetch": ("prefetch", "gain_of_fetching_ahead", 40),

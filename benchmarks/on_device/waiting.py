@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.on_device import Row, Setting, aside, attempt
 from benchmarks.on_device.workloads import Decoder, make_workloads, one_optimizer, predict_bytes
@@ -36,6 +36,7 @@ def count_waits(setting: Setting) -> Iterator[Row]:
     yield attempt("torch's check sees a wait that is there", "a wait", see_own_wait, setting)
     for name, options in GOING_AHEAD.items():
         yield attempt(name, NOTHING, check_by_torch, setting, name, options, True)
+    yield attempt("a list of batches", NOTHING, check_by_torch, setting, "a list of batches", {}, True, False)
     for name, options in WAITING.items():  # the documentation says so
         yield attempt(name, "a wait", check_by_torch, setting, name, options, False)
     yield attempt("the profiler", "none", check_by_profiler, setting)
@@ -54,11 +55,13 @@ def see_own_wait(setting: Setting) -> Row:
     return Row("torch's check sees a wait that is there", "it sees none: the next rows mean nothing", "a wait", False)
 
 
-def check_by_torch(setting: Setting, name: str, options: dict[str, Any], is_ahead: bool) -> Row:
+def check_by_torch(
+    setting: Setting, name: str, options: dict[str, Any], is_ahead: bool, has_worker: bool = True
+) -> Row:
     """Train with torch's check on for some steps."""
     found = NOTHING
     try:
-        train_watched(setting, lambda: torch.cuda.set_sync_debug_mode("error"), options)
+        train_watched(setting, lambda: torch.cuda.set_sync_debug_mode("error"), options, has_worker=has_worker)
     except RuntimeError as error:
         if "synchroniz" not in str(error):
             raise
@@ -97,11 +100,17 @@ def count_waiting(profile: torch.profiler.profile) -> Counter[str]:
 
 
 def train_watched(
-    setting: Setting, start: Callable[[], Any], options: dict[str, Any], stop: Callable[[], Any] = lambda: None
+    setting: Setting,
+    start: Callable[[], Any],
+    options: dict[str, Any],
+    stop: Callable[[], Any] = lambda: None,
+    has_worker: bool = True,
 ) -> None:
     """Train the decoder; between two recordings, something watches."""
     workload = make_workloads(num_batches=2 * LAST + 10)[1]
-    loader = DataLoader(torch.stack(list(workload.batches)), batch_size=None, num_workers=1)  # type: ignore[arg-type]
+    loader: Any = list(workload.batches)
+    if has_worker:
+        loader = DataLoader(torch.stack(loader), batch_size=None, num_workers=1)  # type: ignore[arg-type]
     run = Run(random_seed=0, command_line=[])
     run.train_step(workload.step)
     run.configure_optimizers(workload.make_optimizers)
@@ -125,10 +134,14 @@ def hold_up_the_device(setting: Setting) -> Iterator[Row]:
     if not setting.is_cuda:
         yield Row(what, "not on this device", "above 1")
         return
-    choices = {"a loader with a worker": 1, "a list of batches": 0}
-    for name, workers in choices.items():
-        data = torch.randn(64, 8, 16)
-        loader = DataLoader(data, batch_size=None, num_workers=1) if workers else list(data)  # type: ignore[arg-type]
+    data = torch.randn(64, 8, 16)
+    loaders: dict[str, Any] = {
+        "a loader with a worker": DataLoader(data, batch_size=None, num_workers=1),  # type: ignore[arg-type]
+        "a loader without workers": DataLoader(TensorDataset(data.flatten(0, 1)), 8),
+        "a list of batches": list(data),
+        "a generator": (batch for batch in data),
+    }
+    for name, loader in loaders.items():
         yield attempt(f"{what}, {name}", "20", go_ahead, setting, what, name, loader)
 
 
@@ -143,14 +156,13 @@ def go_ahead(setting: Setting, what: str, name: str, loader: Any) -> Row:
             torch.cuda._sleep(2_000_000_000)  # cycles: about a second
             busy.record()
         ahead.append(FIRST <= step < LAST and not busy.query())
-        return model(batch).square().mean()
+        return model(batch[0] if isinstance(batch, list) else batch).square().mean()
 
     run.configure_optimizers(one_optimizer)
     with aside() as folder:
         settings = {"save_path": folder, "progress": False, "log_every": f"{EVERY} steps", "checkpoint_every": None}
         run(nn.Linear(16, 16), loader, max_steps=LAST + 3, device=str(setting.device), **settings)
-    is_right = sum(ahead) == LAST - FIRST if "loader" in name else None
-    return Row(f"{what}, {name}", str(sum(ahead)), "20" if "loader" in name else "", is_right)
+    return Row(f"{what}, {name}", str(sum(ahead)), str(LAST - FIRST), sum(ahead) == LAST - FIRST)
 
 
 def share_of_waiting(setting: Setting) -> Iterator[Row]:
