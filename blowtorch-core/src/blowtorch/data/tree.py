@@ -73,8 +73,8 @@ def map_leaves(function: Callable[[Any], Any], value: Any, is_leaf: Callable[[An
 def move(batch: Any, device: torch.device) -> Any:
     """Return a batch whose tensors are on a device; an object that has a method `to` moves itself.
 
-    The host waits for the copies, since a device may read the memory of a tensor when that holds something else already.
-    To one of CUDA, `transfer` sends batches without that.
+    The host waits for the copies, since a device may read the memory of a tensor when that holds something else
+    already. To one of CUDA, `transfer` sends batches without that.
 
     Raises:
         ScriptError: the device has no tensors of such a type.
