@@ -130,7 +130,6 @@ def test_the_last_line_names_the_process_that_failed_first_and_the_cause(write, 
 @pytest.mark.parametrize(
     ("codes", "expected", "last"),
     [
-        ((0, 0), 0, "2 processes"),
         ((75, 0), 75, "2 processes of"),  # the other one is given all the time that it takes
         ((7, 0), 7, "process 0 of 2 failed: it has ended with exit status 7"),
     ],
@@ -139,6 +138,9 @@ def test_the_exit_status_is_that_of_the_script(write, finish, tmp_path, codes, e
     script = write(
         f"""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open(f"ready-{{rank}}", "w").close()
+        while not os.path.exists("ready-1"):
+            time.sleep(0.01)
         if rank == 1:
             time.sleep(1)
         open(f"end-{{rank}}", "w").close()
@@ -195,6 +197,23 @@ def test_processes_that_do_not_stop_in_time_are_killed_with_all_that_they_have_s
     assert error.splitlines()[-1] == "[launch] processes that have not ended are killed"
     left = [pid for file in tmp_path.glob("ready-*") for pid in file.read_text().split()]
     assert len(left) == 4 and not any(map(is_running, left))
+
+
+def test_one_that_waits_for_another_which_a_signal_has_ended_is_ended_too(write, launch, tmp_path):
+    script = write(
+        """
+        if rank == 1:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # as one that has lost it
+        open(f"ready-{rank}", "w").close()
+        time.sleep(1000)
+        """
+    )
+    process = launch("--processes", "2", script)
+    wait_for(tmp_path / "ready-*", 2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert error.count("KeyboardInterrupt") == 1 and "killed" not in error
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system can do that")

@@ -27,12 +27,10 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from blowtorch_cli.launch.failures import STOPPED, Failure, find_first
+from blowtorch_cli.launch.failures import AFTER_FAILURE_S, STOPPED, Failure, find_first, is_failure
 from blowtorch_cli.launch.output import Output
 from blowtorch_cli.launch.plan import Plan
 from blowtorch_cli.launch.processes import Processes
-
-_AFTER_FAILURE_S = 30.0  # for a checkpoint on its way; one that hangs in a collective never ends by itself
 
 
 def run_agent(
@@ -151,7 +149,7 @@ class Agent(SimpleElasticAgent):
         failures = [
             Failure(rank, code, self._error_file(rank))
             for rank, code in zip(ranks, codes, strict=False)
-            if code not in (None, 0, STOPPED)
+            if code is not None and is_failure(code)
         ]
         if not is_over and (not failures or told is not None):
             return RunResult(state=WorkerState.HEALTHY)
@@ -166,14 +164,14 @@ class Agent(SimpleElasticAgent):
         told = self._get_signal()
         if told is not None:
             self._remaining_restarts = 0
-            unasked = [failure for failure in failures if failure.code not in (-told, -signal.SIGKILL)]
+            unasked = [failure for failure in failures if failure.code not in (-told, -signal.SIGTERM, -signal.SIGKILL)]
             self.exit_code = 128 + told
             if unasked:
                 first = find_first(unasked)
                 self.exit_code = first.exit_code
                 self._output.say(f"process {first.rank} of {world_size} failed: {first.describe()}")
             return
-        timeout = min(_AFTER_FAILURE_S, self._plan.shutdown_timeout)
+        timeout = min(AFTER_FAILURE_S, self._plan.shutdown_timeout)
         if self._processes.is_any_running():
             self._output.say(f"a process has failed: the others are asked to stop, and have {timeout:g} s")
         self._processes.stop(timeout)

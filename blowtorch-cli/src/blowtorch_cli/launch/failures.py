@@ -11,6 +11,7 @@ from pathlib import Path
 import blowtorch.errors
 
 STOPPED = 75  # what a script exits with that was stopped and is to be continued
+AFTER_FAILURE_S = 30.0  # for a checkpoint on its way; one that hangs in a collective never ends by itself
 _FRAME = re.compile(r'^ *File "(.+)", line (\d+)', re.MULTILINE)
 _CONSEQUENCE = re.compile("(closed|reset) by peer|Broken pipe|Connection refused|DistBackendError|NCCL")
 _LONGEST = 200
@@ -64,6 +65,11 @@ class Failure:
             return _shorten(message)
         place = _find_place(str(message.get("extraInfo", {}).get("py_callstack", "")))
         return _shorten(str(message.get("message", ""))) + place
+
+
+def is_failure(code: int | None) -> bool:
+    """Return whether a process has ended, and neither finished nor stopped to be continued."""
+    return code not in (None, 0, STOPPED)
 
 
 def find_first(failures: Iterable[Failure]) -> Failure:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from blowtorch_cli.launch.failures import AFTER_FAILURE_S, is_failure
 from blowtorch_cli.launch.output import Output
 from blowtorch_cli.launch.plan import Plan
 from blowtorch_cli.launch.processes import Processes
@@ -40,6 +41,7 @@ class Launcher:
         self._told: int | None = None
         self._interrupts: list[float] = []
         self._deadline = float("inf")
+        self._broken_at: float | None = None
         self._leave_at = float("inf")
         self._patience = time.monotonic() + _PATIENCE_S if plan.rendezvous else float("inf")
         self._exit_code = 1
@@ -135,6 +137,8 @@ class Launcher:
         if time.monotonic() > self._leave_at:  # for torch's agent waits, and nothing else interrupts that
             self._folder.cleanup()
             os._exit(128 + (self._told or 0))
+        if self._told is not None:
+            self._hasten()
         if time.monotonic() > self._deadline:
             self._deadline = float("inf")
             self._output.say("processes that have not ended are killed")
@@ -145,6 +149,19 @@ class Launcher:
                 f"in {_PATIENCE_S:g} s, not enough machines have come to {self._plan.rendezvous}, or something else "
                 "answers there; this one goes on waiting"
             )
+
+    def _hasten(self) -> None:
+        """Leave less time to the others when one has not stopped tidily.
+
+        They may wait for it, or have lost Ctrl-C: Python drops what falls into the middle of some imports.
+        """
+        now = time.monotonic()
+        if self._broken_at is None and any(map(is_failure, self._processes.poll())):
+            self._broken_at = now
+            self._deadline = min(self._deadline, now + AFTER_FAILURE_S)
+        if self._broken_at is not None and now > self._broken_at + _AT_ONCE_S:
+            self._broken_at = float("inf")
+            self._processes.tell(signal.SIGTERM)
 
     def _suspend(self) -> None:
         """Stop for as long as the shell wants it, with all processes."""
