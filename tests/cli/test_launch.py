@@ -231,13 +231,19 @@ def test_no_process_survives_a_launcher_that_is_killed(write, launch, tmp_path):
 
 
 class Terminal:
-    """A launcher in a terminal."""
+    """A launcher in a terminal of its own."""
+
+    TAKE_IT = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    )
 
     def __init__(self, arguments, folder):
-        self.pid, self.keyboard = pty.fork()
-        if self.pid == 0:
-            os.chdir(folder)
-            os.execv(sys.executable, [*COMMAND, *arguments])
+        self.keyboard, screen = pty.openpty()
+        command = [sys.executable, "-c", self.TAKE_IT, *COMMAND, *arguments]
+        self.process = subprocess.Popen(
+            command, cwd=folder, stdin=screen, stdout=screen, stderr=screen, start_new_session=True
+        )
+        os.close(screen)
 
     def press_ctrl_c(self):
         os.write(self.keyboard, b"\x03")
@@ -254,7 +260,7 @@ class Terminal:
                 break
             shown += data
         os.close(self.keyboard)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), shown.decode()
+        return self.process.wait(), shown.decode()
 
 
 def test_in_a_terminal_the_first_process_has_it_and_ctrl_c_reaches_each_once(write, tmp_path):
