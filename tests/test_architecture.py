@@ -32,6 +32,7 @@ LAYERS = [
     "record",
     "schedule",
     "data",
+    "parallel",
     "plugins",
     "hookspecs",
     "state",
@@ -47,12 +48,13 @@ LAYERS = [
 # Highest first, within each wing.
 ROOMS = {
     "trial": ["dry_run", "forecast", "doubts", "overlap", "batch_size", "evaluation", "untouched"],
-    "training": """session loop between_steps recording writing advice assembly training coverage compilation waiting
-        model start interruption trace validation callbacks gradients precision workspace modes snapshot""".split(),
+    "training": """session claim loop between_steps recording writing advice assembly training coverage compilation
+        waiting model start interruption trace validation callbacks shared_gradients gradients precision workspace modes
+        snapshot""".split(),
     "runs": ["view", "stored"],
     "script": ["decorators", "script", "returns", "functions", "command_line"],
-    "checkpoint": ["checkpoints", "retention", "store", "contents", "frozen", "finiteness", "tensors", "plain"],
-    "record": ["feed", "media", "arrays", "record", "lines", "metric_objects", "metrics", "logged"],
+    "checkpoint": ["checkpoints", "retention", "store", "contents", "own", "frozen", "finiteness", "tensors", "plain"],
+    "record": ["feed", "media", "arrays", "record", "lines", "metric_objects", "pool", "metrics", "logged"],
     "schedule": ["configured", "returned", "schedules", "option", "groups", "rates", "sequence"],
     "data": [
         "batches",
@@ -64,9 +66,11 @@ ROOMS = {
         "samplers",
         "spot_checks",
         "digests",
+        "slices",
         "sizes",
         "tree",
     ],
+    "parallel": ["exchange", "agreement", "world"],
     "folder": ["folder", "provenance", "secrets", "lock", "manifest", "files"],
     "extension": ["found", "packages", "contracts"],
     "config": ["config", "yaml12", "containers"],
@@ -232,6 +236,7 @@ def test_public_names_are_these_and_all_of_them_can_be_had():
         "MissingKeyError",
         "NotFiniteError",
         "OptionError",
+        "ProcessError",
         "Run",
         "RunFolderError",
         "RunInfo",

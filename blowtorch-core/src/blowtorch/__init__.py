@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         MissingKeyError,
         NotFiniteError,
         OptionError,
+        ProcessError,
         RunFolderError,
         ScriptError,
     )
@@ -43,6 +44,7 @@ _HOMES = {
     "MissingKeyError": "errors",
     "NotFiniteError": "errors",
     "OptionError": "errors",
+    "ProcessError": "errors",
     "Run": "run",
     "RunFolderError": "errors",
     "RunInfo": "state",
@@ -71,6 +73,7 @@ __all__ = [
     "MissingKeyError",
     "NotFiniteError",
     "OptionError",
+    "ProcessError",
     "Run",
     "RunFolderError",
     "RunInfo",

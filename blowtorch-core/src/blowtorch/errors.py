@@ -52,6 +52,10 @@ class RunFolderError(BlowtorchError):
     """A run folder that cannot be made, opened or continued."""
 
 
+class ProcessError(BlowtorchError):
+    """One of several processes that train together has failed, or can no longer be reached."""
+
+
 class BlowtorchWarning(UserWarning):
     """Something that a user should know and that does not stop the run."""
 

@@ -259,6 +259,9 @@ class CallbackSpec:
     `state` and call `state.stop(reason)` to end the run after the current step; anything that a callback has to
     remember over a restart it gives and takes by methods `state_dict` and `load_state_dict`. One that raises fails
     the run.
+
+    Where several processes train together, each has its own; one whose attribute `ranks` is `"first"` takes part in the
+    first process alone. `state.rank`, `state.world_size` and `state.is_first` tell which one this is.
     """
 
     @hookspec

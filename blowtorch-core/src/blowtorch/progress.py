@@ -55,6 +55,10 @@ class Progress:
         num_skipped: steps in a row that were left out, since their gradients were not finite.
         stop_reason: why the run ends after the current step; it is then finished.
         interruption: what wants the run to stop early, such as SIGTERM; it is then stopped, to be continued.
+        is_shared: whether several processes train, which have to agree before anything ends the run.
+        wanted_stop: why this process alone wants the run to end, until all have agreed on it.
+        wanted_interruption: what has asked this process alone to stop early, until all have agreed on it.
+        agreed_seconds: what `seconds` was when the processes agreed on it last; None where this one is alone.
         next_event: the first step after which the loop has to look whether anything is due; 0 for the next one.
         earlier_seconds: how long the processes that this one continues have trained.
         started: when this process began to train, on the monotonic clock.
@@ -81,6 +85,10 @@ class Progress:
     num_skipped: int = 0
     stop_reason: str | None = None
     interruption: str | None = None
+    is_shared: bool = False
+    wanted_stop: str | None = None
+    wanted_interruption: str | None = None
+    agreed_seconds: float | None = None
     next_event: int = NEVER
     earlier_seconds: float = 0.0
     started: float = field(default_factory=monotonic_seconds)
@@ -89,6 +97,10 @@ class Progress:
     @property
     def seconds(self) -> float:
         """Seconds that the run has been under way, those of the processes that it continues included."""
+        return self.read_clock() if self.agreed_seconds is None else self.agreed_seconds
+
+    def read_clock(self) -> float:
+        """Return `seconds` by the clock of this process."""
         return self.earlier_seconds + monotonic_seconds() - self.started
 
     @property
@@ -125,14 +137,31 @@ class Progress:
         self.is_epoch_done = False
 
     def stop(self, reason: str) -> None:
-        """End the run after the current step: it is finished."""
-        self.stop_reason = reason
-        self.next_event = 0
+        """End the run after the current step: it is finished. Of several processes, all have to agree first."""
+        if self.is_shared:
+            self.wanted_stop = reason
+        else:
+            self.stop_reason = reason
+            self.look_soon()
 
     def interrupt(self, cause: str) -> None:
         """Stop the run after the current step, to be continued; safe in a signal handler and in any thread."""
-        self.interruption = cause
-        self.next_event = 0
+        if self.is_shared:
+            self.wanted_interruption = cause
+        else:
+            self.interruption = cause
+            self.look_soon()
+
+    def agree(self, stop_reason: str | None, interruption: str | None) -> None:
+        """Do what the processes have agreed on: end the run, stop it, or nothing."""
+        self.stop_reason = self.stop_reason or stop_reason
+        self.interruption = self.interruption or interruption
+        self.wanted_stop = self.wanted_interruption = None
+
+    def look_soon(self) -> None:
+        """Have the loop look after its next step whether anything is due; several processes look when all do."""
+        if not self.is_shared:
+            self.next_event = 0
 
     def measured_now(self) -> dict[str, float]:
         """Return the metrics that were recorded at this very step."""

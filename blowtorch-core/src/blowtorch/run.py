@@ -16,6 +16,7 @@ from blowtorch.config.config import Config, load_config, split_source
 from blowtorch.errors import BlowtorchWarning, ConfigError, OptionError, ScriptError
 from blowtorch.hookspecs import ConfigSourceSpec
 from blowtorch.options import RunOptions, resolve_options
+from blowtorch.parallel.world import World, join
 from blowtorch.plugins import Plugins
 from blowtorch.progress import Checkpoint
 from blowtorch.record.media import Media
@@ -31,7 +32,7 @@ from blowtorch.training.workspace import Workspace
 from blowtorch.trial.batch_size import find_batch_size
 from blowtorch.trial.dry_run import do_dry_run
 from blowtorch.trial.evaluation import evaluate, load_checkpoint, predict
-from blowtorch.trial.evaluation import gather as join
+from blowtorch.trial.evaluation import gather as join_predictions
 from blowtorch.trial.untouched import detached_workspace
 
 Arguments = TypeVarTuple("Arguments")
@@ -105,6 +106,7 @@ class Run(Decorators):
         if not isinstance(files, Sequence) or not all(isinstance(file, str | Path) for file in files):
             raise ConfigError(f"config_files is the path of a file, or a list of paths, got {config_files!r}")
         self._is_in_worker = is_loader_worker()
+        self._world = World() if self._is_in_worker else join()
         self._plugins = Plugins()
         super().__init__(Script(command_line=words_of_process() if command_line is None else list(command_line)))
         self._in_threads: dict[int, Workspace] = {}  # what `log` and its kind belong to, by thread
@@ -116,15 +118,10 @@ class Run(Decorators):
             self.config: Config = load_config(config, files, self._script.command_line, self._read_source)
         if self._is_in_worker:
             return
-        configured, seed = self._configured_options(), None
-        if "resume" in configured:
-            seed = recorded_seed(resolve_options({}, configured), self._script, random_seed)
-        if seed is None:
-            seed = draw_seed() if random_seed is None else random_seed
-        self._script.seed = seed
+        self._script.seed = self._world.decide(lambda: self._choose_seed(random_seed))
         if deterministic:
             make_deterministic()
-        seed_everything(seed)
+        seed_everything(self._script.seed)
 
     @property
     def seed(self) -> int:
@@ -213,7 +210,7 @@ class Run(Decorators):
         loaders = (train_loader, validate_loader)
 
         def make_session(script: Script, options: RunOptions) -> Session:
-            return Session(script, self.config, options, self._plugins, model, loaders, self._in_progress)
+            return Session(script, self.config, options, self._plugins, model, loaders, self._in_progress, self._world)
 
         if resolved.dry_run:
             return as_result(do_dry_run(self._script, model, resolved, loaders, make_session))
@@ -279,7 +276,7 @@ class Run(Decorators):
             CheckpointError: there is no such checkpoint, or it belongs to another model.
         """
         outputs = predict(self._script, self._detach(model, checkpoint, options), loader)
-        return join(outputs) if gather else outputs
+        return join_predictions(outputs) if gather else outputs
 
     def find_batch_size(self, model: nn.Module, loader: Any, *, largest: int | None = None, **options: Any) -> int:
         """Find by trying the largest batch size with which the train step fits into memory.
@@ -306,7 +303,7 @@ class Run(Decorators):
         self._refuse_in_worker()
         resolved = resolve_options(options, self._configured_options())
         training = self._current if is_judged and checkpoint is None else None
-        workspace = detached_workspace(model, resolved, self.config, self.seed, training)
+        workspace = detached_workspace(model, resolved, self.config, self.seed, self._world, training)
         load_checkpoint(checkpoint, workspace.state, self._script, self._last_folder)
         return workspace
 
@@ -336,6 +333,15 @@ class Run(Decorators):
             del self._in_threads[thread]
             if outer is not None:
                 self._in_threads[thread] = outer
+
+    def _choose_seed(self, given: int | None) -> int:
+        """Return the seed of the run that goes on, else that which is given, else one that is drawn."""
+        configured, seed = self._configured_options(), None
+        if "resume" in configured:
+            seed = recorded_seed(resolve_options({}, configured), self._script, given)
+        if seed is None:
+            seed = draw_seed() if given is None else given
+        return seed
 
     def _configured_options(self) -> dict[str, Any]:
         section = self.config.get("run") or {}  # an empty section of a file is null

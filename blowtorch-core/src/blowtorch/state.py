@@ -77,6 +77,8 @@ class RunState:
         model: the model in training.
         compiled_model: what `torch.compile` made of it, which shares its weights; None without the option `compile`.
         optimizers: by name; a single one is called `optimizer`. Empty until they are made.
+        rank: the number of this process among those that train together, from 0.
+        world_size: how many these are.
     """
 
     # What follows `optimizers` is kept out of sight: the loop's own account, and who does what the verbs ask for.
@@ -89,6 +91,8 @@ class RunState:
     model: nn.Module
     compiled_model: Any = None
     optimizers: Mapping[str, torch.optim.Optimizer]
+    rank: int = 0
+    world_size: int = 1
     progress: InitVar[Progress]
     judged: InitVar[JudgedWeights]
     log_by: InitVar[Callable[[Mapping[str, Any], str], None]]
@@ -123,6 +127,11 @@ class RunState:
         shown = copy.copy(self)
         shown.__dict__["info"] = dataclasses.replace(self.info, own_folder=own_folder)
         return shown
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that keeps the record, the console and the loggers, as a lone one does."""
+        return self.rank == 0
 
     @property
     def folder(self) -> Path:

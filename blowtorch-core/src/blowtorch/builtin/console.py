@@ -26,6 +26,8 @@ class Console:
         progress: show the lines.
     """
 
+    ranks = "first"
+
     def __init__(self, progress: bool = True) -> None:
         self.progress = progress
         self._epoch_started = 0.0

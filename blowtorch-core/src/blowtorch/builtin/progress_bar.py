@@ -34,6 +34,8 @@ class ProgressBar:
         OptionError: `num_metrics` is negative.
     """
 
+    ranks = "first"
+
     def __init__(self, num_metrics: int = 3) -> None:
         if not isinstance(num_metrics, int) or num_metrics < 0:
             raise OptionError(f"progress_bar, option num_metrics: expected a number from 0, got {num_metrics!r}")

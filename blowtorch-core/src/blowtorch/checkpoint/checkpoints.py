@@ -24,6 +24,7 @@ from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError
 from blowtorch.folder.files import replace_files
 from blowtorch.folder.folder import RunFolder
 from blowtorch.folder.manifest import checkpoint_name, write_manifest
+from blowtorch.parallel.world import World
 from blowtorch.progress import Checkpoint, Progress
 from blowtorch.record.record import Record
 from blowtorch.state import RunState
@@ -59,21 +60,24 @@ class Writing:
 class Checkpoints:
     """The checkpoints of one run; one at a time is on its way.
 
+    Of several processes, the first makes and stores them, and all come back to them.
+
     Args:
+        world: the processes.
         state: of the run.
         progress: of the run; `best` is set here.
-        folder: in which checkpoints are made.
         contents: what they hold.
         store: where they are stored.
         record: its length is part of a checkpoint.
     """
 
     def __init__(
-        self, state: RunState, progress: Progress, folder: Path, contents: Contents, store: Store, record: Record
+        self, world: World, state: RunState, progress: Progress, contents: Contents, store: Store, record: Record
     ) -> None:
+        self._world = world
         self._state = state
         self._progress = progress
-        self._folder = folder
+        self._folder = store.folder
         self._contents = contents
         self._store = store
         self._record = record
@@ -91,7 +95,7 @@ class Checkpoints:
     @property
     def has_news(self) -> bool:
         """Whether `wait` returns at once."""
-        return self._writing is not None and self._writing.outcome.done()
+        return self._writing is not None and self._writing.outcome.done() and self._world.is_first
 
     @property
     def changes(self) -> Sequence[str]:
@@ -154,9 +158,11 @@ class Checkpoints:
                 writing.outcome.set_result(self._tidy_up(writing, best))
             except BaseException as error:  # `wait` raises it in the loop
                 writing.outcome.set_exception(error)
-            progress.next_event = 0  # so the loop looks after its next step, and need not ask after each
+            progress.look_soon()  # so the loop need not ask after each step
 
-        if options.checkpoint_async:
+        if not self._world.is_first:
+            writing.outcome.set_result(None)
+        elif options.checkpoint_async:
             threading.Thread(target=write, name=f"blowtorch {name}", daemon=True).start()
         else:
             write()
@@ -171,7 +177,7 @@ class Checkpoints:
         if self._writing is None:
             return None
         writing = self._writing
-        error = writing.outcome.exception()
+        error = self._world.decide(writing.outcome.exception)
         self._writing = None
         if error is not None:
             self._progress.best = writing.previous_best
@@ -211,12 +217,17 @@ class Checkpoints:
         Raises:
             CheckpointError: it belongs to another model or version, or holds not just what this script needs.
         """
+        if self._world.is_shared:
+            at_most = self._world.decide(lambda: self._find_newest(warn, at_most))
+            if at_most is None:
+                return None
         with self._store.newest_good(warn, at_most) as (name, directory):
             return None if name is None else (name, self._restore(name, directory))
 
     def start_anew(self) -> None:
         """Put aside whatever there is: the run begins again from its beginning."""
-        self._put_aside_after(-1)
+        if self._world.is_first:
+            self._put_aside_after(-1)
 
     def try_to_load(self) -> int:
         """Load the newest checkpoint as a run that goes on from it would; return how many bytes it has.
@@ -265,7 +276,12 @@ class Checkpoints:
 
     def _gather(self, name: str) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
         """Return the content of the files of a checkpoint, copied unless it is written at once, and digests."""
-        files, left_out = self._contents.gather(self._record.flush())
+        own = self._world.gather(self._contents.read_own()) if self._world.is_shared else ()
+        nothing: tuple[dict[str, Any], dict[str, dict[str, str]]] = ({}, {})
+        return self._world.decide_alone(lambda: self._copy(name, own), otherwise=nothing)
+
+    def _copy(self, name: str, own: Sequence[Any]) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+        files, left_out = self._contents.gather(self._record.flush(), own)
         check_plain(files, name)
         return (self._copies.take(files) if self._state.options.checkpoint_async else files), left_out
 
@@ -302,16 +318,23 @@ class Checkpoints:
         return None if problem is None else f"an old checkpoint could not be deleted: {problem}"
 
     def _restore(self, name: str, directory: Path) -> dict[str, Any]:
-        length, random = self._contents.put_back(directory, name, set(self._state.options.resume_without))
-        self._put_aside_after(self._progress.step)
-        best = self._progress.best
-        with contextlib.suppress(OSError):  # the manifests count
-            self._point("latest", name)
-            if best is not None and best.name in self._store.names():
-                self._point("best", best.name)
-        self._record.cut(length)  # last: a checkpoint taken later would not fit to it
+        without = set(self._state.options.resume_without)
+        length, random = self._contents.put_back(directory, name, without, (self._world.rank, self._world.size))
+        if self._world.is_first:
+            self._put_aside_after(self._progress.step)
+            best = self._progress.best
+            with contextlib.suppress(OSError):  # the manifests count
+                self._point("latest", name)
+                if best is not None and best.name in self._store.names():
+                    self._point("best", best.name)
+            self._record.cut(length)  # last: a checkpoint taken later would not fit to it
         self._saved_at, self._last_good = self._position(), name
         return random
+
+    def _find_newest(self, warn: Callable[[str], None], at_most: str | None) -> str | None:
+        """Return the name of the newest checkpoint that is complete and undamaged, `at_most` this one."""
+        with self._store.newest_good(warn, at_most) as (name, _):
+            return name
 
     def _put_aside_after(self, step: int) -> None:
         self._store.put_aside_after(step)

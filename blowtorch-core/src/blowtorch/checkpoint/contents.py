@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from blowtorch.checkpoint.finiteness import Finiteness
 from blowtorch.checkpoint.frozen import FrozenWeights, fill_in
+from blowtorch.checkpoint.own import OWN, choose_own
 from blowtorch.checkpoint.plain import find_unplain, make_original, make_plain
 from blowtorch.checkpoint.tensors import (
     KeptModule,
@@ -30,7 +31,7 @@ from blowtorch.progress import Checkpoint, Progress
 from blowtorch.record.metrics import Window
 from blowtorch.schedule.configured import Configured
 from blowtorch.state import JudgedWeights
-from blowtorch.streams import random_state
+from blowtorch.streams import derive_seed, random_state
 
 
 class Part(Protocol):
@@ -241,10 +242,19 @@ class Contents:
         place = self._finiteness["model"].find_spoiled(read_weights(self._model))
         return None if place is None else str(place[0])
 
-    def gather(self, record_length: int) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    def read_own(self) -> dict[str, Any]:
+        """Return what each of several processes has for itself: random streams, and what its steps have measured."""
+        parts = {name: _read(self._parts[name], name) for name in OWN if name in self._parts}
+        return {"random": random_state(), "parts": parts}
+
+    def gather(self, record_length: int, own: Sequence[Any] = ()) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
         """Return the content of each file as of now, and the digests of the parameters that are left out.
 
         Whoever loads the model wants it as it was judged; only training goes on from the weights before averaging.
+
+        Args:
+            record_length: in bytes.
+            own: what each of several processes has for itself, as `read_own` returned it.
         """
         parts, originals = make_plain({name: _read(part, name) for name, part in self._parts.items()})
         training = {
@@ -254,6 +264,8 @@ class Contents:
             "configured": list(make_plain(self._configured.state_dict())),
             "random": random_state(),
         }
+        if own:
+            training["processes"] = [list(make_plain(of_one)) for of_one in own]
         weights = read_shaped_weights(self._model)
         left_out = {} if self._frozen is None else self._frozen.find_unchanged()
         for name in left_out:
@@ -266,13 +278,16 @@ class Contents:
             weights.update({name: value for name, value in named.items() if name not in left_out})
         return {"training.pt": training, "model.pt": weights}, left_out
 
-    def put_back(self, directory: Path, checkpoint: str, without: set[str]) -> tuple[int, dict[str, Any]]:
+    def put_back(
+        self, directory: Path, checkpoint: str, without: set[str], place: tuple[int, int] = (0, 1)
+    ) -> tuple[int, dict[str, Any]]:
         """Give the model and every part what a checkpoint holds, in the order in which they stand.
 
         Args:
             directory: of the checkpoint, verified.
             checkpoint: its name.
             without: the parts that begin anew.
+            place: the rank of this process, and how many there are.
 
         Returns:
             The length of the record, and the state of the random streams that are to be put back.
@@ -297,11 +312,13 @@ class Contents:
         self._configured.fit_to(self._progress.total_steps)
         configured = make_original(*training["configured"]) if "configured" in training else None
         parts = self._configured.adapt(parts, configured, without, checkpoint)
+        own = choose_own(training, parts, place, derive_seed(checkpoint, *place))
+        parts |= own["parts"]
         for name, part in self._parts.items():
             if name not in without and part is not self._progress:
                 _load(part, parts[name], name, checkpoint)
         self._configured.settle(parts, without)
-        random = {stream: state for stream, state in training["random"].items() if f"random/{stream}" not in without}
+        random = {stream: state for stream, state in own["random"].items() if f"random/{stream}" not in without}
         return training["record_length"], random
 
 

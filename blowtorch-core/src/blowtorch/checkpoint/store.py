@@ -32,11 +32,15 @@ class Store:
         info: what the backend is told of the run.
         reads_only: leave the run folder and the store as they are.
 
+    Attributes:
+        folder: in which checkpoints are made.
+
     Raises:
         ExtensionError: the backend cannot be opened.
     """
 
     def __init__(self, folder: RunFolder, backend: Plugin, info: RunInfo, reads_only: bool = False) -> None:
+        self.folder = folder.checkpoints
         self._folder = folder
         self._backend = backend
         self._info = info

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from blowtorch.data.loaders import has_firm_length, is_empty, length_of
+from blowtorch.data.slices import Share, Slicer
 from blowtorch.data.sources import choose_source, holders_of_position
 from blowtorch.data.transfer import SideStream, one_ahead, send
 from blowtorch.data.tree import move
@@ -29,8 +30,10 @@ class Batches:
         limit: the most batches of an epoch.
         name: of the loader in messages; loaders of one run with different names have different orders.
         is_repeated: whether each epoch has the batches of the first, which are then kept in memory.
+        slicer: takes the share of this process of each batch; None where it is alone.
 
     Attributes:
+        share: how much of the batch that was given last is this process's; None where it is alone.
         num_batches: the number of batches in an epoch, with `limit`, as the loader says; None when unknown.
         has_state: whether an epoch is more than a function of (seed, epoch), or a position in it more than a number, so
             that a checkpoint needs `state_dict`.
@@ -47,6 +50,7 @@ class Batches:
         limit: int | None = None,
         name: str = "train",
         is_repeated: bool = False,
+        slicer: Slicer | None = None,
     ) -> None:
         if not isinstance(loader, Iterable):
             hint = "; wrap it in a DataLoader" if hasattr(loader, "__getitem__") else ""
@@ -56,6 +60,8 @@ class Batches:
         self._limit = limit
         self._is_repeated = is_repeated
         self._repeated: list[Any] | None = None
+        self._slicer = slicer
+        self.share: Share | None = None
         self._seed = derive_seed(seed, name)
         self._name = name
         self._has_iterated = False
@@ -65,7 +71,7 @@ class Batches:
             raise self._empty()
         self._has_told_length = False
         self.num_batches = self._count()
-        self._source = choose_source(loader, name, self._seed, device)
+        self._source = choose_source(loader, name, self._seed, device, slicer)
         self.has_state = self._source.has_state and not is_repeated
 
     @property
@@ -77,6 +83,11 @@ class Batches:
     def holders_of_position(self) -> list[Any]:
         """What remembers how far the loader has been iterated."""
         return holders_of_position(self._loader)
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether the batch that was given last counts nothing, since it had fewer samples than there are processes."""
+        return self.share is not None and not self.share.samples
 
     @property
     def batch_size(self) -> int | None:
@@ -121,7 +132,7 @@ class Batches:
             ScriptError: the loader can be iterated only once, and was.
         """
         if self._is_repeated:
-            return self._on_device(self._repeat(position))
+            return self._given(self._repeat(position))
         if self._has_iterated and _is_one_way(self._loader):
             raise self._used_up()
         batches = self._source.iterate(epoch, position)
@@ -130,7 +141,7 @@ class Batches:
         if position == 0 and type(self._loader) not in (list, tuple):  # whose length is known to be above 0
             batches = self._refuse_empty(batches, is_again=self._has_iterated)
         self._has_iterated = True
-        return self._on_device(batches)
+        return self._given(self._with_shares(batches))
 
     def _repeat(self, position: int) -> Iterator[Any]:
         """Return the batches of the first epoch from a position on, whatever the loader would give in another one.
@@ -139,10 +150,32 @@ class Batches:
         """
         if self._repeated is None:
             with SeparateStreams(self._seed):
-                self._repeated = list(itertools.islice(self._source.iterate(1, 0), self._limit))
+                batches = itertools.islice(self._source.iterate(1, 0), self._limit)
+                self._repeated = list(self._with_shares(batches))
             if not self._repeated:
                 raise self._empty()
         return map(copy.deepcopy, self._repeated[position:])  # the step may change a batch in place
+
+    def _with_shares(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yield what is this process's of each batch, with how much that is; for a lone process, the batches alone."""
+        if self._slicer is None:
+            return batches
+        order = self._source.order
+        if order is not None and self._source.is_cut:
+            return ((batch, order.shares.popleft()) for batch in batches)
+        slicer, name = self._slicer, self._name
+        return (slicer.cut(batch, name) for batch in batches)
+
+    def _given(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Return batches on the device; `share` tells of the one that was given last."""
+        if self._slicer is None:
+            return self._on_device(batches)
+        return self._telling_shares(self._on_device(batches))
+
+    def _telling_shares(self, batches: Iterator[tuple[Any, Share]]) -> Iterator[Any]:
+        for batch, share in batches:
+            self.share = share
+            yield batch
 
     def _on_device(self, batches: Iterator[Any]) -> Iterator[Any]:
         if self._device.type == "cpu":

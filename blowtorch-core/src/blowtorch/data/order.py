@@ -6,6 +6,7 @@ that are not torch's.
 """
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from torch.utils.data import (
 )
 
 from blowtorch.data.samplers import DrawnSampler, blocks_of, chain_of
+from blowtorch.data.slices import Share, Slicer
 from blowtorch.streams import derive_seed
 
 _BLOCK = 1024  # indices that are made at a time
@@ -47,13 +49,15 @@ class EpochOrder(Sampler[Any]):
         loader: its sampler is the one whose place is taken; with workers, each index comes as a `SeededIndex`.
         seed: of the run and the loader.
         name: of the loader in messages.
+        slicer: takes the share of this process of each batch; None where it is alone.
 
     Attributes:
         indices: the indices by position, if somebody wants to know them; None otherwise.
         is_asked: whether anybody has asked for an index of this epoch.
+        shares: of the batches that were asked for, until somebody takes them.
     """
 
-    def __init__(self, loader: DataLoader[Any], seed: int, name: str = "train") -> None:
+    def __init__(self, loader: DataLoader[Any], seed: int, name: str = "train", slicer: Slicer | None = None) -> None:
         self._sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
         self._has_workers = loader.num_workers > 0
         generator = _users_generator(loader)
@@ -64,6 +68,8 @@ class EpochOrder(Sampler[Any]):
         self._num_skipped = 0  # so many indices of the next pass are not needed
         self.indices: dict[int, Any] | None = None
         self.is_asked = False
+        self.shares: deque[Share] = deque()
+        self._slicer = slicer
         sampler, self._num_of_each = _innermost(self._sampler)
         is_ours = _kind(sampler) in _OURS
         self._drawn = None if is_ours else DrawnSampler(sampler, self._seed, name)
@@ -75,7 +81,7 @@ class EpochOrder(Sampler[Any]):
 
     def set(self, epoch: int, position: int) -> None:
         """Choose the epoch and the position from which the next iteration yields."""
-        self._epoch, self._position, self.is_asked = epoch, position, False
+        self._epoch, self._position, self.is_asked, self.shares = epoch, position, False, deque()
         if self._drawn is None:
             length = len(self) if position else 0
             self._next_pass = (position - 1) // length if 0 < length < position else 0
@@ -99,8 +105,13 @@ class EpochOrder(Sampler[Any]):
             position, self._position = self._position, self._position + 1
             if self.indices is not None:
                 self.indices[position] = index
+            place: list[int] = [position]
+            if self._slicer is not None:
+                index, share = self._slicer.cut_indices(index)
+                self.shares.append(share)
+                place.append(self._slicer.rank)
             if self._has_workers:
-                yield SeededIndex(index, epoch, derive_seed(self._seed, "worker", epoch, position))
+                yield SeededIndex(index, epoch, derive_seed(self._seed, "worker", epoch, *place))
             else:
                 yield index
 

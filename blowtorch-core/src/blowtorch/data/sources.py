@@ -25,6 +25,7 @@ from torch.utils.data import (
 from blowtorch.data.loaders import copy_loader, end_workers, end_workers_at_exit, has_own_iterator
 from blowtorch.data.order import EpochOrder
 from blowtorch.data.samplers import chain_of, has_state, tell_epoch
+from blowtorch.data.slices import Slicer
 from blowtorch.data.spot_checks import SpotChecks
 from blowtorch.data.workers import SeededDataset, SeededStream, WorkerSetup, starting_workers
 from blowtorch.errors import warn
@@ -45,10 +46,12 @@ class Source:
         is_lasting: whether nobody writes to the memory of a batch, since what comes from a worker has one of its own.
         has_state: whether `state_dict` holds more of the position in an epoch than a number.
         order: the order of the samples, where it is ours.
+        is_cut: whether the batches are the share of this process already.
     """
 
     has_state = True
     order: EpochOrder | None = None
+    is_cut = False
 
     def __init__(self, loader: Any, name: str, seed: int) -> None:
         self._checks = SpotChecks(name)
@@ -159,8 +162,11 @@ class OrderedLoaderSource(Source):
 
     order: EpochOrder
 
-    def __init__(self, loader: DataLoader[Any], name: str, seed: int, settings: dict[str, Any]) -> None:
-        self.order = EpochOrder(loader, seed, name)
+    def __init__(
+        self, loader: DataLoader[Any], name: str, seed: int, settings: dict[str, Any], slicer: Slicer | None
+    ) -> None:
+        self.order = EpochOrder(loader, seed, name, slicer)
+        self.is_cut = slicer is not None
         settings = {**settings, "sampler" if loader.batch_sampler is None else "batch_sampler": self.order}
         if loader.num_workers:
             settings["dataset"] = SeededDataset(loader.dataset)
@@ -227,7 +233,7 @@ class StreamLoaderSource(Source):
         return self._checks.watch(batches, position)
 
 
-def choose_source(loader: Any, name: str, seed: int, device: torch.device) -> Source:
+def choose_source(loader: Any, name: str, seed: int, device: torch.device, slicer: Slicer | None = None) -> Source:
     """Return the source for a loader: a `DataLoader` is copied, anything else is iterated as it is.
 
     Args:
@@ -235,6 +241,7 @@ def choose_source(loader: Any, name: str, seed: int, device: torch.device) -> So
         name: of the loader in messages.
         seed: of the run and the loader.
         device: where the batches are wanted.
+        slicer: takes the share of this process where there are several, if that can be done before samples are loaded.
     """
     stateful = _find_stateful(loader)
     if not isinstance(loader, DataLoader):
@@ -247,7 +254,8 @@ def choose_source(loader: Any, name: str, seed: int, device: torch.device) -> So
     if loader.num_workers and device.type == "cuda":
         settings["pin_memory"] = True  # or the host would wait for each copy to the device
     if not isinstance(loader.dataset, IterableDataset):
-        return OrderedLoaderSource(loader, name, seed, settings)
+        has_batches = loader.batch_sampler is not None and not has_own_iterator(loader)
+        return OrderedLoaderSource(loader, name, seed, settings, slicer if has_batches else None)
     if stateful is None and loader.num_workers:
         return StreamLoaderSource(loader, name, seed, settings)
     if loader.num_workers:

@@ -45,13 +45,21 @@ class Window:
         reductions: `sum`, `max`, `min` or `last` by the name of each metric that is not reduced to its mean; it may
             grow, and two windows of the same metrics share it.
         only_finite: whether values that are NaN or infinite are left out.
+        pool: makes the totals of all processes of those of this one, whenever the window is closed; None where it is
+            alone.
 
     Attributes:
         is_waiting: whether there are values on an accelerator, for which whoever reads the window has to wait.
     """
 
-    def __init__(self, reductions: dict[str, str] | None = None, only_finite: bool = False) -> None:
+    def __init__(
+        self,
+        reductions: dict[str, str] | None = None,
+        only_finite: bool = False,
+        pool: Callable[[Totals, dict[str, str]], Totals] | None = None,
+    ) -> None:
         self.is_waiting = False
+        self._pool = pool
         self.totals: Totals = {}  # of the values that have been read
         self.only_finite = only_finite
         self.reductions: dict[str, str] = {} if reductions is None else reductions
@@ -105,13 +113,18 @@ class Window:
 
     def close(self) -> Totals:
         """Return the totals and empty the window; this waits for an accelerator that has values."""
-        totals = self._read()
+        totals = self._pooled()
         self.totals = {}
         return totals
 
+    def clear(self) -> None:
+        """Empty the window."""
+        self._read()
+        self.totals = {}
+
     def close_into(self, longer: "Window", prefix: str) -> dict[str, float]:
         """Return the means under names that begin with `prefix`, and move the totals to a longer window."""
-        totals, self.totals = self._read(), {}
+        totals, self.totals = self._read() if self._pool is None else self._pooled(), {}
         means = {}  # in one pass, since a run may record each step
         for name, total in totals.items():
             means[prefix + name] = total.value / total.weight if total.weight else math.nan
@@ -130,7 +143,7 @@ class Window:
         Its values are on their way from the accelerator, and nothing waits for them until they are read.
         """
         self._take_back()
-        earlier = Window(self.reductions, self.only_finite)
+        earlier = Window(self.reductions, self.only_finite, self._pool)
         earlier.totals, self.totals = self.totals, {}
         keys, values = self._gather()
         if values is not None:
@@ -139,7 +152,7 @@ class Window:
 
     def means(self) -> dict[str, float]:
         """Return the means so far."""
-        return means(self._read())
+        return means(self._pooled())
 
     def state_dict(self) -> dict[str, list[Any]]:
         """Return total, weight and reduction of each name, as plain values."""
@@ -179,6 +192,10 @@ class Window:
         kind = torch.float64 if is_wide else torch.float32
         self._packed.append((keys, torch.stack([value.to(kind) for value in values])))
         self._waiting = []
+
+    def _pooled(self) -> Totals:
+        totals = self._read()
+        return totals if self._pool is None else self._pool(totals, self.reductions)
 
     def _take_back(self) -> None:
         if self._lent is not None:

@@ -147,6 +147,41 @@ class Record:
         return is_complete
 
 
+class NoRecord(Record):
+    """The record of a process that leaves it to the first of several to write one."""
+
+    def __init__(self) -> None:
+        self.is_behind = False
+
+    def put_off(self, append: Callable[[], None]) -> None:
+        """Do at once what may be put off."""
+        append()
+
+    def catch_up(self) -> None:
+        """Return at once, since nothing is put off."""
+
+    def append(self, event: str, is_urgent: bool = True, **values: Any) -> None:
+        """Leave an event to the first process."""
+
+    def write(self) -> bool:
+        """Return that nothing is missing."""
+        return True
+
+    def flush(self) -> int:
+        """Return a length of nothing."""
+        return 0
+
+    def make_durable(self) -> None:
+        """Leave that to the first process."""
+
+    def cut(self, length: int) -> None:
+        """Leave that to the first process."""
+
+    def close(self) -> bool:
+        """Return that nothing is missing."""
+        return True
+
+
 def whole_lines(path: Path) -> int:
     """Return the length in bytes of a file up to its last line feed, that included."""
     position = path.stat().st_size

@@ -11,7 +11,7 @@ from blowtorch.data.sizes import read_size
 from blowtorch.errors import ScriptError, nearest
 from blowtorch.record.logged import Logged, as_number, check_name, describe_value, is_rounded, read_number
 from blowtorch.record.metric_objects import MetricObjects, is_metric_object
-from blowtorch.record.metrics import Window, count_samples
+from blowtorch.record.metrics import Totals, Window, count_samples
 from blowtorch.script.functions import Function
 
 _PAIRS = (tuple, list)  # batches whose first element counts
@@ -35,11 +35,13 @@ class Returns:
         only_finite: leave values out that are not finite.
         summed: names the metric that is a sum over the samples, and not their mean; None where none is.
         has_no_return: whether the function cannot return anything, so that its first None is a mistake.
+        pool: makes the totals of all processes of those of this one.
 
     Attributes:
         weight: what the last batch weighs, where its step returned `weight`; whoever weighs its gradient takes it out.
         window: the means of what was taken since it was last closed.
         objects: the metric objects that were returned.
+        counts_left_out: whether a batch is left out if nothing is returned of it; several processes have to agree.
     """
 
     def __init__(
@@ -51,11 +53,13 @@ class Returns:
         only_finite: bool = False,
         summed: "Loss | None" = None,
         has_no_return: bool = False,
+        pool: Callable[[Totals, dict[str, str]], Totals] | None = None,
     ) -> None:
         self.weight: float | None = None
+        self.counts_left_out = True
         self._summed = summed
         self._has_no_return = has_no_return
-        self.window = Window(only_finite=only_finite)
+        self.window = Window(only_finite=only_finite, pool=pool)
         self.objects = objects or MetricObjects()
         self._logged = logged.values
         self._reductions = logged.reductions
@@ -167,10 +171,14 @@ class Returns:
         """Leave a batch out: it has no gradient and no weight; only its logged sums, largest and smallest count."""
         self.weight = None
         self.window.add(metrics, 0)
-        if is_counted:
-            self.window.reductions[LEFT_OUT] = "sum"
-            self.window.add({LEFT_OUT: 1}, 1)
+        if is_counted and self.counts_left_out:
+            self.count_left_out()
         return None, 0, {}
+
+    def count_left_out(self) -> None:
+        """Count a batch that is left out."""
+        self.window.reductions[LEFT_OUT] = "sum"
+        self.window.add({LEFT_OUT: 1}, 1)
 
     def count_samples(self, batch: Any) -> int:
         """Return the number of samples in a batch; the first one of an epoch is looked at closely."""

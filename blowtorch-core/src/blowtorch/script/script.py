@@ -1,6 +1,5 @@
 """What a training script has said: its functions and loaders, and whether they make a run."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -90,9 +89,6 @@ class Script:
 
     def check(self, model: Any, optimize_metric: str | None) -> None:
         """Raise a `ScriptError` if nothing can be trained: something is missing, or two things do not go together."""
-        world_size = os.environ.get("WORLD_SIZE", "1")
-        if world_size not in ("", "1"):
-            raise ScriptError(f"WORLD_SIZE is {world_size!r}, and this version trains in one process only; unset it")
         if not isinstance(model, nn.Module):
             raise ScriptError(f"run(model, ...) expects a torch.nn.Module, got {model!r:.100}")
         if self.train is None:

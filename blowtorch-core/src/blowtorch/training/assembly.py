@@ -22,8 +22,10 @@ from blowtorch.errors import ScriptError
 from blowtorch.folder.folder import RunFolder
 from blowtorch.hookspecs import Schedule
 from blowtorch.options import RunOptions
+from blowtorch.parallel.agreement import Agreement
 from blowtorch.plugins import Plugin, Plugins
 from blowtorch.progress import Progress
+from blowtorch.record.logged import Logged
 from blowtorch.record.metric_objects import MetricObjects, find_metric_objects
 from blowtorch.record.metrics import Window
 from blowtorch.record.record import Record
@@ -43,10 +45,11 @@ from blowtorch.state import RunState
 from blowtorch.training.callbacks import Callbacks
 from blowtorch.training.coverage import Coverage
 from blowtorch.training.gradients import ChangedGradients, Gradients, are_changed, check_self_driven
+from blowtorch.training.shared_gradients import SharedGradients
 from blowtorch.training.start import StartingPoint
 from blowtorch.training.training import Steps, Training
 from blowtorch.training.validation import Validation
-from blowtorch.training.workspace import Workspace
+from blowtorch.training.workspace import Surroundings, Workspace, make_slicer
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,15 @@ class RunExtensions:
     scheduler: SchedulerOption | None
 
     @classmethod
-    def create(cls, options: RunOptions, plugins: Plugins) -> "RunExtensions":
-        """Make them; an `ExtensionError` where one cannot be had."""
+    def create(cls, options: RunOptions, plugins: Plugins, is_first: bool = True) -> "RunExtensions":
+        """Make those of one process; an `ExtensionError` where one cannot be had.
+
+        Of several processes, the first has the loggers, and the callbacks that say `ranks = "first"`.
+        """
+        callbacks = _create_callbacks(options, plugins)
         return cls(
-            loggers=[plugins.create("logger", logger) for logger in options.loggers],
-            callbacks=_create_callbacks(options, plugins),
+            loggers=[plugins.create("logger", logger) for logger in options.loggers] if is_first else [],
+            callbacks=[each for each in callbacks if is_first or getattr(each.instance, "ranks", "all") != "first"],
             backend=plugins.create("checkpoint-backend", options.checkpoint_backend),
             scheduler=None if options.scheduler is None else read_scheduler_option(options.scheduler, plugins),
         )
@@ -78,7 +85,7 @@ class RunBatches:
 
     @classmethod
     def choose(
-        cls, script: Script, options: RunOptions, loaders: tuple[Any, Any], seed: int, device: torch.device
+        cls, script: Script, options: RunOptions, loaders: tuple[Any, Any], surroundings: Surroundings
     ) -> "RunBatches":
         """Take those of the call, the train and the validation loader, or else those of the decorators.
 
@@ -88,9 +95,12 @@ class RunBatches:
         requests, train_loader = script.choose_validations(loaders[1]), script.choose_train_loader(loaders[0])
         limits = [limit for limit in (options.limit_train_batches, options.overfit_batches) if limit is not None]
         is_repeated = options.overfit_batches is not None
-        train = Batches(train_loader, seed, device, min(limits, default=None), is_repeated=is_repeated)
+        seed, device, slicer = surroundings.seed, surroundings.device, make_slicer(surroundings.world)
+        train = Batches(train_loader, seed, device, min(limits, default=None), is_repeated=is_repeated, slicer=slicer)
         most = options.limit_validate_batches
-        validations = [(request, Batches(request.loader, seed, device, most, request.name)) for request in requests]
+        validations = [
+            (request, Batches(request.loader, seed, device, most, request.name, slicer=slicer)) for request in requests
+        ]
         return cls(train, validations)
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,15 +128,13 @@ class Plan:
 
     Attributes:
         start: which run it is, and from where it goes on.
-        seed: from which every random stream is derived.
-        device: on which the model is trained.
+        surroundings: the seed, the device, and the processes.
         extensions: that take part.
         batches: to train on and to validate with.
     """
 
     start: StartingPoint
-    seed: int
-    device: torch.device
+    surroundings: Surroundings
     extensions: RunExtensions
     batches: RunBatches
 
@@ -164,6 +172,7 @@ def assemble_steps(
         only_finite=state.options.on_nan == "skip",
         summed=loss if state.options.loss_is == "sum" else None,
         has_no_return=train.has_no_return,
+        pool=workspace.pool,
     )
     gradients = _build_gradients(script, workspace, batches, returns)
     return Steps(
@@ -188,6 +197,7 @@ def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder
         return Callbacks(state, shown, functions)
 
     steps = assemble_steps(script, workspace, plan.batches.train, plan.extensions.scheduler, call_callbacks)
+    progress.is_shared = workspace.world.is_shared
     epoch_window = Window(steps.returns.window.reductions)
     validations = _build_validations(workspace, plan.batches, steps.loss)
     progress.validations = tuple(validation.name for validation in validations)
@@ -211,15 +221,17 @@ def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder
         others={"epoch_window": epoch_window, "data": plan.batches, **_checkpoint_parts(steps, script.kept)},
         frozen=None if state.options.checkpoint_frozen else FrozenWeights(state.model),
     )
+    checkpoints = Checkpoints(workspace.world, state, progress, contents, store, record)
     return Training(
         steps=steps,
         validations=validations,
         record=record,
-        checkpoints=Checkpoints(state, progress, folder.checkpoints, contents, store, record),
+        checkpoints=checkpoints,
         epoch_window=epoch_window,
         record_trigger=record_trigger,
         checkpoint_trigger=checkpoint_trigger,
         coverage=Coverage(workspace, script.kept),
+        agreement=Agreement(workspace.world, progress, checkpoints) if workspace.world.is_shared else None,
     )
 
 
@@ -320,11 +332,19 @@ def _build_gradients(script: Script, workspace: Workspace, batches: Batches, ret
     options, is_self_driven = workspace.state.options, script.train.drives_itself
     if is_self_driven:
         check_self_driven(script.train.name, script.train.asks_for, options)
-    if not are_changed(options):
+    if not are_changed(options) and not workspace.world.is_shared:
         return Gradients()
-    return ChangedGradients(
-        workspace.state, workspace.progress, workspace.logged, workspace.lines, batches, is_self_driven, returns
-    )
+    arguments: dict[str, Any] = {
+        "state": workspace.state,
+        "progress": workspace.progress,
+        "logged": workspace.logged if workspace.world.is_first else Logged(),  # what all would log counts once
+        "lines": workspace.lines,
+        "batches": batches,
+        "is_self_driven": is_self_driven,
+        "returns": returns,
+    }
+    is_shared = workspace.world.is_shared
+    return SharedGradients(workspace.world, **arguments) if is_shared else ChangedGradients(**arguments)
 
 
 def _build_validations(workspace: Workspace, data: RunBatches, loss: Loss) -> list[Validation]:
@@ -342,6 +362,7 @@ def _build_validations(workspace: Workspace, data: RunBatches, loss: Loss) -> li
                     workspace.lines.warn_new,
                     summed=loss if options.loss_is == "sum" else None,
                     has_no_return=request.function.has_no_return,
+                    pool=workspace.pool,
                 ),
                 trigger=_trigger(request.every or options.validate_every),
                 is_at_start=options.validate_at_start if request.at_start is None else request.at_start,

@@ -57,10 +57,12 @@ def after_step(training: Training, may_be_last: bool = True) -> bool:
     What falls on the last step of an epoch waits for the end of that epoch.
     """
     progress = training.progress
+    if training.agreement is not None and progress.step >= training.agreement.next_step:
+        training.agreement.meet()
     if training.record.is_behind:
         settle(training)
     if 0 < progress.next_event <= progress.step < training.next_decision:  # there is nothing to do but to record
-        record_due(training, may_be_late=True)
+        record_due(training, may_be_late=training.agreement is None)  # several processes read together
         await_next_event(training)
         return not progress.is_ending  # a signal may have come while metrics were recorded
     training.is_end_awaited = is_last = may_be_last and progress.batch == training.steps.batches.num_batches
@@ -127,10 +129,12 @@ def await_next_event(training: Training) -> None:
     """Have the loop look around when a recording or anything else can be due, or at once if somebody asks for it."""
     progress = training.progress
     progress.next_event = min(training.next_decision, training.record_trigger.next_step(progress.step))
+    if training.agreement is not None:
+        progress.next_event = min(progress.next_event, training.agreement.next_step)
     if training.record.is_behind:
         progress.next_event = progress.step + 1
     # A signal or a writer that came in between has asked for a look, which the line above has overwritten.
-    if progress.interruption is not None or progress.stop_reason is not None or training.checkpoints.has_news:
+    if progress.interruption is not None or progress.stop_reason is not None or training.teller.has_news:
         progress.next_event = 0
 
 
@@ -150,9 +154,13 @@ def notify(training: Training, moment: str, **at_hand: Any) -> None:
     """Call everybody who takes part in a moment outside of the steps; what they log is recorded at once."""
     workspace = training.workspace
     training.steps.callbacks.call(moment, **at_hand)
+    logged: dict[str, float] = {}
     if workspace.logged.values:
         returns = Returns(f"what takes part in {moment}", workspace.logged, workspace.lines.warn)
-        record_metrics(training, {name: float(value) for name, value in returns.as_scalars(None).items()})
+        logged = {name: float(value) for name, value in returns.as_scalars(None).items()}
+    record_metrics(training, workspace.world.decide(lambda: logged))
+    if training.agreement is not None:
+        training.agreement.meet()
 
 
 def record_due(training: Training, may_be_late: bool = False) -> None:
@@ -170,7 +178,7 @@ def record_due(training: Training, may_be_late: bool = False) -> None:
 
 def report_published(training: Training) -> None:
     """Tell of a checkpoint that has been published meanwhile."""
-    if training.checkpoints.has_news:
+    if training.teller.has_news:
         wait_for_checkpoint(training)
 
 
@@ -205,6 +213,7 @@ def validate_due(training: Training) -> None:
         trigger, time = validation.trigger, training.progress.time()
         if trigger is not None and trigger.is_due(time):
             announce_validation(training, validation.name)
+            training.workspace.share_buffers()
             with training.steps.returns.objects.put_aside():
                 may_be_cut = training.steps.function.kind == "train_step"
                 metrics = validate(validation, training.workspace, may_be_cut)
@@ -259,6 +268,7 @@ def can_decide(metric: str) -> bool:
 def save(training: Training, is_best: bool) -> None:
     """Save a checkpoint; one that cannot be written is tried again at the next occasion."""
     options = training.state.options
+    training.workspace.share_buffers()
     try:
         training.checkpoints.save(is_best)
     except CheckpointError as error:

@@ -1,6 +1,5 @@
 """From a loss to a step of the optimizers: precision, accumulation, clipping, and steps that are left out."""
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +13,14 @@ from blowtorch.options import RunOptions
 from blowtorch.progress import Progress
 from blowtorch.record.lines import Lines
 from blowtorch.record.logged import Logged
-from blowtorch.script.returns import Returns
+from blowtorch.script.returns import Reader, Returns
 from blowtorch.state import RunState
 from blowtorch.training.precision import autocast
 
 _SKIPPED = "skipped_steps"
 _MOST_SKIPPED = 100  # so many steps left out in a row are no accident
+
+TrainStep = Callable[..., Any]
 
 
 _ZERO_GRAD = torch.optim.Optimizer.zero_grad
@@ -64,6 +65,10 @@ class Gradients:
     def backward(self, loss: Tensor, **options: Any) -> None:
         """Go backward from a loss; what train steps that drive themselves are given as `backward`."""
         loss.backward(**options)
+
+    def share_batches(self, train_step: TrainStep, read: Reader) -> tuple[TrainStep, Reader]:
+        """Return the train step and the reader of what it returns, as they are where processes share the batches."""
+        return train_step, read
 
     def remember(self) -> None:
         """Take note that the batches of an epoch are about to be fetched from where the run stands."""
@@ -117,6 +122,7 @@ class ChangedGradients(Gradients):
         self._unscaled: set[str] = set()  # the optimizers that have stepped since the scaler was brought up to date
         self._has_lost_overflow = False  # the scaler was brought up to date before it could heed one
         self._returns = returns
+        self._is_self_driven = is_self_driven
         self._planned = 0.0  # weight of an accumulation group, if all its batches weigh as much as the first
         self._weight = 0.0  # of the group so far
         self._samples = 0  # of the group so far
@@ -156,7 +162,7 @@ class ChangedGradients(Gradients):
             samples = self._progress.samples - self._samples_before - self._samples
             weight = samples if self._returns.weight is None else self._returns.weight
             if self._weight == 0:
-                self._planned = self._planned_batches() * float(weight)
+                self._planned = self._count_planned(0) * float(weight)
             self._samples += samples
             self._weight += weight
             loss = loss / (self._planned / weight)
@@ -233,10 +239,16 @@ class ChangedGradients(Gradients):
                 f"them were left out; lower the learning rate, or look for the cause with detect_anomalies=True"
             )
 
-    def _planned_batches(self) -> int:
+    def _count_planned(self, num_uncounted: int) -> int:
+        """Return how many batches the group will have whose first is done; `num_uncounted` are not counted yet."""
         most, said = self._state.options.accumulate, self._batches.num_batches
-        left = most if said is None else said - self._progress.batch + 1  # the first of the group is counted already
+        left = most if said is None else said - self._progress.batch - num_uncounted + 1
         return min(most, left) if left > 0 else most
+
+    @property
+    def _has_work(self) -> bool:
+        """Whether anything is to be done before an optimizer steps, besides another precision."""
+        return bool(self._changes)
 
     def _watch(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         """Do what is to be done around the steps of an optimizer which a function of the user's steps."""
@@ -246,7 +258,7 @@ class ChangedGradients(Gradients):
                 f"{self._changes or 'another precision'} cannot be heeded where a function steps it itself; leave that "
                 f"out, or let the loop step it: by a train step that does not ask for `optimizers`"
             )
-        if self._changes:
+        if self._has_work:
             self._handles.append(optimizer.register_step_pre_hook(self._hook(name)))
         if self.autocast is not None:
             self._handles.append(optimizer.register_step_post_hook(_forget_casts))
@@ -380,9 +392,3 @@ def check_self_driven(function: str, asks_for: Sequence[str], options: RunOption
             f"precision is 'fp16', which scales losses, but {function} does not ask for 'backward'; add it to the "
             f"arguments, and call backward(loss) instead of loss.backward()"
         )
-
-
-def detecting_anomalies(options: RunOptions) -> contextlib.AbstractContextManager[Any]:
-    """Return the context in which torch names the operation whose gradient is NaN, if the option asks for it."""
-    # Unlike `detect_anomaly`, this does not warn that it is slow: the option's description says so.
-    return torch.autograd.set_detect_anomaly(True) if options.detect_anomalies else contextlib.nullcontext()

@@ -86,6 +86,9 @@ def train(training: Training, most_epochs: int | None = None) -> None:
 def start_run(training: Training) -> None:
     """Do what comes before the first step of a process, and of a run."""
     options = training.state.options
+    if training.agreement is not None:
+        training.workspace.share_weights()
+        training.agreement.meet()
     notify(training, "run_start")
     training.workspace.judged.earlier = None  # whoever averages has taken it
     training.checkpoints.remember_finiteness()
@@ -142,7 +145,7 @@ def train_epoch(steps: Steps, batches: Iterator[Any], do_what_is_due: Callable[[
     named_optimizers = {} if function.drives_itself else steps.workspace.optimizers
     optimizers = list(named_optimizers.values())
     zero_grads = [zero_grad_of(optimizer) for optimizer in optimizers]
-    read = steps.returns.reader(steps.loss if optimizers else None)
+    train_step, read = gradients.share_batches(train_step, steps.returns.reader(steps.loss if optimizers else None))
     autocast, backward, prepare = gradients.autocast, gradients.accumulate if optimizers else None, gradients.prepare
     is_watched, logged, accumulate = steps.is_watched, steps.workspace.logged.values, steps.state.options.accumulate
     for batch in batches:

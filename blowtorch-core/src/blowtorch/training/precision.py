@@ -55,3 +55,9 @@ def _try(options: RunOptions, device: torch.device) -> None:
         scaler.scale(weight.square().sum()).backward()
         scaler.unscale_(torch.optim.SGD([weight]))
         scaler.update()
+
+
+def detecting_anomalies(options: RunOptions) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which torch names the operation whose gradient is NaN, if the option asks for it."""
+    # Unlike `detect_anomaly`, this does not warn that it is slow: the option's description says so.
+    return torch.autograd.set_detect_anomaly(True) if options.detect_anomalies else contextlib.nullcontext()

@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -13,31 +13,34 @@ from torch import nn
 
 from blowtorch.clock import Interval
 from blowtorch.config.config import Config
-from blowtorch.errors import BlowtorchError, CheckpointError, RunFolderError, describe, warn
+from blowtorch.errors import CheckpointError, RunFolderError, describe, warn
 from blowtorch.folder.folder import RunFolder, plain
 from blowtorch.folder.secrets import mask_secrets, mask_text
 from blowtorch.options import RunOptions
+from blowtorch.parallel.world import World
 from blowtorch.plugins import Plugins
 from blowtorch.progress import Progress
 from blowtorch.record.feed import LoggerFeed
 from blowtorch.record.lines import Lines
 from blowtorch.record.media import Media
-from blowtorch.record.record import Record
+from blowtorch.record.record import NoRecord, Record
 from blowtorch.runs.stored import note_backend
 from blowtorch.script.script import Script
 from blowtorch.state import RunInfo, RunState
+from blowtorch.streams import derive_seed, seed_everything
 from blowtorch.training.advice import advise
 from blowtorch.training.assembly import Plan, RunBatches, RunExtensions, assemble, describe_lengths
 from blowtorch.training.between_steps import notify, wait_for_checkpoint
-from blowtorch.training.gradients import detecting_anomalies
+from blowtorch.training.claim import give_back, take_folder
 from blowtorch.training.interruption import interruptible
 from blowtorch.training.model import choose_device, compile_model, load_initial_weights, place_model
 from blowtorch.training.modes import put_in_training_mode
+from blowtorch.training.precision import detecting_anomalies
 from blowtorch.training.recording import last_metrics
 from blowtorch.training.start import agree_on_seed, find_starting_point, refuse_other_backend
 from blowtorch.training.trace import Trace
 from blowtorch.training.training import Training
-from blowtorch.training.workspace import Workspace, make_workspace
+from blowtorch.training.workspace import Surroundings, Workspace, make_workspace
 from blowtorch.training.writing import describe_changes, describe_run, find_late_options, inform_loggers, write_down
 
 
@@ -73,6 +76,7 @@ class Session:
         model: what is trained.
         loaders: the train and the validation loader of the call, which may be None.
         reached: the context in which `run.log` and its kind reach a workspace.
+        world: the processes that take part.
 
     Attributes:
         status: `running`, and in the end `finished`, `stopped` or `failed`.
@@ -94,6 +98,7 @@ class Session:
         model: nn.Module,
         loaders: tuple[Any, Any],
         reached: Callable[[Workspace], contextlib.AbstractContextManager[Any]],
+        world: World,
     ) -> None:
         self.status = "running"
         self.feeds: list[LoggerFeed] = []
@@ -104,11 +109,13 @@ class Session:
         self._model = model
         self._loaders = loaders
         self._reached = reached
+        self._world = world
         self._stages = contextlib.ExitStack()
         self._has_begun = False
 
     def __enter__(self) -> Training:
         with contextlib.ExitStack() as stages:  # one that fails undoes those before it
+            stages.enter_context(self._tell_others())
             plan = self._find_run()
             models, progress = self._place_model(plan), Progress()
             stages.enter_context(self._listen(progress))
@@ -127,6 +134,15 @@ class Session:
     ) -> None:
         self._stages.__exit__(kind, error, traceback)
 
+    @contextlib.contextmanager
+    def _tell_others(self) -> Iterator[None]:
+        """Let the other processes know if this one fails; every process does."""
+        try:
+            yield
+        except BaseException as error:
+            self._world.fail(error)
+            raise
+
     def _find_run(self) -> Plan:
         """Find out which run this is, a new one or one that goes on, and with which seed, data and extensions.
 
@@ -134,17 +150,19 @@ class Session:
         """
         options, script = self._options, self._script
         script.check(self._model, options.optimize_metric)
-        extensions = RunExtensions.create(options, self._plugins)
-        device, start = choose_device(options), find_starting_point(options, script)
+        extensions = RunExtensions.create(options, self._plugins, self._world.is_first)
+        device, start = choose_device(options), self._world.decide(lambda: find_starting_point(options, script))
         seed = script.seed if start.folder is None else agree_on_seed(start.folder, script.seed)
-        return Plan(start, seed, device, extensions, RunBatches.choose(script, options, self._loaders, seed, device))
+        surroundings = Surroundings(seed, device, self._world)
+        batches = RunBatches.choose(script, options, self._loaders, surroundings)
+        return Plan(start, surroundings, extensions, batches)
 
     def _place_model(self, plan: Plan) -> tuple[nn.Module, Any]:
         """Put the model on its device, and compile it if that is asked for; every process does.
 
         A model stays where it was trained, so there is nothing to undo.
         """
-        place_model(self._model, plan.device)
+        place_model(self._model, plan.surroundings.device)
         return compile_model(self._model, self._options)
 
     @contextlib.contextmanager
@@ -163,35 +181,24 @@ class Session:
 
         The first process alone; the others are told the path.
         """
-        options, script, earlier = self._options, self._script, plan.start.folder
-        folder = earlier or RunFolder.create(options.save_path, options.run_name, script=script.path, seed=plan.seed)
-        folder.lock.acquire()
+        taken: list[RunFolder] = []
+
+        def take() -> tuple[Path, str]:
+            taken.append(take_folder(plan, self._script, self._options))
+            return taken[0].path, taken[0].id
+
+        place = self._world.decide(take)
         try:
-            yield folder
+            yield taken[0] if taken else RunFolder(*place)
         except BaseException as error:
             # Who loses patience while loggers are waited for changes nothing about how the training ended.
             if self.status == "running" or not isinstance(error, KeyboardInterrupt):
                 self._end(error)
             raise
         finally:
-            try:
-                if self._has_begun or earlier is None:  # a run that could not be continued stays as it was
-                    self._note_end(folder)
-            finally:
-                folder.lock.release()
-                if options.dry_run:
-                    shutil.rmtree(folder.path, ignore_errors=True)
-
-    def _note_end(self, folder: RunFolder) -> None:
-        """Write down how the run ended, though somebody may lose patience just now."""
-        try:
-            try:
-                folder.end_session(self.status)
-            except KeyboardInterrupt:
-                folder.end_session(self.status)
-                raise
-        except (OSError, BlowtorchError) as problem:
-            warn(f"the status {self.status} of the run could not be recorded: {problem}")
+            if taken:
+                is_noted = self._has_begun or plan.start.folder is None
+                give_back(taken[0], self.status if is_noted else None, is_kept=not self._options.dry_run)
 
     @contextlib.contextmanager
     def _open_record(
@@ -202,7 +209,7 @@ class Session:
         The first process writes the record; every process has a state.
         """
         try:
-            record = Record(folder.record, folder.lock.beat)
+            record = Record(folder.record, folder.lock.beat) if self._world.is_first else NoRecord()
         except OSError as problem:
             raise RunFolderError(f"the record of the run cannot be opened: {problem}") from problem
         progress.catch_up = record.catch_up
@@ -214,10 +221,11 @@ class Session:
             config=mask_secrets(plain(self._config.snapshot())),
             resumed=plan.start.folder is not None,
         )
-        lines = Lines(folder.console, lambda text: record.append("warning", **progress.stamp(), text=text))
+        console = folder.console if self._world.is_first else None
+        lines = Lines(console, lambda text: record.append("warning", **progress.stamp(), text=text))
         account = progress, lines
-        workspace = make_workspace(models, self._config, self._options, plan.seed, plan.device, info, account)
-        media = Media(folder.path, record, progress, lines)
+        workspace = make_workspace(models, self._config, self._options, plan.surroundings, info, account)
+        media = Media(folder.path if self._world.is_first else None, record, progress, lines)
         try:
             yield dataclasses.replace(workspace, media=media), record
         finally:
@@ -272,6 +280,8 @@ class Session:
         """
         progress, record = training.progress, training.record
         if not training.state.is_resumed:
+            if not self._world.is_first:  # the first one's streams are those of a lone process
+                seed_everything(derive_seed(plan.surroundings.seed, "process", self._world.rank) % 2**32)
             return Restored()
         restored = training.checkpoints.restore_newest(training.state.warn, plan.start.at_most)
         if restored is None:
@@ -297,12 +307,28 @@ class Session:
 
         To close the data and to call `run_end` is every process's.
         """
+        self._world.decide_alone(lambda: self._write_down(plan, folder, training, restored), otherwise=None)
+        if self._options.trace and self._world.is_first:
+            training.steps.callbacks.watch_steps(Trace(training.state, plan.batches.train))
+        try:
+            yield
+        except BaseException as error:
+            self._world.fail(error)
+            try:
+                self._conclude(plan, training, error)
+            except Exception as problem:  # which never hides the error that ended the run
+                warn(f"how the run ended could not be recorded: {problem}")
+            raise
+        else:
+            self._conclude(plan, training, None)
+
+    def _write_down(self, plan: Plan, folder: RunFolder, training: Training, restored: Restored) -> None:
         info, progress, callbacks = training.state.info, training.progress, training.steps.callbacks
         late = find_late_options(folder, self._options, restored.name is not None) if info.resumed else {}
         logger_infos = inform_loggers(plan.extensions.loggers, folder, info, late)
         order = {moment: names for moment, names in callbacks.order.items() if names}
-        told = {"seed": plan.seed, "callbacks": order}
-        changed = write_down(folder, self._script, self._config, self._options, late, plan.device, **told)
+        device, told = plan.surroundings.device, {"seed": plan.surroundings.seed, "callbacks": order}
+        changed = write_down(folder, self._script, self._config, self._options, late, device, **told)
         if restored.name is None:
             training.record.append("start", step=0, epoch=0, time=time.time(), id=info.id, name=info.name)
         if info.resumed:
@@ -313,20 +339,8 @@ class Session:
             training.news += advise(training.state)
         self._has_begun = True
         describe_run(folder, self._script, training.state)
-        if self._options.trace:
-            callbacks.watch_steps(Trace(training.state, plan.batches.train))
         for plugin, logger_info in zip(plan.extensions.loggers, logger_infos, strict=True):
             self.feeds.append(LoggerFeed(plugin, logger_info, folder.record, restored.rewound))
-        try:
-            yield
-        except BaseException as error:
-            try:
-                self._conclude(plan, training, error)
-            except Exception as problem:  # which never hides the error that ended the run
-                warn(f"how the run ended could not be recorded: {problem}")
-            raise
-        else:
-            self._conclude(plan, training, None)
 
     def _end(self, error: BaseException | None, interruption: str | None = None) -> None:
         """Note how the run ended: by an error, an interruption, or as it should."""

@@ -7,6 +7,7 @@ from typing import Any
 from blowtorch.checkpoint.checkpoints import Checkpoints
 from blowtorch.clock import Trigger
 from blowtorch.data.batches import Batches
+from blowtorch.parallel.agreement import Agreement, HasNews
 from blowtorch.progress import Progress
 from blowtorch.record.metrics import Window
 from blowtorch.record.record import Record
@@ -69,6 +70,8 @@ class Training:
         epoch_window: the means of the epoch under way.
         checkpoint_trigger: None where the clock asks for no checkpoints.
         coverage: says what of the model is not trained.
+        agreement: at which step several processes do what one of them wants; None where there is one alone.
+        teller: knows whether a checkpoint has been published of which nobody has been told.
         compilations: says where `torch.compile` compiles again.
         waiting: times how long the steps wait for their batches.
         next_decision: the next step after which more than a recording can be due.
@@ -85,6 +88,8 @@ class Training:
     record_trigger: Trigger
     checkpoint_trigger: Trigger | None
     coverage: Coverage
+    agreement: Agreement | None
+    teller: HasNews = field(init=False)
     workspace: Workspace = field(init=False)
     state: RunState = field(init=False)
     progress: Progress = field(init=False)
@@ -99,6 +104,7 @@ class Training:
     def __post_init__(self) -> None:
         self.workspace, self.state, self.progress = self.steps.workspace, self.steps.state, self.steps.progress
         self.compilations = Compilations(self.workspace)
+        self.teller = self.checkpoints if self.agreement is None else self.agreement
         self.waiting = Waiting(self.state.device, self.steps.batches.loader)
         triggers = [self.checkpoint_trigger, *(validation.trigger for validation in self.validations)]
         # What may be due after a step besides a recording; at the end of an epoch everything is asked anyway.

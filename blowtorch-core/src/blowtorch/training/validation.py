@@ -12,6 +12,8 @@ import torch
 from blowtorch.checkpoint.tensors import swapped_in
 from blowtorch.clock import Trigger
 from blowtorch.data.batches import Batches
+from blowtorch.parallel.world import World
+from blowtorch.record.metric_objects import MetricObjects
 from blowtorch.record.metrics import means
 from blowtorch.script.functions import Function
 from blowtorch.script.returns import Returns
@@ -101,16 +103,24 @@ def validate(
                     if may_be_cut and state.interruption is not None:
                         validation.batches.forget_epoch()
                         raise ValidationCutError
+                    if validation.batches.is_stand_in:
+                        continue
                     # Not by `call`, so that the user's step is no deeper in the stack than it must be.
                     read(function.function(**function.fill(batch=batch, batch_index=index)), batch)
                 if most_batches is None:
                     report_length(validation.batches, validation.pace.num_batches, state)
-            measured = means(returns.window.close()) | returns.objects.compute()
+            measured = means(returns.window.close()) | compute_objects(returns.objects, workspace.world)
             validation.pace.end()
     finally:
-        returns.window.close()  # of one that failed or was cut, nothing is left for the next
+        returns.window.clear()  # of one that failed or was cut, nothing is left for the next
         returns.objects.reset()
     return {f"{validation.name}/{name}": value for name, value in measured.items()}
+
+
+def compute_objects(objects: MetricObjects, world: World) -> dict[str, float]:
+    """Return the values of metric objects, which bring their processes together themselves, as the first has them."""
+    values: dict[str, float] = objects.compute()
+    return world.decide(lambda: values)
 
 
 def report_length(batches: Batches, num_given: int, state: RunState) -> None:

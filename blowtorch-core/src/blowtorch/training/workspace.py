@@ -6,14 +6,19 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from blowtorch.config.config import Config
+from blowtorch.data.slices import Slicer
+from blowtorch.errors import ScriptError
 from blowtorch.options import RunOptions
+from blowtorch.parallel.world import World
 from blowtorch.progress import Progress
 from blowtorch.record.lines import Lines
 from blowtorch.record.logged import Logged
 from blowtorch.record.media import Media
+from blowtorch.record.pool import Pool
 from blowtorch.state import JudgedWeights, RunInfo, RunState
 from blowtorch.training.modes import OptimizerModes
 
@@ -21,10 +26,26 @@ NO_RUN = RunInfo(id="", name="", folder=Path(), own_folder=None, config={}, resu
 
 
 @dataclass(frozen=True)
+class Surroundings:
+    """In what a call takes place.
+
+    Attributes:
+        seed: from which every random stream is derived.
+        device: where the model is.
+        world: the processes that take part.
+    """
+
+    seed: int
+    device: torch.device
+    world: World
+
+
+@dataclass(frozen=True)
 class Workspace:
     """What one call of a run, an evaluation or a trial works with.
 
     Attributes:
+        world: the processes that take part.
         state: all of this as functions and extensions are shown it.
         progress: where it stands.
         optimizers: by name; empty until the script has made them.
@@ -35,6 +56,7 @@ class Workspace:
         media: keeps images and the like; None where there is no folder for them.
     """
 
+    world: World
     state: RunState
     progress: Progress
     optimizers: dict[str, torch.optim.Optimizer]
@@ -44,13 +66,50 @@ class Workspace:
     lines: Lines
     media: Media | None = None
 
+    @property
+    def slicer(self) -> Slicer | None:
+        """What takes the share of this process of each batch; None where it is alone."""
+        return make_slicer(self.world)
+
+    @property
+    def pool(self) -> Pool | None:
+        """What makes the totals of all processes of those of one; None where it is alone."""
+        return Pool(self.world) if self.world.is_shared else None
+
+    def share_weights(self) -> None:
+        """Have the weights of the first process in all.
+
+        Raises:
+            ScriptError: another one has built another model.
+        """
+        model = self.state.model
+        state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+        shapes = {name: None if is_lazy(value) else tuple(value.shape) for name, value in state.items()}
+        for rank, others in enumerate(self.world.gather(shapes)):
+            first = next((name for name in {**shapes, **others} if shapes.get(name) != others.get(name)), None)
+            if first is not None:
+                raise ScriptError(
+                    f"the model of process {rank} is another one than that of process {self.world.rank}: {first!r} has "
+                    f"shape {others.get(first)} and {shapes.get(first)}; build it alike in each process"
+                )
+        self.world.share([value for value in state.values() if not is_lazy(value)])
+
+    def share_buffers(self) -> None:
+        """Have the buffers of the first process, such as running means of BatchNorm, in all: each has made its own."""
+        if self.world.is_shared:
+            self.world.share([buffer for buffer in self.state.model.buffers() if not is_lazy(buffer)])
+
+
+def make_slicer(world: World) -> Slicer | None:
+    """Return what takes the share of this process of each batch; None where it is alone."""
+    return Slicer(world.rank, world.size) if world.is_shared else None
+
 
 def make_workspace(
     models: tuple[nn.Module, Any],
     config: Config,
     options: RunOptions,
-    seed: int,
-    device: torch.device,
+    surroundings: Surroundings,
     info: RunInfo = NO_RUN,
     account: tuple[Progress, Lines] | None = None,
     optimizer_modes: OptimizerModes | None = None,
@@ -61,24 +120,26 @@ def make_workspace(
         models: the model on its device, and what `torch.compile` made of it or None.
         config: the resolved configuration.
         options: those that hold.
-        seed: from which every random stream is derived.
-        device: where the model is.
+        surroundings: in what it takes place.
         info: the run, or `NO_RUN`.
         account: where the run stands, and what says lines of it; made anew where there is none.
         optimizer_modes: of the run that trains the model just now, from within which this is asked for.
     """
     progress, lines = account or (Progress(), Lines())
+    world = surroundings.world
     logged, judged = Logged(), JudgedWeights()
     optimizers: dict[str, torch.optim.Optimizer] = {}
     state = RunState(
         info=info,
         options=options,
         config=config,
-        seed=seed,
-        device=device,
+        seed=surroundings.seed,
+        device=surroundings.device,
         model=models[0],
         compiled_model=models[1],
         optimizers=MappingProxyType(optimizers),
+        rank=world.rank,
+        world_size=world.size,
         progress=progress,
         judged=judged,
         log_by=logged.add,
@@ -86,4 +147,4 @@ def make_workspace(
         warn_by=lines.warn,
     )
     modes = OptimizerModes(optimizers) if optimizer_modes is None else optimizer_modes
-    return Workspace(state, progress, optimizers, modes, judged, logged, lines)
+    return Workspace(world, state, progress, optimizers, modes, judged, logged, lines)

@@ -48,7 +48,8 @@ def _evaluate_one(script: Script, workspace: Workspace, request: ValidationReque
     """Do one validation, with the data that was chosen for it."""
     state, loader = workspace.state, request.loader
     assert request.function is not None
-    batches = Batches(loader, state.seed, state.device, state.options.limit_validate_batches, request.name)
+    most, slicer = state.options.limit_validate_batches, workspace.slicer
+    batches = Batches(loader, state.seed, state.device, most, request.name, slicer=slicer)
     objects = find_metric_objects(request.function.function, {"model": state.model, **script.kept})
     before = take_snapshot(state.model, [request.function.function], batches.holders_of_position, is_trained=False)
     with (
@@ -64,6 +65,7 @@ def _evaluate_one(script: Script, workspace: Workspace, request: ValidationReque
             workspace.lines.warn_new,
             summed=loss if state.options.loss_is == "sum" else None,
             has_no_return=request.function.has_no_return,
+            pool=workspace.pool,
         )
         return validate(Validation(request.name, function, batches, returns), workspace)
 

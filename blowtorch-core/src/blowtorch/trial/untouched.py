@@ -12,16 +12,22 @@ from torch.optim.lr_scheduler import LRScheduler
 from blowtorch.config.config import Config
 from blowtorch.data.sources import holders_of_position
 from blowtorch.options import RunOptions
+from blowtorch.parallel.world import World
 from blowtorch.record.metric_objects import find_metric_objects, put_aside
 from blowtorch.script.script import Script
 from blowtorch.streams import isolated_random
 from blowtorch.training.model import choose_device, compile_model, place_model
 from blowtorch.training.snapshot import Snapshot, take_snapshot
-from blowtorch.training.workspace import Workspace, make_workspace
+from blowtorch.training.workspace import Surroundings, Workspace, make_workspace
 
 
 def detached_workspace(
-    model: nn.Module, options: RunOptions, config: Config, seed: int, training: Workspace | None = None
+    model: nn.Module,
+    options: RunOptions,
+    config: Config,
+    seed: int,
+    world: World,
+    training: Workspace | None = None,
 ) -> Workspace:
     """Make a workspace that belongs to no run and has no folder; the model is moved to its device.
 
@@ -30,14 +36,15 @@ def detached_workspace(
         options: those that hold.
         config: the resolved configuration.
         seed: from which every random stream is derived.
+        world: the processes that take part.
         training: of the run from within which this is asked for, which may train the same model.
     """
-    device = choose_device(options)
-    place_model(model, device)
+    surroundings = Surroundings(seed, choose_device(options), world)
+    place_model(model, surroundings.device)
     models = compile_model(model, options)
     is_trained = training is not None and training.state.model is models[0]
     modes = training.optimizer_modes if training is not None and is_trained else None
-    return make_workspace(models, config, options, seed, device, optimizer_modes=modes)
+    return make_workspace(models, config, options, surroundings, optimizer_modes=modes)
 
 
 @contextlib.contextmanager

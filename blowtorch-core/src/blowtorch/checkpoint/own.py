@@ -1,0 +1,48 @@
+"""What each of several processes has for itself, and who takes it when a run goes on with another number of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from blowtorch.checkpoint.plain import make_original
+from blowtorch.record.metrics import Window
+from blowtorch.record.pool import add_up
+from blowtorch.streams import isolated_random, random_state
+
+OWN = ("window", "metric_objects")  # the parts of a checkpoint that differ between processes
+
+
+def choose_own(
+    training: Mapping[str, Any], parts: Mapping[str, Any], place: tuple[int, int], seed: int
+) -> dict[str, Any]:
+    """Return the random streams, and the parts by name, that are one process's of a checkpoint.
+
+    As many processes as before have each its own again. Of another number, the first takes what all had measured, and
+    its own streams; the others begin with nothing, and with streams of this seed.
+
+    Args:
+        training: what the checkpoint holds.
+        parts: those of the first process.
+        place: the rank of the process, and how many there are.
+        seed: of the streams of a process that has none there.
+    """
+    rank, size = place
+    saved = [make_original(*of_one) for of_one in training.get("processes", ())]
+    if not saved:
+        saved = [{"random": training["random"], "parts": {name: parts[name] for name in OWN if name in parts}}]
+    if len(saved) == size:
+        return dict(saved[rank])
+    if rank == 0:
+        windows = _merge([of_one["parts"]["window"] for of_one in saved])
+        return {**saved[0], "parts": {**saved[0]["parts"], "window": windows}}
+    with isolated_random(seed):
+        return {"random": random_state(), "parts": {name: {} for name in OWN if name in parts}}
+
+
+def _merge(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the state of a window that holds what several did."""
+    merged, totals = Window(), []
+    for state in states:
+        merged.load_state_dict(state)
+        totals.append(merged.totals)
+    merged.totals = add_up(totals, merged.reductions)
+    return merged.state_dict()

@@ -1,0 +1,234 @@
+"""The processes that train together, as torchrun and its kind start them, and what they tell one another.
+
+Each call of a method of `World` that reaches the others has to be made by all of them, at the same place in their work.
+"""
+
+import atexit
+import contextlib
+import datetime
+import functools
+import os
+import pickle
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from blowtorch.errors import BlowtorchWarning, ProcessError, ScriptError, describe
+
+Value = TypeVar("Value")
+
+TIME_LIMIT = datetime.timedelta(minutes=10)  # for which a process waits for the others
+_PATIENCE = 3.0  # seconds that a process waits for another one to say why it has failed
+_FAILURE = "failure"  # the key under which the first one that fails says why
+
+
+class World:
+    """One process alone, which need not ask anybody.
+
+    Attributes:
+        rank: the number of this process, from 0.
+        size: how many there are.
+    """
+
+    rank = 0
+    size = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process keeps what there is one of: run folder, record, console, loggers."""
+        return self.rank == 0
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there are others."""
+        return self.size > 1
+
+    def decide(self, make: Callable[[], Value]) -> Value:
+        """Return what the first process makes; what it raises is raised in all."""
+        return make()
+
+    def decide_alone(self, make: Callable[[], Value], otherwise: Value) -> Value:
+        """Return what the first process makes to that one, and `otherwise` to the others; its errors are raised in all.
+
+        What it makes stays where it is.
+        """
+        return make()
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return the values of all processes, in the order of their ranks; they are pickled on their way."""
+        return [value]
+
+    def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
+        """Return the numbers of all processes, in the order of their ranks; each has as many."""
+        return [list(numbers)]
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Put the sum over all processes in the place of a tensor, on any device."""
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Put what the first process has in the place of tensors."""
+
+    def fail(self, error: BaseException) -> None:
+        """Let the others know that this process has failed, and do without them from now on."""
+
+
+class JoinedWorld(World):
+    """The processes of `torch.distributed`.
+
+    Args:
+        store: through which one that fails says why; None where the script has joined the processes itself.
+    """
+
+    def __init__(self, store: Store | None) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._store = store
+
+    def decide(self, make: Callable[[], Value]) -> Any:
+        """Return what the first process makes; what it raises is raised in all."""
+        if not self.is_shared:
+            return make()
+        value: Any = None
+        error: Exception | None = None
+        if self.is_first:
+            try:
+                value = make()
+            except Exception as problem:
+                error = problem
+        outcome: list[Any] = [value, None if error is None else _portable(error)]
+        with self._reaching_all():
+            dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+        value, told = outcome
+        if error is not None:
+            raise error
+        if told is not None:
+            raise told
+        return value
+
+    def decide_alone(self, make: Callable[[], Value], otherwise: Value) -> Value:
+        """Return what the first process makes to that one, `otherwise` to the others; its errors are raised in all."""
+        made: list[Value] = []
+        self.decide(lambda: made.append(make()))
+        return made[0] if made else otherwise
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return the values of all processes, in the order of their ranks."""
+        if not self.is_shared:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with self._reaching_all():
+            dist.all_gather_object(values, value)
+        return values
+
+    def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
+        """Return the numbers of all processes, in the order of their ranks."""
+        if not self.is_shared:
+            return [list(numbers)]
+        own = torch.tensor(numbers, dtype=torch.float64)
+        gathered = torch.empty(self.size, len(own), dtype=torch.float64)
+        with self._reaching_all():
+            dist.all_gather(list(gathered), own)
+        rows: list[list[float]] = gathered.tolist()
+        return rows
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Put the sum over all processes in the place of a tensor."""
+        if self.is_shared:
+            with self._reaching_all():
+                dist.all_reduce(tensor)
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Put what the first process has in the place of tensors."""
+        if self.is_shared:
+            with self._reaching_all():
+                for tensor in tensors:
+                    dist.broadcast(tensor, src=0)
+
+    def fail(self, error: BaseException) -> None:
+        """Let the others know that this process has failed, and do without them from now on."""
+        if not self.is_shared:
+            return
+        if self._store is not None and not isinstance(error, ProcessError):
+            with contextlib.suppress(RuntimeError):  # the process that keeps the store may be gone
+                self._store.compare_set(_FAILURE, "", f"{self.rank}\0{describe(error)}")
+        self.size = 1
+        _leave()
+
+    @contextlib.contextmanager
+    def _reaching_all(self) -> Iterator[None]:
+        """Say which process has failed, and why, where another one can no longer be reached."""
+        try:
+            yield
+        except RuntimeError as error:  # of torch's backends, which tell of a closed connection
+            raise ProcessError(self._explain(error)) from error
+
+    def _explain(self, error: RuntimeError) -> str:
+        cause = str(error).partition("\n")[0]
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError):
+                deadline = time.monotonic() + _PATIENCE
+                while time.monotonic() < deadline:
+                    if self._store.check([_FAILURE]):
+                        rank, _, reason = self._store.get(_FAILURE).decode().partition("\0")
+                        return f"process {rank} of {self.size} has failed: {reason}"
+                    time.sleep(0.05)
+        return f"another one of {self.size} processes has ended, was killed or did not answer: {cause}"
+
+
+def join(environment: Mapping[str, str] = os.environ) -> World:
+    """Return the world of this process, which joins the others if it was started as one of several.
+
+    Raises:
+        ScriptError: it was, and what has to be known of the others is not there.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return _joined()
+    size = environment.get("WORLD_SIZE") or "1"
+    if size == "1":
+        return World()
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    if missing or not size.isdecimal():
+        raise ScriptError(
+            f"WORLD_SIZE is {size!r}, and {', '.join(missing) or 'that'} is "
+            f"{'not set' if missing else 'no number'}; start the script with torchrun --nproc-per-node={size}, or "
+            f"unset WORLD_SIZE to train in one process"
+        )
+    return _joined()
+
+
+@functools.cache
+def _joined() -> World:
+    """Join the processes, once; each attempt of torchrun by keys of its own, or it meets the addresses of the last."""
+    if dist.is_initialized():
+        return JoinedWorld(None)
+    store, rank, size = next(rendezvous("env://", timeout=TIME_LIMIT))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"blowtorch/{attempt}", store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIME_LIMIT)
+    atexit.register(_leave)
+    if rank:
+        warnings.simplefilter("ignore", BlowtorchWarning)  # the first process says what all would say
+    return JoinedWorld(PrefixStore("failures", store))
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error as it can be sent to other processes."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # it may hold anything
+        return ProcessError(f"process 0 has failed: {describe(error)}")
+    return error

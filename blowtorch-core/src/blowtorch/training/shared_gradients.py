@@ -1,0 +1,101 @@
+"""The gradients of batches that several processes share."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blowtorch.parallel.exchange import add_up_gradients
+from blowtorch.parallel.world import World
+from blowtorch.script.returns import Reader
+from blowtorch.training.gradients import ChangedGradients, TrainStep
+
+
+class SharedGradients(ChangedGradients):
+    """Gradients of whole batches, whoever has computed which samples; all else happens to them after that.
+
+    Each process goes backward from a loss that is weighed by its samples, or by what its step returned as `weight`. The
+    gradients are added up over all processes before the optimizers step, and divided by the weight of all. Where a
+    function steps the optimizers itself, this comes before each step of one.
+
+    Args:
+        world: the processes.
+        changed: the arguments of `ChangedGradients`.
+    """
+
+    def __init__(self, world: World, **changed: Any) -> None:
+        self._world = world
+        self._unit = 0.0  # what the weights of a group are divided by, so that losses keep their size; 0 before one
+        self._shares: list[tuple[int, bool]] = []  # of each batch of a group: samples, and whether it has any at all
+        super().__init__(**changed)
+        self._returns.counts_left_out = self._is_self_driven
+
+    def share_batches(self, train_step: TrainStep, read: Reader) -> tuple[TrainStep, Reader]:
+        """Return a train step and a reader of what it returns, for which a process may have nothing of a batch."""
+        batches, is_self_driven = self._batches, self._is_self_driven
+
+        def step(**arguments: Any) -> Any:
+            return None if batches.is_stand_in and not is_self_driven else train_step(**arguments)
+
+        def read_share(returned: Any, batch: Any) -> tuple[Any, int, dict[str, Any] | None]:
+            assert batches.share is not None
+            if not self._unit:
+                self._unit = self._count_planned(1) * float(batches.share.whole)
+            loss, samples, metrics = (None, 0, {}) if batches.is_stand_in else read(returned, batch)
+            self._shares.append((samples, batches.share.whole > 0))
+            if is_self_driven:
+                samples = round(sum(row[0] for row in self._world.gather_numbers([samples])))
+            return loss, samples, metrics
+
+        return step, read_share
+
+    @property
+    def _has_work(self) -> bool:
+        return True
+
+    def _accumulate(self, loss: Tensor) -> None:
+        samples = self._progress.samples - self._samples_before - self._samples
+        weight = samples if self._returns.weight is None else self._returns.weight
+        self._samples += samples
+        self._weight += weight
+        self.backward(loss * (weight / self._unit) if self._state.options.loss_is == "mean" else loss)
+
+    def _prepare_all(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+        own = [samples for samples, _ in self._shares]
+        weight, *samples = self._add_up([*optimizers.values()], [self._weight, *own])
+        self._progress.samples = self._samples_before + round(sum(samples))
+        for number, (_, has_any) in zip(samples, self._shares, strict=True):
+            if not number and has_any and self._world.is_first:
+                self._returns.count_left_out()
+        if self._state.options.loss_is == "mean" and weight and weight != self._unit:
+            self._scale([*optimizers.values()], self._unit / weight)
+        super()._prepare_all(optimizers)
+
+    def prepare_one(self, name: str, optimizer: torch.optim.Optimizer) -> None:
+        """Do what comes before the step of one optimizer."""
+        share = self._batches.share
+        if self._is_self_driven and share is not None:
+            if self._state.options.loss_is == "mean":
+                self._scale([optimizer], share.samples / share.whole)
+            self._add_up([optimizer], [])
+        super().prepare_one(name, optimizer)
+
+    def finish_step(self) -> None:
+        """Take note that all optimizers have stepped, and that the step is counted."""
+        self._unit = 0.0
+        self._shares.clear()
+        super().finish_step()
+
+    def _weigh(self, parameters: Any) -> None:
+        """Leave it at that: the weight of a group is known once the gradients are added up."""
+
+    def _add_up(self, optimizers: list[torch.optim.Optimizer], numbers: list[float]) -> list[float]:
+        every = [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]
+        return add_up_gradients(self._world, self._in_order(list(dict.fromkeys(every))), numbers)
+
+    def _scale(self, optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+        every = [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]
+        for parameter in dict.fromkeys(every):
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.mul_(factor) if factor else torch.zeros_like(parameter.grad)

@@ -1,0 +1,48 @@
+"""A run that something happens to: `python restarts.py FOLDER [RANK STEP EVENT]`, and that goes on when started again.
+
+The event is the name of a signal to the process itself, `error`, `stop` or `hang`. It happens in the first attempt of
+torchrun alone.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from blowtorch import hookimpl
+from tests.core.parallel.scenarios import make_run, train
+
+DROPOUT = float(os.environ.get("DROPOUT", "0.3"))
+
+
+class Happening:
+    def __init__(self, rank, step, event):
+        self.rank, self.step, self.event = int(rank), int(step), event
+
+    @hookimpl
+    def train_step_end(self, state):
+        is_first_attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if (state.rank, state.step) != (self.rank, self.step) or not is_first_attempt:
+            return
+        if self.event == "error":
+            raise ValueError("bad luck")
+        if self.event == "stop":
+            state.stop("enough")
+        elif self.event == "hang":
+            time.sleep(600)
+        else:
+            os.kill(os.getpid(), getattr(signal, self.event))
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    run = make_run(optimizer=torch.optim.AdamW)  # which seeds the streams that the model is drawn from
+    model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(DROPOUT), nn.Tanh(), nn.Linear(16, 1))
+    happenings = [Happening(*sys.argv[2:])] if len(sys.argv) > 2 else []
+    options = {"checkpoint_every": "5 steps", "resume": "auto", "run_name": "run", "callbacks": happenings}
+    train(run, folder, model, max_epochs=6, log_every="3 steps", **options).raise_if_stopped()

@@ -1,0 +1,298 @@
+"""Small runs of many kinds, to be done in one process and in several: `python scenarios.py FOLDER NAME ...`.
+
+Each leaves in its folder what it came to: the weights and the metrics of every process, and the run folder.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from blowtorch import Run
+
+RANK = os.environ.get("RANK", "0")
+SCENARIOS = {}
+
+
+def scenario(function):
+    SCENARIOS[function.__name__] = function
+    return function
+
+
+def make_data(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 8, generator=generator)
+    return TensorDataset(x, x[:, :3].sum(1, keepdim=True).sin())
+
+
+def make_loaders(batch_size=12, train=103, validate=37):
+    return (
+        DataLoader(make_data(train, 0), batch_size=batch_size, shuffle=True),
+        DataLoader(make_data(validate, 1), batch_size=batch_size),
+    )
+
+
+def make_model():
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def make_run(lr=1e-2, optimizer=torch.optim.SGD):
+    run = Run(random_seed=1, command_line=[])
+
+    @run.train_step
+    def train_step(batch, model):
+        x, y = batch
+        loss = nn.functional.mse_loss(model(x), y)
+        return {"loss": loss, "error": (model(x) - y).abs().mean()}
+
+    @run.validate_step
+    def validate_step(batch, model):
+        x, y = batch
+        return {"loss": nn.functional.mse_loss(model(x), y)}
+
+    @run.configure_optimizers
+    def configure_optimizers(model):
+        return optimizer(model.parameters(), lr=lr)
+
+    return run
+
+
+def train(run, folder, model=None, loaders=None, **options):
+    model = make_model() if model is None else model
+    given = {"max_epochs": 3, "log_every": "5 steps", "save_path": str(folder / "runs"), "progress": False, **options}
+    result = run(model, *(make_loaders() if loaders is None else loaders), **given)
+    keep(folder, model, result.metrics, result.status, result.step)
+    return result
+
+
+def keep(folder, model, metrics, status="finished", step=0):
+    torch.save(dict(model.state_dict()), folder / f"weights-{RANK}.pt")
+    (folder / f"metrics-{RANK}.json").write_text(json.dumps({"metrics": metrics, "status": status, "step": step}))
+
+
+@scenario
+def plain(folder):
+    train(make_run(), folder)
+
+
+@scenario
+def small_batches(folder):
+    train(make_run(), folder, loaders=make_loaders(batch_size=3, train=20, validate=7))
+
+
+@scenario
+def accumulated(folder):
+    train(make_run(), folder, accumulate=4)
+
+
+@scenario
+def clipped(folder):
+    train(make_run(lr=0.1), folder, clip_grad_norm=0.1)
+
+
+@scenario
+def summed(folder):
+    run = make_run(lr=1e-3)
+
+    @run.train_step
+    def train_step(batch, model):
+        x, y = batch
+        return {"loss": nn.functional.mse_loss(model(x), y, reduction="sum")}
+
+    @run.validate_step
+    def validate_step(batch, model):
+        x, y = batch
+        return {"loss": nn.functional.mse_loss(model(x), y, reduction="sum")}
+
+    train(run, folder, loss_is="sum")
+
+
+@scenario
+def weighted(folder):
+    """Each batch weighs as much as its positive numbers, as a batch of text does by its tokens."""
+    run = make_run()
+
+    @run.train_step
+    def train_step(batch, model):
+        x, y = batch
+        counts = (x[:, 0] > 0).sum()
+        mask = (x[:, :1] > 0).float()
+        loss = ((model(x) - y) ** 2 * mask).sum() / counts.clamp(min=1)
+        return {"loss": loss, "weight": counts}
+
+    train(run, folder, accumulate=2)
+
+
+@scenario
+def batches_in_a_list(folder):
+    train_loader, validate_loader = make_loaders()
+    generator = torch.Generator().manual_seed(3)
+    order = torch.randperm(103, generator=generator)
+    batches = [train_loader.dataset[order[start : start + 12]] for start in range(0, 103, 12)]
+    train(make_run(), folder, loaders=(batches, list(validate_loader)))
+
+
+class Stream(IterableDataset):
+    def __init__(self, count):
+        self.data = make_data(count, 0)
+
+    def __iter__(self):
+        return iter(self.data)
+
+
+@scenario
+def iterable(folder):
+    loaders = DataLoader(Stream(103), batch_size=12), DataLoader(Stream(37), batch_size=12)
+    train(make_run(), folder, loaders=loaders)
+
+
+@scenario
+def with_workers(folder):
+    loaders = [DataLoader(each.dataset, batch_size=12, shuffle=True, num_workers=2) for each in make_loaders()]
+    train(make_run(), folder, loaders=loaders, max_epochs=2)
+
+
+@scenario
+def left_out(folder):
+    """Some samples are left out: a step without any of the others returns nothing."""
+    run = make_run()
+
+    @run.train_step
+    def train_step(batch, model):
+        x, y = batch
+        wanted = x[:, 0] > 0.5
+        if not wanted.any():
+            return None
+        return {"loss": nn.functional.mse_loss(model(x[wanted]), y[wanted]), "batch_size": int(wanted.sum())}
+
+    train(run, folder, loaders=make_loaders(batch_size=4))
+
+
+@scenario
+def two_networks(folder):
+    """A step that steps its optimizers itself."""
+    run = make_run()
+    model = nn.ModuleDict({"first": make_model(), "second": make_model()})
+
+    @run.configure_optimizers
+    def configure_optimizers(model):
+        return {name: torch.optim.SGD(part.parameters(), lr=0.05) for name, part in model.items()}
+
+    @run.train_step
+    def train_step(batch, model, optimizers):
+        x, y = batch
+        optimizers["first"].zero_grad()
+        first = nn.functional.mse_loss(model["first"](x), y)
+        first.backward()
+        optimizers["first"].step()
+        optimizers["second"].zero_grad()
+        second = nn.functional.mse_loss(model["second"](x), model["first"](x).detach())
+        second.backward()
+        optimizers["second"].step()
+        return {"first": first, "second": second}
+
+    @run.validate_step
+    def validate_step(batch, model):
+        x, y = batch
+        return {"loss": nn.functional.mse_loss(model["second"](x), y)}
+
+    train(run, folder, model)
+
+
+@scenario
+def whole_epochs(folder):
+    run = Run(random_seed=1, command_line=[])
+
+    @run.train_epoch
+    def train_epoch(data_loader, model, optimizers):
+        for x, y in data_loader:
+            optimizers["optimizer"].zero_grad()
+            nn.functional.mse_loss(model(x), y).backward()
+            optimizers["optimizer"].step()
+
+    @run.validate_step
+    def validate_step(batch, model):
+        x, y = batch
+        return {"loss": nn.functional.mse_loss(model(x), y)}
+
+    @run.configure_optimizers
+    def configure_optimizers(model):
+        return torch.optim.SGD(model.parameters(), lr=0.05)
+
+    train(run, folder)
+
+
+@scenario
+def plateau(folder):
+    """A scheduler and early stopping that look at what is measured."""
+    callbacks = [{"early_stopping": {"metric": "val/loss", "patience": 2, "min_change": 0.05}}]
+    train(
+        make_run(lr=0.1), folder, scheduler={"plateau": {"metric": "val/loss", "patience": 0}}, max_epochs=12,
+        callbacks=callbacks,
+    )  # fmt: skip
+
+
+@scenario
+def averaged(folder):
+    train(make_run(), folder, callbacks=[{"ema": {"decay": 0.9}}])
+
+
+@scenario
+def unused_parameter(folder):
+    run, model = make_run(), make_model()
+    model.register_parameter("spare", nn.Parameter(torch.ones(3)))
+
+    @run.configure_optimizers
+    def configure_optimizers(model):
+        return torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.5)
+
+    train(run, folder, model)
+
+
+@scenario
+def several_validations(folder):
+    run, (_, validate_loader) = make_run(), make_loaders()
+
+    @run.validate_step(validate_loader, name="other", every="4 steps")
+    def other_step(batch, model, log):
+        x, y = batch
+        log({"largest": y.max()}, reduce="max")
+        log({"count": len(y)}, reduce="sum")
+        return {"loss": nn.functional.l1_loss(model(x), y)}
+
+    train(run, folder)
+
+
+@scenario
+def judged_alone(folder):
+    """`evaluate` and `predict` outside of a run."""
+    run, model = make_run(), make_model()
+    _, loader = make_loaders()
+
+    @run.predict_step
+    def predict_step(batch, model):
+        return model(batch[0])
+
+    metrics = run.evaluate(model, loader)
+    predictions = run.predict(model, loader, gather=True)
+    model.register_buffer("predictions", predictions)
+    keep(folder, model, metrics)
+
+
+@scenario
+def dropped_out(folder):
+    """Not the same on another number of processes; the same again on this one."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.Linear(16, 1))
+    train(make_run(optimizer=torch.optim.AdamW), folder, model, max_epochs=2)
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    for name in sys.argv[2:] or SCENARIOS:
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        SCENARIOS[name](folder)

@@ -1,0 +1,80 @@
+"""The same run on any number of processes: steps, weights, metrics, and what a lone process would have written."""
+
+import json
+
+import pytest
+import torch
+
+from tests.core.parallel.processes import run_scenarios
+
+EXACT = """accumulated averaged batches_in_a_list clipped iterable judged_alone left_out plain plateau
+    several_validations small_batches summed two_networks unused_parameter weighted whole_epochs with_workers""".split()
+CLOSE = 1e-6  # what another order of additions makes of weights and metrics here, with room
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    return run_scenarios(tmp_path_factory.mktemp("alone"), 1)
+
+
+@pytest.fixture(scope="session", params=[2, 3, 4])
+def several(request, tmp_path_factory):
+    return run_scenarios(tmp_path_factory.mktemp("several"), request.param), request.param
+
+
+def read(folder, name, rank):
+    told = json.loads((folder / name / f"metrics-{rank}.json").read_text())
+    return told, torch.load(folder / name / f"weights-{rank}.pt")
+
+
+def only_run(folder, name):
+    (run,) = (folder / name / "runs").iterdir()
+    return run
+
+
+def events_of(run):
+    return [json.loads(line) for line in (run / "record.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_weights_and_metrics_are_those_of_one_process(alone, several, name):
+    folder, size = several
+    expected, expected_weights = read(alone, name, 0)
+    for rank in range(size):
+        told, weights = read(folder, name, rank)
+        assert (told["status"], told["step"]) == (expected["status"], expected["step"])
+        assert told["metrics"].keys() == expected["metrics"].keys()
+        for metric, value in told["metrics"].items():
+            assert value == pytest.approx(expected["metrics"][metric], rel=CLOSE), metric
+        for place, value in weights.items():
+            scale = expected_weights[place].abs().max()
+            assert (value - expected_weights[place]).abs().max() <= CLOSE * scale, place
+
+
+@pytest.mark.parametrize("name", [*EXACT, "dropped_out"])
+def test_all_processes_come_to_the_same_bits(several, name):
+    folder, size = several
+    first, first_weights = read(folder, name, 0)
+    for rank in range(1, size):
+        told, weights = read(folder, name, rank)
+        assert told == first
+        assert all(torch.equal(value, first_weights[place]) for place, value in weights.items())
+
+
+def test_there_is_one_run_folder_whose_record_tells_what_that_of_one_process_does(alone, several):
+    folder, _ = several
+    expected, told = (events_of(only_run(where, "plain")) for where in (alone, folder))
+
+    def outline(events):  # when a checkpoint is published is chance
+        return [(event["event"], event["step"], event["epoch"]) for event in events if event["event"] != "checkpoint"]
+
+    assert outline(told) == outline(expected)
+    assert sum(event["event"] == "start" for event in told) == 1
+
+
+def test_processes_draw_from_streams_of_their_own(several):
+    folder, _ = several
+    run = only_run(folder, "dropped_out")
+    training = torch.load(run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip() / "training.pt")
+    states = [of_one["random"]["torch"] for of_one, _ in training["processes"]]
+    assert len({tuple(state.tolist()) for state in states}) == len(states) == several[1]
