@@ -223,7 +223,7 @@ class Gpus(TorchFunctionMode):
     def _ask(self, device: torch.device, function: Callable[..., Any], *args: Any) -> None:
         self._queues.current_stream(device).ask(functools.partial(function, *args))
 
-    def _copy(self, target: Tensor, source: Tensor, non_blocking: bool) -> None:
+    def _copy(self, target: Tensor, source: Tensor, non_blocking: bool = False) -> None:
         """Copy between two devices, or between one and the host."""
         if isinstance(target, OnDevice) and isinstance(source, OnDevice):
             here, there = (self._queues.current_stream(tensor.device) for tensor in (target, source))

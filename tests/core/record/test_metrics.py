@@ -218,3 +218,29 @@ def test_values_that_cannot_be_read_yet_are_cut_off_without_being_read():
     window = Window()
     window.add({"loss": torch.empty((), device="meta")}, weight=1)
     assert window.cut_off().is_waiting is window.is_waiting is False
+
+
+def test_values_on_several_gpus_are_read_in_one_wait_when_they_are_asked_for(gpus):
+    window, places = Window({"largest": "max"}), (torch.device("cuda", 1), torch.device("cuda", 0))
+    values = [
+        [torch.full((), number + index / 2, device=place) for number in range(3)] for index, place in enumerate(places)
+    ]
+    gpus.host_waits.clear()
+    for pair in zip(*values, strict=True):
+        for value in pair:
+            window.add({"loss": value, "largest": value.double()}, 2)
+    assert not gpus.host_waits
+    assert window.means() == {"loss": 1.25, "largest": 2.5}
+    assert gpus.host_waits.total() == 1
+
+
+def test_values_that_are_cut_off_are_those_of_their_time_and_wait_for_nothing_before_they_are_read(gpus):
+    window, value = Window(), torch.zeros((), device="cuda:1")
+    gpus.host_waits.clear()
+    value.fill_(3.0)
+    window.add({"loss": value * 1}, 1)
+    earlier = window.cut_off()
+    window.add({"loss": value * 2}, 1)
+    assert not gpus.host_waits
+    assert earlier.means() == {"loss": 3.0}
+    assert window.means() == {"loss": 6.0}

@@ -185,12 +185,13 @@ class Window:
             self._pack()
 
     def _pack(self) -> None:
-        """Put the values that wait into one tensor on their device, which the host does not wait for."""
+        """Put the values that wait into one tensor on the device of the first, which the host does not wait for."""
         keys = [(name, weight) for name, weight, _ in self._waiting]
         values = [value for _, _, value in self._waiting]
         is_wide = any(value.dtype in _WIDE for value in values) and _has_doubles(values[0].device)
         kind = torch.float64 if is_wide else torch.float32
-        self._packed.append((keys, torch.stack([value.to(kind) for value in values])))
+        device = (self._packed[0][1] if self._packed else values[0]).device  # a model may lie on several
+        self._packed.append((keys, torch.stack([value.to(device, kind) for value in values])))
         self._waiting = []
 
     def _pooled(self) -> Totals:
