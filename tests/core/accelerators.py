@@ -9,7 +9,7 @@ def stand_in_for_mps(monkeypatch):
     """Have torch find an accelerator of Apple's, and return the generator that stands for its random stream."""
     generator = torch.Generator().manual_seed(0)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("mps"))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device("mps"))
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda *_: generator.get_state())
     monkeypatch.setattr(torch.mps, "set_rng_state", lambda state, *_: generator.set_state(state))
     monkeypatch.setattr(torch.mps, "manual_seed", generator.manual_seed)

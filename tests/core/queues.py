@@ -100,6 +100,9 @@ class Event:
     def query(self) -> bool:
         return self.mark is None or self.mark.is_done
 
+    def elapsed_time(self, later: "Event") -> float:
+        return 0.0  # milliseconds: a queue has no clock
+
     def synchronize(self) -> None:
         self._queues.host_waits["synchronize"] += 1
         if self.mark is not None:
@@ -111,14 +114,16 @@ class Queues:
 
     Args:
         slow: `copies` or `computations`.
+        kind: what torch calls such devices.
 
     Attributes:
         host_waits: how often the host has waited for a device, by what it wanted.
     """
 
-    def __init__(self, slow: str) -> None:
+    def __init__(self, slow: str, kind: str) -> None:
         self.host_waits: Counter[str] = Counter()
-        self._defaults = [Stream(self, torch.device("cuda", index)) for index in range(NUM_DEVICES)]
+        self._kind = kind
+        self._defaults = [Stream(self, torch.device(kind, index)) for index in range(NUM_DEVICES)]
         self._sides: list[Stream] = []
         self._currents = list(self._defaults)
         self._index = 0
@@ -128,7 +133,7 @@ class Queues:
     def place(self, device: Any = None) -> torch.device:
         """Return a device with its index; the current one for None."""
         index = device if isinstance(device, int) else None if device is None else torch.device(device).index
-        return torch.device("cuda", self._index if index is None else index)
+        return torch.device(self._kind, self._index if index is None else index)
 
     def catch_up(self) -> None:
         """Let the streams that are never behind do all that they can."""

@@ -53,7 +53,7 @@ class OnDevice(Tensor):
         super().__init__()
 
     device = property(lambda self: self.place)  # type: ignore[assignment]
-    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+    is_cuda = property(lambda self: self.gpus.kind == "cuda")  # type: ignore[assignment]
     is_meta = property(lambda self: False)  # type: ignore[assignment]
 
     def data_ptr(self) -> int:
@@ -81,21 +81,23 @@ class Gpus(TorchFunctionMode):
 
     Args:
         slow: `copies` or `computations`.
+        kind: `cuda`; or another, for which torch has neither pinned memory nor streams.
 
     Attributes:
         host_waits: how often the host has waited for a device, by what it wanted.
     """
 
-    def __init__(self, slow: str = "copies") -> None:
+    def __init__(self, slow: str = "copies", kind: str = "cuda") -> None:
         super().__init__()
-        self._queues = Queues(slow)
+        self.kind = kind
+        self._queues = Queues(slow, kind)
         self.host_waits = self._queues.host_waits
         self._free: dict[tuple[Any, int], list[Tensor]] = {}
         self._pinned: dict[int, Tensor] = {}  # by their addresses; they are kept, so that no address is given out again
         self._patches = contextlib.ExitStack()
 
     def __enter__(self) -> "Gpus":
-        for target, names in self._replaced().items():
+        for target, names in self._replaced().items() if self.kind == "cuda" else ():
             for name, value in names.items():
                 self._patches.enter_context(mock.patch.object(target, name, value))
         super().__enter__()
@@ -171,8 +173,9 @@ class Gpus(TorchFunctionMode):
         if function is Tensor.cuda:
             return self._to(args[0], self._queues.place(*args[1:]), **kwargs)
         if kwargs.get("pin_memory"):
+            assert self.kind == "cuda", "no other device has pinned memory"
             return self._new_pinned(function(*args, **{**kwargs, "pin_memory": False}))
-        if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda":
+        if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == self.kind:
             return self._make(function, args, kwargs)
         if function in _CAST and torch.is_autocast_enabled("cuda"):
             kind = torch.get_autocast_dtype("cuda")
@@ -206,7 +209,7 @@ class Gpus(TorchFunctionMode):
             elif place is not None:
                 device = place
         device = tensor.device if device is None or torch.device(device).type == "meta" else torch.device(device)
-        device = self._queues.place(device) if device.type == "cuda" else device  # C++ has called its own one meta
+        device = self._queues.place(device) if device.type == self.kind else device  # C++ has called its own one meta
         if device == tensor.device:
             return tensor.to(dtype or tensor.dtype, **options)
         if device == _CPU:
@@ -249,6 +252,8 @@ class Gpus(TorchFunctionMode):
             target = self._new_pinned(args[0]) if is_late else torch.empty_like(args[0].memory)
             self._copy(target, args[0], is_late)
             return target.to(kwargs.get("dtype") or target.dtype)
+        if kwargs.get("device") == _CPU:  # of `empty_like` and its kind
+            return function(*tree_map(_memory_of, args), **kwargs)
         if "device" in kwargs:
             kwargs["device"] = _CPU
         returns = function._schema.returns

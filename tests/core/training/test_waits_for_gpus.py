@@ -53,6 +53,13 @@ def torchs_scheduler(model: nn.Module) -> Any:
     return optimizer, torch.optim.lr_scheduler.LinearLR(optimizer)
 
 
+def describe(options: Any) -> str | None:
+    """Return how a test is called; an address in it would differ between the processes that share the tests."""
+    if not isinstance(options, dict):
+        return None
+    return "-".join(f"{name}={getattr(value, '__name__', value)}" for name, value in options.items()) or "plain"
+
+
 def waits_of(
     gpus: Any, make_run: Any, net: nn.Module, loader: Any, configure: Callable[..., Any] = sgd, **options: Any
 ) -> set[int]:
@@ -84,7 +91,7 @@ def waits_of(
         {"configure": two_optimizers, "clip_grad_norm": 0.1},
         {"configure": torchs_scheduler},
     ],
-    ids=str,
+    ids=describe,
 )
 def test_the_host_waits_for_nothing_on_a_step_that_is_not_recorded(gpus, make_run, net, loader, options):
     assert waits_of(gpus, make_run, net, loader, **options) == {0}
@@ -137,7 +144,7 @@ def test_nothing_that_a_step_returns_or_logs_is_read_before_it_is_recorded(gpus,
         ({"precision": "fp16"}, {1}),  # so it does here
         ({"log_every": "2 steps"}, {0, 1}),
     ],
-    ids=str,
+    ids=describe,
 )
 def test_what_asks_for_computed_values_waits_and_no_more_often_than_it_must(
     gpus, make_run, net, loader, options, num_waits
