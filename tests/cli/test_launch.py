@@ -36,6 +36,7 @@ def launch(tmp_path):
 
     def start(*arguments, **pipes):
         environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        environment["TMPDIR"] = str(tmp_path)  # one that is killed leaves its folder there
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | pipes
         started.append(subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, env=environment, **pipes))
         return started[-1]
