@@ -56,6 +56,15 @@ class OnDevice(Tensor):
     is_cuda = property(lambda self: self.gpus.kind == "cuda")  # type: ignore[assignment]
     is_meta = property(lambda self: False)  # type: ignore[assignment]
 
+    @property  # type: ignore[override]
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, other: "OnDevice") -> None:
+        Tensor.data.__set__(self, other)  # type: ignore[attr-defined]
+        self.memory, self.block, self.place = other.memory, other.block, other.place
+
     def data_ptr(self) -> int:
         return self.memory.data_ptr()
 
@@ -85,13 +94,18 @@ class Gpus(TorchFunctionMode):
 
     Attributes:
         host_waits: how often the host has waited for a device, by what it wanted.
+        used_bytes: memory of both devices that is in use.
+        most_bytes: the most that was, of which they have no more than `limit_bytes`.
     """
+
+    limit_bytes = 2**40
 
     def __init__(self, slow: str = "copies", kind: str = "cuda") -> None:
         super().__init__()
         self.kind = kind
         self._queues = Queues(slow, kind)
         self.host_waits = self._queues.host_waits
+        self.used_bytes = self.most_bytes = 0
         self._free: dict[tuple[Any, int], list[Tensor]] = {}
         self._pinned: dict[int, Tensor] = {}  # by their addresses; they are kept, so that no address is given out again
         self._patches = contextlib.ExitStack()
@@ -158,11 +172,19 @@ class Gpus(TorchFunctionMode):
         """Return a tensor like another one, in memory which the current stream may have used before."""
         reach = 1 + sum((size - 1) * step for size, step in zip(like.shape, like.stride(), strict=True))
         num_bytes = like.element_size() * (reach if like.numel() else 0)
+        if self.used_bytes + num_bytes > self.limit_bytes:
+            raise torch.cuda.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {num_bytes} bytes.")
+        self.used_bytes += num_bytes
+        self.most_bytes = max(self.most_bytes, self.used_bytes)
         free = self._free.setdefault((self._queues.current_stream(device), num_bytes), [])
         memory = free.pop() if free else torch.full((num_bytes,), _RUBBISH, dtype=torch.uint8)
         block = Block()
-        weakref.finalize(block, free.append, memory)
+        weakref.finalize(block, self._give_back, free, memory)
         return OnDevice(memory.view(like.dtype).as_strided(like.shape, like.stride()), block, device, self)
+
+    def _give_back(self, free: list[Tensor], memory: Tensor) -> None:
+        self.used_bytes -= len(memory)
+        free.append(memory)
 
     # What torch is asked for by the name of a device.
 

@@ -192,3 +192,18 @@ def test_a_function_that_drives_an_epoch_cannot_be_tried():
 )
 def test_every_device_says_it_in_words_of_its_own(error, expected):
     assert is_out_of_memory(error) is expected
+
+
+def test_the_largest_batch_that_fits_into_a_gpu_is_found_and_its_memory_given_back(gpus, make_run, net, loader):
+    def search(**options):
+        gpus.most_bytes = 0
+        found = make_run().find_batch_size(net, loader, device="cuda:1", **options)
+        return found, gpus.used_bytes
+
+    peaks, (_, used) = {}, search()  # the first moves the model there
+    for size in (16, 32):
+        assert search(largest=size) == (size, used)
+        peaks[size] = gpus.most_bytes
+    for size, peak in peaks.items():
+        gpus.limit_bytes = peak
+        assert search() == (size, used)
