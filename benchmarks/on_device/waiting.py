@@ -147,13 +147,13 @@ def hold_up_the_device(setting: Setting) -> Iterator[Row]:
 
 def go_ahead(setting: Setting, what: str, name: str, loader: Any) -> Row:
     """Keep the device busy for about a second, amid the run."""
-    busy = torch.cuda.Event()
+    busy, keep_busy = torch.cuda.Event(), work_for_a_second(setting)
     run, ahead = Run(random_seed=0, command_line=[]), []
 
     @run.train_step
     def step(batch, model, step):
         if step == FIRST:
-            torch.cuda._sleep(2_000_000_000)  # cycles: about a second
+            keep_busy()
             busy.record()
         ahead.append(FIRST <= step < LAST and not busy.query())
         return model(batch[0] if isinstance(batch, list) else batch).square().mean()
@@ -163,6 +163,21 @@ def go_ahead(setting: Setting, what: str, name: str, loader: Any) -> Row:
         settings = {"save_path": folder, "progress": False, "log_every": f"{EVERY} steps", "checkpoint_every": None}
         run(nn.Linear(16, 16), loader, max_steps=LAST + 3, device=str(setting.device), **settings)
     return Row(f"{what}, {name}", str(sum(ahead)), str(LAST - FIRST), sum(ahead) == LAST - FIRST)
+
+
+def work_for_a_second(setting: Setting) -> Callable[[], None]:
+    """Return what gives the device work for about a second, which takes the host no time to ask for."""
+    matrix = torch.ones((64, 64) if setting.is_short else (8192, 8192), device=setting.device)
+    torch.mm(matrix, matrix)
+    begin = mark(setting)
+    torch.mm(matrix, matrix)
+    number = 3 if setting.is_short else min(500, round(1 / (mark(setting) - begin)))
+
+    def work() -> None:
+        for _ in range(number):
+            torch.mm(matrix, matrix)
+
+    return work
 
 
 def share_of_waiting(setting: Setting) -> Iterator[Row]:

@@ -6,6 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+from benchmarks.on_device import Setting, correctness, large, memory, waiting
+from tests.core.stand_in import Gpus
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 FIGURES = {"waits", "ahead", "speed", "prefetch", "large", "search", "share"}  # of which a CPU shows little or nothing
 
@@ -34,3 +40,21 @@ def test_a_part_that_fails_costs_no_other_and_is_told_in_the_end(tmp_path):
     parts = json.loads((tmp_path / "report.json").read_text())["parts"]
     assert [[row["is_right"] for row in rows] for rows in parts.values()] == [[False], [False]]
     assert "2 checks failed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        correctness.compare_what_arrives,
+        memory.check_copies,
+        waiting.hold_up_the_device,
+        large.time_a_large_checkpoint,
+    ],
+    ids=lambda part: part.__name__,
+)
+def test_what_only_a_device_of_cuda_is_asked_for_works_on_the_stand_in_for_two(part, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
+    with Gpus(slow="computations"):
+        rows = list(part(Setting(torch.device("cuda"), is_short=True)))
+    assert rows
+    assert [row for row in rows if row.is_right is False or "not on this device" in row.value] == []
