@@ -35,3 +35,53 @@ def blowtorch(tmp_path):
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a script; gives its path."""
+
+    def write_script(code, name="train.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("import os, signal, sys, time\nrank = int(os.environ['RANK'])\n" + textwrap.dedent(code))
+        return str(path)
+
+    return write_script
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Start a launcher in a folder of its own; gives the process. None is left."""
+    started = []
+
+    def start(*arguments, **pipes):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        environment["TMPDIR"] = str(tmp_path)  # one that is killed leaves its folder there
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | pipes
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "blowtorch_cli", "launch", *arguments], cwd=tmp_path, env=environment, **pipes
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe:
+                pipe.close()
+
+
+@pytest.fixture
+def finish(launch):
+    """Run a launcher to its end; gives its exit status and what it has printed."""
+
+    def run(*arguments):
+        process = launch(*arguments)
+        output, error = process.communicate(timeout=120)
+        return process.returncode, output, error
+
+    return run

@@ -5,61 +5,13 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
-
-COMMAND = [sys.executable, "-m", "blowtorch_cli", "launch"]
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Write a script; gives its path."""
-
-    def write_script(code, name="train.py"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("import os, signal, sys, time\nrank = int(os.environ['RANK'])\n" + textwrap.dedent(code))
-        return str(path)
-
-    return write_script
-
-
-@pytest.fixture
-def launch(tmp_path):
-    """Start a launcher in a folder of its own; gives the process. None is left."""
-    started = []
-
-    def start(*arguments, **pipes):
-        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-        environment["TMPDIR"] = str(tmp_path)  # one that is killed leaves its folder there
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | pipes
-        started.append(subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, env=environment, **pipes))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdout, process.stderr):
-            if pipe:
-                pipe.close()
-
-
-@pytest.fixture
-def finish(launch):
-    """Run a launcher to its end; gives its exit status and what it has printed."""
-
-    def run(*arguments):
-        process = launch(*arguments)
-        output, error = process.communicate(timeout=120)
-        return process.returncode, output, error
-
-    return run
 
 
 def wait_for(path, count=1):
@@ -200,6 +152,24 @@ def test_processes_that_do_not_stop_in_time_are_killed_with_all_that_they_have_s
     assert len(left) == 4 and not any(map(is_running, left))
 
 
+def test_a_failure_on_one_machine_ends_the_processes_of_the_others(write, launch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    script = write(
+        """
+        if rank == 1:
+            raise ValueError("bad luck")
+        time.sleep(1000)
+        """
+    )
+    launchers = [launch("--nodes", "2", "--rendezvous", address, "--processes", "1", script) for _ in range(2)]
+    last = sorted(process.communicate(timeout=60)[1].splitlines()[-1] for process in launchers)
+    assert last[0].startswith("[launch] another machine has ended the job")
+    assert last[1] == "[launch] process 1 of 2 failed: ValueError: bad luck (train.py, line 5)"
+    assert [process.returncode for process in launchers] == [1, 1]
+
+
 def test_one_that_waits_for_another_which_a_signal_has_ended_is_ended_too(write, launch, tmp_path):
     script = write(
         """
@@ -240,9 +210,14 @@ class Terminal:
 
     def __init__(self, arguments, folder):
         self.keyboard, screen = pty.openpty()
-        command = [sys.executable, "-c", self.TAKE_IT, *COMMAND, *arguments]
+        launch = [sys.executable, "-m", "blowtorch_cli", "launch", *arguments]
         self.process = subprocess.Popen(
-            command, cwd=folder, stdin=screen, stdout=screen, stderr=screen, start_new_session=True
+            [sys.executable, "-c", self.TAKE_IT, *launch],
+            cwd=folder,
+            stdin=screen,
+            stdout=screen,
+            stderr=screen,
+            start_new_session=True,
         )
         os.close(screen)
 
@@ -325,68 +300,3 @@ def test_a_script_is_run_as_by_python_itself(write, finish, tmp_path, words):
     )  # fmt: skip
     assert json.loads(output) == json.loads(plain.stdout)
     assert error == ""
-
-
-def srun_line(finish, *arguments):
-    code, output, error = finish("--print", "srun", *arguments)
-    assert code == 0, error
-    return output
-
-
-def test_options_stand_before_the_script_or_right_after_it(write, finish):
-    write("")
-    lines = {
-        srun_line(finish, *words.split())
-        for words in (
-            "--processes 4 -q train.py with a=1",
-            "train.py --processes 4 --quiet with a=1",
-            "--processes=4 train.py -q -- with a=1",
-        )
-    }
-    assert len(lines) == 1
-    assert srun_line(finish, "train.py", "--lr", "1", "-q").endswith(" train.py -- --lr 1 -q\n")
-    assert srun_line(finish, "train.py", "--", "--processes", "9").endswith(" train.py -- --processes 9\n")
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "reason"),
-    [
-        ("trian.py", 1, "there is no script 'trian.py'. Did you mean 'train.py'?"),
-        ("folder.train", 1, "To run a module, write -m folder.train."),
-        ("-m nowhere.train", 1, "no module is called 'nowhere.train'"),
-        ("work.ipynb", 1, "work.ipynb is a notebook"),
-        ("train.py --proceses 4", 2, "--proceses is no option of launch. Did you mean --processes?"),
-        ("--nproc-per-node 4 train.py", 2, "--nproc-per-node is torchrun's; here it is --processes"),
-        ("train.py with a=1 --processes 4", 2, "--processes stands behind words of the script's own"),
-        ("train.py --nodes 2", 2, "--nodes 2 needs --rendezvous HOST:PORT"),
-        ("train.py --nodes 3:2", 2, "expected a number of machines"),
-        ("train.py --processes some", 2, "expected a number of processes"),
-    ],
-)
-def test_what_cannot_be_launched_is_refused_with_what_was_meant(write, finish, words, code, reason):
-    write("")
-    done = finish(*words.split())
-    assert done[0] == code and done[1] == ""
-    assert reason in done[2]
-
-
-def test_the_line_for_slurm_starts_a_launcher_on_each_machine(write, finish, tmp_path):
-    line = srun_line(finish, write("", "my train.py"), "--processes", "8", "--nodes", "2:4", "with", "a=x y")
-    for name, code in {"srun": 'for word; do echo "$word"; done', "scontrol": "echo node7; echo node8"}.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
-        (tmp_path / name).chmod(0o755)
-    variables = {"SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_CPUS_ON_NODE": "16"}
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    words = subprocess.run(
-        ["sh", "-c", line], env=os.environ | variables | {"PATH": path}, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    start = words.index("blowtorch")
-    assert words[:start] == ["--nodes=4", "--ntasks-per-node=1", "--cpus-per-task=16"]
-    options = ["--processes", "8", "--nodes", "2:4", "--rendezvous", "node7:20123"]
-    assert words[start:] == ["blowtorch", "launch", *options, str(tmp_path / "my train.py"), "--", "with", "a=x y"]
-
-
-def test_the_help_of_the_command_imports_no_torch():
-    code = "import sys, blowtorch_cli.launch.command; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"

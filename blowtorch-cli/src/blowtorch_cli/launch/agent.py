@@ -6,6 +6,7 @@ gives the others 30 s, and a signal lets the agent fail however well the process
 
 import os
 import signal
+import socket
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,13 @@ def run_agent(
     # Else all attempts share one store, and a second one meets the addresses of the first.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
+        if plan.rendezvous:
+            host = plan.rendezvous.rpartition(":")[0].strip("[]")
+            socket.getaddrinfo(host, None)  # which torch tries for two minutes
         handler = get_rendezvous_handler(_describe_rendezvous(plan))
+    except socket.gaierror as error:
+        output.say(f"the host {host!r} of the rendezvous is not known: {error}")
+        return 1
     except RendezvousConnectionError as error:
         output.say(f"nothing answers at {plan.rendezvous}, or something else does: {error.__cause__ or error}")
         return 1
@@ -105,6 +112,7 @@ class Agent(SimpleElasticAgent):
         self._get_signal = get_signal
         self._folder = folder
         self._starts = 0
+        self._time_after_failure = min(AFTER_FAILURE_S, plan.shutdown_timeout)
         self.exit_code = 0
 
     def _error_file(self, rank: int) -> Path:
@@ -152,6 +160,8 @@ class Agent(SimpleElasticAgent):
             if code is not None and is_failure(code)
         ]
         if not is_over and (not failures or told is not None):
+            if told is None and self._plan.rendezvous and worker_group.spec.rdzv_handler.is_closed():
+                return self._end_with_others()
             return RunResult(state=WorkerState.HEALTHY)
         if failures:
             self._end_after(failures, worker_group.workers[0].world_size)
@@ -171,7 +181,7 @@ class Agent(SimpleElasticAgent):
                 self.exit_code = first.exit_code
                 self._output.say(f"process {first.rank} of {world_size} failed: {first.describe()}")
             return
-        timeout = min(AFTER_FAILURE_S, self._plan.shutdown_timeout)
+        timeout = self._time_after_failure
         if self._processes.is_any_running():
             self._output.say(f"a process has failed: the others are asked to stop, and have {timeout:g} s")
         self._processes.stop(timeout)
@@ -191,8 +201,16 @@ class Agent(SimpleElasticAgent):
             text += f"; all are started again (restart {number} of {self._plan.restarts})"
         self._output.say(text)
 
+    def _end_with_others(self) -> RunResult:
+        """End the processes, since another machine has failed for good and closed the rendezvous."""
+        self._output.say("another machine has ended the job, and says why")
+        self._processes.stop(self._time_after_failure)
+        self._remaining_restarts = 0
+        self.exit_code = 1
+        return RunResult(state=WorkerState.FAILED)
+
     def _stop_workers(self, worker_group: WorkerGroup, *_: Any, **__: Any) -> None:
         self._processes.stop(self._plan.shutdown_timeout)
 
     def _shutdown(self, *_: Any, **__: Any) -> None:
-        self._processes.stop(self._plan.shutdown_timeout)
+        self._processes.stop(self._time_after_failure)
