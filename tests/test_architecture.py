@@ -70,7 +70,7 @@ ROOMS = {
         "sizes",
         "tree",
     ],
-    "parallel": ["exchange", "agreement", "world"],
+    "parallel": ["exchange", "agreement", "world", "alarm"],
     "folder": ["folder", "provenance", "secrets", "lock", "manifest", "files"],
     "extension": ["found", "packages", "contracts"],
     "config": ["config", "yaml12", "containers"],

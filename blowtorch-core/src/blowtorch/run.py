@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import get_worker_info
 
 from blowtorch.config.config import Config, load_config, split_source
-from blowtorch.errors import BlowtorchWarning, ConfigError, OptionError, ScriptError
+from blowtorch.errors import BlowtorchWarning, ConfigError, OptionError, ProcessError, ScriptError
 from blowtorch.hookspecs import ConfigSourceSpec
 from blowtorch.options import RunOptions, resolve_options
 from blowtorch.parallel.world import World, join
@@ -204,7 +204,7 @@ class Run(Decorators):
         Raises:
             BlowtorchError: something cannot work; nothing has been trained then.
         """
-        self._refuse_in_worker()
+        self._check_place()
         resolved = resolve_options(options, self._configured_options())
 
         loaders = (train_loader, validate_loader)
@@ -213,7 +213,7 @@ class Run(Decorators):
             return Session(script, self.config, options, self._plugins, model, loaders, self._in_progress, self._world)
 
         if resolved.dry_run:
-            return as_result(do_dry_run(self._script, model, resolved, loaders, make_session))
+            return as_result(do_dry_run(self._script, model, resolved, loaders, make_session, self._world))
         session = make_session(self._script, resolved)
         with session as training:
             self._last_folder, self._last_backend = training.state.folder, resolved.checkpoint_backend
@@ -246,7 +246,7 @@ class Run(Decorators):
             ScriptError: no validation step is registered, none of that name, or there are no data.
             CheckpointError: there is no such checkpoint, or it belongs to another model.
         """
-        with self._in_progress(self._detach(model, checkpoint, options)) as workspace:
+        with self._in_progress(self._detach(model, checkpoint, options, self._world)) as workspace:
             return evaluate(self._script, workspace, loader, name)
 
     def predict(
@@ -275,11 +275,11 @@ class Run(Decorators):
             ScriptError: no prediction step is registered.
             CheckpointError: there is no such checkpoint, or it belongs to another model.
         """
-        outputs = predict(self._script, self._detach(model, checkpoint, options), loader)
+        outputs = predict(self._script, self._detach(model, checkpoint, options, self._world), loader)
         return join_predictions(outputs) if gather else outputs
 
     def find_batch_size(self, model: nn.Module, loader: Any, *, largest: int | None = None, **options: Any) -> int:
-        """Find by trying the largest batch size with which the train step fits into memory.
+        """Find by trying the largest batch size with which the train step fits into memory, of all processes together.
 
         The size of the loader is doubled as long as two steps fit, or else halved until they do. Model, optimizers and
         random streams are left as they are. Leave some room: a validation may take more than these two steps.
@@ -293,17 +293,24 @@ class Run(Decorators):
         Raises:
             ScriptError: something is missing for that, or a single sample does not fit.
         """
-        with self._in_progress(self._detach(model, None, options, is_judged=False)) as workspace:
-            return find_batch_size(self._script, workspace, loader, largest)
+        size = self._world.size
+        most = None if largest is None else largest // size
+        with self._in_progress(self._detach(model, None, options, World(), is_judged=False)) as workspace:
+            return size * min(self._world.gather(find_batch_size(self._script, workspace, loader, most, size)))
 
     def _detach(
-        self, model: nn.Module, checkpoint: str | Path | None, options: Mapping[str, Any], is_judged: bool = True
+        self,
+        model: nn.Module,
+        checkpoint: str | Path | None,
+        options: Mapping[str, Any],
+        world: World,
+        is_judged: bool = True,
     ) -> Workspace:
         """Return a workspace that belongs to no run; what is only judged may be in training just now."""
-        self._refuse_in_worker()
+        self._check_place()
         resolved = resolve_options(options, self._configured_options())
         training = self._current if is_judged and checkpoint is None else None
-        workspace = detached_workspace(model, resolved, self.config, self.seed, self._world, training)
+        workspace = detached_workspace(model, resolved, self.config, self.seed, world, training)
         load_checkpoint(checkpoint, workspace.state, self._script, self._last_folder)
         return workspace
 
@@ -356,7 +363,13 @@ class Run(Decorators):
         )
         return mapping
 
-    def _refuse_in_worker(self) -> None:
+    def _check_place(self) -> None:
+        """Raise an error where nothing can be trained: in a loader's worker, or apart from the other processes."""
+        if self._world.parted_by is not None:
+            raise ProcessError(
+                f"this process has parted with those that it trained with, after {self._world.parted_by}; start all of "
+                f"them again"
+            )
         if self._is_in_worker:
             raise ScriptError(
                 "a data loader's worker has imported this script and reached the call of run(...); put the call "

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
 
-from blowtorch import Run
+from blowtorch import BlowtorchError, Run
 
 RANK = os.environ.get("RANK", "0")
 SCENARIOS = {}
@@ -40,8 +40,8 @@ def make_model():
     return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
 
 
-def make_run(lr=1e-2, optimizer=torch.optim.SGD):
-    run = Run(random_seed=1, command_line=[])
+def make_run(run=None, lr=1e-2, optimizer=torch.optim.SGD):
+    run = Run(random_seed=1, command_line=[]) if run is None else run
 
     @run.train_step
     def train_step(batch, model):
@@ -283,11 +283,85 @@ def judged_alone(folder):
     keep(folder, model, metrics)
 
 
+class Embedding(nn.Module):
+    """A model whose gradients hold a few rows only."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 4, sparse=True)
+        self.last = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.last(self.table((x[:, 0].abs() * 20).long().clamp(max=49)))
+
+
+@scenario
+def sparse_gradients(folder):
+    train(make_run(lr=0.1), folder, Embedding())
+
+
+@scenario
+def moments(folder):
+    """What is called in all processes, and in the first alone."""
+    run, heard = make_run(), []
+
+    @run.on("epoch_end")
+    def in_all(state):
+        heard.append(("all", state.rank, state.world_size))
+
+    @run.on("epoch_end", ranks="first")
+    def in_first(state):
+        heard.append(("first", state.rank, state.is_first))
+
+    train(run, folder)
+    (folder / f"heard-{RANK}.json").write_text(json.dumps(heard))
+
+
+@scenario
+def tried(folder):
+    """A dry run, and a search for the largest batch."""
+    run, model = make_run(), make_model()
+    train_loader, validate_loader = make_loaders()
+    result = run(model, train_loader, validate_loader, dry_run=True, progress=False, save_path=str(folder / "runs"))
+    assert not (folder / "runs").exists()
+    size = run.find_batch_size(model, train_loader, largest=48)
+    keep(folder, model, {"size": size, "val/loss": result.metrics["val/loss"]}, result.status, result.step)
+
+
+@scenario
+def distributed_sampler(folder):
+    """A loader that was made for several processes by hand."""
+    dataset, generator = make_data(103, 0), torch.Generator().manual_seed(5)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    by_hand = DistributedSampler(dataset, num_replicas=size, rank=int(RANK), shuffle=True, seed=5)
+    sampler = by_hand if size > 1 else RandomSampler(dataset, generator=generator)
+    train(make_run(), folder, loaders=(DataLoader(dataset, batch_size=12, sampler=sampler), make_loaders()[1]))
+
+
 @scenario
 def dropped_out(folder):
     """Not the same on another number of processes; the same again on this one."""
     model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.Linear(16, 1))
     train(make_run(optimizer=torch.optim.AdamW), folder, model, max_epochs=2)
+
+
+@scenario
+def refused(folder):
+    """What cannot work is refused in all processes, with the same words."""
+    problems = {}
+
+    def attempt(name, run, model=None, loaders=None):
+        try:
+            train(run, folder, model, loaders)
+        except BlowtorchError as error:
+            problems[name] = f"{type(error).__name__}: {error}"
+
+    attempt("configuration", make_run(Run(random_seed=1, command_line=[], config={"rate": 0.1 + int(RANK)})))
+    attempt("model", make_run(), nn.Linear(8, 1 + int(RANK)))
+    if "WORLD_SIZE" in os.environ:
+        attempt("batch", make_run(), loaders=([object()] * 3, make_loaders()[1]))
+        attempt("parted", make_run())
+    (folder / f"problems-{RANK}.json").write_text(json.dumps(problems))
 
 
 if __name__ == "__main__":

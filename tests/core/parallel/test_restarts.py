@@ -112,6 +112,16 @@ def test_one_process_that_wants_to_stop_ends_all_and_is_named(tmp_path):
     assert events_of(tmp_path)[-1]["reason"] == "enough on process 1"
 
 
+def test_a_process_that_does_not_come_is_named_with_its_place(tmp_path):
+    processes = start([*SCRIPT, tmp_path, 1, 20, "hang"], 2, BLOWTORCH_PROCESS_TIMEOUT="4 seconds")
+    _, problem = processes[0].communicate(timeout=60)
+    processes[1].kill()
+    processes[1].communicate()
+    assert processes[0].returncode == 1
+    assert "ProcessError: process 1 of 2 did not come: it is in train_step_end (" in problem
+    assert "restarts.py, line" in problem and "have waited for 4 seconds" in problem
+
+
 def test_several_runs_in_one_script_have_a_folder_each(tmp_path):
     run_scenarios(tmp_path, 2, "plain", "clipped")
     assert [len(list((tmp_path / name / "runs").iterdir())) for name in ("plain", "clipped")] == [1, 1]

@@ -7,8 +7,9 @@ import torch
 
 from tests.core.parallel.processes import run_scenarios
 
-EXACT = """accumulated averaged batches_in_a_list clipped iterable judged_alone left_out plain plateau
-    several_validations small_batches summed two_networks unused_parameter weighted whole_epochs with_workers""".split()
+EXACT = """accumulated averaged batches_in_a_list clipped distributed_sampler iterable judged_alone left_out moments
+    plain plateau several_validations small_batches sparse_gradients summed two_networks unused_parameter weighted
+    whole_epochs with_workers""".split()
 CLOSE = 1e-6  # what another order of additions makes of weights and metrics here, with room
 
 
@@ -78,3 +79,30 @@ def test_processes_draw_from_streams_of_their_own(several):
     training = torch.load(run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip() / "training.pt")
     states = [of_one["random"]["torch"] for of_one, _ in training["processes"]]
     assert len({tuple(state.tolist()) for state in states}) == len(states) == several[1]
+
+
+def test_a_function_for_the_first_process_is_called_there_alone(several):
+    folder, size = several
+    heard = [json.loads((folder / "moments" / f"heard-{rank}.json").read_text()) for rank in range(size)]
+    assert heard[0] == [["all", 0, size], ["first", 0, True]] * 3
+    assert heard[1:] == [[["all", rank, size]] * 3 for rank in range(1, size)]
+
+
+def test_what_is_only_tried_leaves_nothing_and_tells_all_the_same(alone, several):
+    folder, size = several
+    expected = read(alone, "tried", 0)[0]
+    for rank in range(size):
+        told = read(folder, "tried", rank)[0]
+        assert told["step"] == expected["step"] and told["metrics"].keys() == expected["metrics"].keys()
+        assert told["metrics"]["val/loss"] == pytest.approx(expected["metrics"]["val/loss"], rel=CLOSE)
+        assert told["metrics"]["size"] in range(48 - size, 49)
+
+
+def test_what_cannot_work_is_refused_in_all_processes_with_the_same_words(several):
+    folder, size = several
+    told = [json.loads((folder / "refused" / f"problems-{rank}.json").read_text()) for rank in range(size)]
+    assert all(problems["configuration"] == told[0]["configuration"] for problems in told)
+    assert "0 and 1 were started with something else: configuration.rate is 0.1 and 1.1" in told[0]["configuration"]
+    assert "process 1 is another one than that of process 0" in told[0]["model"]
+    assert all("cannot be shared by" in problems["batch"] for problems in told)
+    assert all("parted with those that it trained with" in problems["parted"] for problems in told)

@@ -14,9 +14,13 @@ from typing import Any
 
 import torch
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
+    DistributedSampler,
     IterableDataset,
     IterDataPipe,
+    RandomSampler,
+    SequentialSampler,
     TensorDataset,
     default_collate,
     default_convert,
@@ -243,6 +247,8 @@ def choose_source(loader: Any, name: str, seed: int, device: torch.device, slice
         device: where the batches are wanted.
         slicer: takes the share of this process where there are several, if that can be done before samples are loaded.
     """
+    if slicer is not None and isinstance(loader, DataLoader):
+        loader = _without_distributed_sampler(loader, name)
     stateful = _find_stateful(loader)
     if not isinstance(loader, DataLoader):
         if stateful is not None:
@@ -274,6 +280,22 @@ def _only_indexes(loader: DataLoader[Any]) -> bool:
     """
     is_torchs_own = type(loader) is DataLoader and type(loader.dataset) is TensorDataset
     return is_torchs_own and loader.collate_fn in (default_collate, default_convert)
+
+
+def _without_distributed_sampler(loader: DataLoader[Any], name: str) -> DataLoader[Any]:
+    """Return a loader whose sampler gives the samples of all processes, where it gave those of one."""
+    sampler = loader.sampler
+    if not isinstance(sampler, DistributedSampler) or loader.batch_sampler is None or loader.batch_size is None:
+        return loader
+    warn(
+        f"the DistributedSampler of the loader for {name!r} is left out, since the processes share each batch: its "
+        f"batch_size of {loader.batch_size} is that of all of them together"
+    )
+    generator = torch.Generator().manual_seed(sampler.seed)
+    whole: Any = RandomSampler(loader.dataset, generator=generator) if sampler.shuffle else None  # type: ignore[arg-type]
+    whole = SequentialSampler(loader.dataset) if whole is None else whole  # type: ignore[arg-type]
+    batch_sampler = BatchSampler(whole, loader.batch_size, loader.drop_last)
+    return copy_loader(loader, sampler=whole, batch_sampler=batch_sampler)
 
 
 def _find_stateful(loader: Any) -> Any:

@@ -17,6 +17,24 @@ class HasNews(Protocol):
         """Whether there is something to tell."""
 
 
+class Rhythm:
+    """After how many repetitions of something the processes meet again, so that it is about every half second.
+
+    Attributes:
+        count: so many.
+    """
+
+    def __init__(self) -> None:
+        self.count = 1
+        self._since = time.monotonic()
+
+    def plan(self, num_done: int) -> int:
+        """Return how many come before the next meeting, where so many have been done since the last."""
+        now = time.monotonic()
+        seconds, self._since = now - self._since, now
+        return max(1, min(2 * self.count, int(num_done * _SECONDS / max(seconds, 1e-6)))) if num_done else self.count
+
+
 class Agreement:
     """Lets several processes stop, look at a published checkpoint, and read the clock, at the same step.
 
@@ -34,8 +52,9 @@ class Agreement:
         self._world = world
         self._progress = progress
         self._teller = teller
-        self._steps_between = 1
-        self._met_at = time.monotonic()
+        self._steps, self._batches = Rhythm(), Rhythm()
+        self._last_step = progress.step
+        self._num_batches = 0  # of validations, since the last meeting
         self.next_step = 0
         self.has_news = False
 
@@ -44,21 +63,22 @@ class Agreement:
         progress = self._progress
         wishes = (progress.wanted_stop, progress.wanted_interruption)
         is_wished = wishes != (None, None)
-        rows = self._world.gather_numbers([is_wished, self._teller.has_news, progress.read_clock(), self._plan_steps()])
+        plans = self._steps.plan(progress.step - self._last_step), self._batches.plan(self._num_batches)
+        rows = self._world.gather_numbers([is_wished, self._teller.has_news, progress.read_clock(), *plans])
         self.has_news = any(row[1] for row in rows)
         progress.agreed_seconds = rows[0][2]
-        self._steps_between = round(rows[0][3])
-        self.next_step = progress.step + self._steps_between
+        self._steps.count, self._batches.count = round(rows[0][3]), round(rows[0][4])
+        self._last_step, self._num_batches = progress.step, 0
+        self.next_step = progress.step + self._steps.count
         if any(row[0] for row in rows):
             stops, interruptions = zip(*self._world.gather(wishes), strict=True)
             progress.agree(_agreed(stops), _agreed(interruptions))
 
-    def _plan_steps(self) -> int:
-        """Return after how many steps to meet again, by how long those since the last time took."""
-        now = time.monotonic()
-        elapsed, self._met_at = now - self._met_at, now
-        factor = min(2.0, _SECONDS / max(elapsed, 1e-6))
-        return max(1, int(self._steps_between * factor))
+    def meet_among_batches(self) -> None:
+        """Meet the other processes now and then between two batches of a validation, where all come by."""
+        if self._num_batches >= self._batches.count:
+            self.meet()
+        self._num_batches += 1
 
 
 def _agreed(wishes: tuple[str | None, ...]) -> str | None:

@@ -8,43 +8,82 @@ from torch import Tensor
 from blowtorch.parallel.world import World
 
 _BUCKET_BYTES = 25 * 2**20  # as much as torch's DistributedDataParallel sends at a time
+_EXACT = (torch.float32, torch.float64)  # in which whole numbers up to 2²⁴ can be added up
 
-_NONE, _DENSE, _SPARSE = 0, 1, 2  # what a process has of a gradient
 
+class Exchange:
+    """Adds gradients up over all processes, with some numbers, in as few messages as there are buckets of gradients.
 
-def add_up_gradients(world: World, parameters: Sequence[Tensor], numbers: Sequence[float]) -> list[float]:
-    """Put the sum of all processes' gradients in the place of each; a parameter that has none anywhere keeps none.
+    The last bucket carries the numbers, and for each parameter whether the process has a gradient of it: one that no
+    process has a gradient of keeps none. Gradients that hold a few rows only are sent by themselves, once it is known
+    which these are.
 
     Args:
         world: the processes.
-        parameters: the same ones in the same order on each of them.
-        numbers: to be added up along with them.
-
-    Returns:
-        The sums of the numbers, added in the order of the processes.
     """
-    kinds = [_kind(parameter) for parameter in parameters]
-    rows = world.gather_numbers([*numbers, *kinds])
-    columns = list(zip(*rows, strict=True))
-    dense = []
-    for parameter, found in zip(parameters, columns[len(numbers) :], strict=True):
-        if _SPARSE in found:
-            parameter.grad = _add_sparse(world, parameter)
-        elif _DENSE in found:
-            dense.append(parameter)
-    for bucket in _buckets(dense):
-        _add_bucket(world, bucket)
-    return [sum(column) for column in columns[: len(numbers)]]
 
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._sparse: set[int] = set()  # the parameters, by identity, of which some process has had a sparse gradient
 
-def _kind(parameter: Tensor) -> int:
-    if parameter.grad is None:
-        return _NONE
-    return _SPARSE if parameter.grad.is_sparse else _DENSE
+    def add_up(self, parameters: Sequence[Tensor], numbers: Sequence[float] = ()) -> list[float]:
+        """Put the sum of all processes' gradients in the place of each, and return the sums of the numbers.
+
+        Args:
+            parameters: the same ones in the same order on each process.
+            numbers: as many on each.
+        """
+        dense = [parameter for parameter in parameters if id(parameter) not in self._sparse]
+        buckets = [*_buckets(dense)]
+        for bucket in buckets[:-1]:
+            self._add_bucket(bucket, [])
+        found_dense = [parameter.grad is not None and not parameter.grad.is_sparse for parameter in parameters]
+        found_sparse = [parameter.grad is not None and parameter.grad.is_sparse for parameter in parameters]
+        sums = self._add_bucket(buckets[-1] if buckets else [], [*numbers, *found_dense, *found_sparse])
+        count = len(numbers)
+        for parameter, num_dense, num_sparse in zip(
+            parameters, sums[count : count + len(parameters)], sums[count + len(parameters) :], strict=True
+        ):
+            if num_sparse or id(parameter) in self._sparse:
+                self._sparse.add(id(parameter))
+                parameter.grad = self._add_sparse(parameter)
+            elif not num_dense:
+                parameter.grad = None
+        return sums[:count]
+
+    def _add_bucket(self, parameters: Sequence[Tensor], numbers: Sequence[float]) -> list[float]:
+        """Add up the gradients of some parameters of one device and type, and numbers."""
+        carries_numbers = bool(parameters) and parameters[0].is_cpu and parameters[0].dtype in _EXACT
+        gradients = [_dense_gradient(parameter) for parameter in parameters]
+        flat = [gradient.reshape(-1) for gradient in gradients]
+        tail = torch.tensor(numbers, dtype=parameters[0].dtype if carries_numbers else torch.float64)
+        if carries_numbers:
+            flat.append(tail)
+        elif numbers:
+            self._world.add_up(tail)  # over the host, so that no device is waited for
+        if parameters:
+            message = torch.cat(flat)
+            self._world.add_up(torch.view_as_real(message) if message.is_complex() else message)
+            pieces = message.split([piece.numel() for piece in flat])
+            for parameter, gradient, piece in zip(parameters, gradients, pieces, strict=False):
+                if parameter.grad is None or not parameter.grad.is_sparse:
+                    parameter.grad = gradient.copy_(piece.view(gradient.shape))
+            tail = pieces[-1] if carries_numbers else tail
+        return list(tail.tolist())
+
+    def _add_sparse(self, parameter: Tensor) -> Tensor | None:
+        """Return the sum of gradients of which some hold a few rows only; a dense one among them makes it dense."""
+        total: Tensor | None = None
+        for gradient in self._world.gather(None if parameter.grad is None else _portable(parameter.grad)):
+            if gradient is not None:
+                total = gradient if total is None else total + gradient
+        if total is None:
+            return None
+        return (total.coalesce() if total.is_sparse else total).to(parameter.device)
 
 
 def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield parameters of one device and one type together, as many as are sent at a time."""
+    """Yield parameters of one device and type together, as many as are sent at a time; those with numbers last."""
     waiting: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     sizes: dict[tuple[torch.device, torch.dtype], int] = {}
     for parameter in parameters:
@@ -54,31 +93,13 @@ def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         if sizes[key] >= _BUCKET_BYTES:
             yield waiting.pop(key)
             del sizes[key]
-    yield from waiting.values()
+    yield from sorted(waiting.values(), key=lambda bucket: bucket[0].dtype in _EXACT)
 
 
-def _add_bucket(world: World, parameters: Sequence[Tensor]) -> None:
-    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    world.add_up(torch.view_as_real(flat) if flat.is_complex() else flat)
-    for parameter, gradient, summed in zip(parameters, gradients, _split(flat, gradients), strict=True):
-        parameter.grad = gradient.copy_(summed)
-
-
-def _split(flat: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
-    pieces = flat.split([tensor.numel() for tensor in like])
-    return (piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True))
-
-
-def _add_sparse(world: World, parameter: Tensor) -> Tensor:
-    """Return the sum of gradients of which some hold a few rows only; a dense one among them makes it dense."""
-    own = None if parameter.grad is None else _portable(parameter.grad)
-    total: Tensor | None = None
-    for gradient in world.gather(own):
-        if gradient is not None:
-            total = gradient if total is None else total + gradient
-    assert total is not None
-    return (total.coalesce() if total.is_sparse else total).to(parameter.device)
+def _dense_gradient(parameter: Tensor) -> Tensor:
+    if parameter.grad is None or parameter.grad.is_sparse:
+        return torch.zeros_like(parameter)
+    return parameter.grad
 
 
 def _portable(gradient: Tensor) -> Tensor:

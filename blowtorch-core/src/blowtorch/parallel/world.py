@@ -12,7 +12,7 @@ import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,11 +20,14 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from blowtorch.clock import Interval
 from blowtorch.errors import BlowtorchWarning, ProcessError, ScriptError, describe
+from blowtorch.parallel.alarm import Alarm
 
 Value = TypeVar("Value")
 
-TIME_LIMIT = datetime.timedelta(minutes=10)  # for which a process waits for the others
+_LIMIT_VARIABLE = "BLOWTORCH_PROCESS_TIMEOUT"  # for how long a process waits for the others, such as "30 minutes"
+_USUAL_LIMIT = "10 minutes"
 _PATIENCE = 3.0  # seconds that a process waits for another one to say why it has failed
 _FAILURE = "failure"  # the key under which the first one that fails says why
 
@@ -35,10 +38,12 @@ class World:
     Attributes:
         rank: the number of this process, from 0.
         size: how many there are.
+        parted_by: the error, in words, by which this process has parted with the others; None where it has not.
     """
 
     rank = 0
     size = 1
+    parted_by: str | None = None
 
     @property
     def is_first(self) -> bool:
@@ -75,8 +80,12 @@ class World:
     def share(self, tensors: Sequence[Tensor]) -> None:
         """Put what the first process has in the place of tensors."""
 
+    def refuse(self, error: Exception) -> NoReturn:
+        """Raise an error that all processes raise at this place, so that none has to be told of it."""
+        raise error
+
     def fail(self, error: BaseException) -> None:
-        """Let the others know that this process has failed, and do without them from now on."""
+        """Let the others know that this process has failed, and part with them, unless all have failed alike."""
 
 
 class JoinedWorld(World):
@@ -89,6 +98,8 @@ class JoinedWorld(World):
     def __init__(self, store: Store | None) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._store = store
+        self._common_error: BaseException | None = None
+        self._alarm = None if store is None else Alarm(store, self.rank, self.size)
 
     def decide(self, make: Callable[[], Value]) -> Any:
         """Return what the first process makes; what it raises is raised in all."""
@@ -105,10 +116,8 @@ class JoinedWorld(World):
         with self._reaching_all():
             dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
         value, told = outcome
-        if error is not None:
-            raise error
         if told is not None:
-            raise told
+            self.refuse(error or told)
         return value
 
     def decide_alone(self, make: Callable[[], Value], otherwise: Value) -> Value:
@@ -150,14 +159,22 @@ class JoinedWorld(World):
                 for tensor in tensors:
                     dist.broadcast(tensor, src=0)
 
+    def refuse(self, error: Exception) -> NoReturn:
+        """Raise an error that all processes raise at this place."""
+        self._common_error = error
+        raise error
+
     def fail(self, error: BaseException) -> None:
-        """Let the others know that this process has failed, and do without them from now on."""
-        if not self.is_shared:
+        """Let the others know that this process has failed, and part with them, unless all have failed alike."""
+        if not self.is_shared or error is self._common_error:
             return
         if self._store is not None and not isinstance(error, ProcessError):
             with contextlib.suppress(RuntimeError):  # the process that keeps the store may be gone
                 self._store.compare_set(_FAILURE, "", f"{self.rank}\0{describe(error)}")
+        if self._alarm is not None:
+            self._alarm.close()
         self.size = 1
+        self.parted_by = describe(error)
         _leave()
 
     @contextlib.contextmanager
@@ -170,6 +187,10 @@ class JoinedWorld(World):
 
     def _explain(self, error: RuntimeError) -> str:
         cause = str(error).partition("\n")[0]
+        if self._alarm is not None and "timed out" in cause.lower():
+            missing = self._alarm.find_missing()
+            limit = os.environ.get(_LIMIT_VARIABLE, _USUAL_LIMIT)
+            return f"{missing or cause}; the others have waited for {limit} ({_LIMIT_VARIABLE} sets another limit)"
         if self._store is not None:
             with contextlib.suppress(RuntimeError):
                 deadline = time.monotonic() + _PATIENCE
@@ -207,17 +228,35 @@ def _joined() -> World:
     """Join the processes, once; each attempt of torchrun by keys of its own, or it meets the addresses of the last."""
     if dist.is_initialized():
         return JoinedWorld(None)
-    store, rank, size = next(rendezvous("env://", timeout=TIME_LIMIT))
+    limit = datetime.timedelta(
+        seconds=Interval.parse(os.environ.get(_LIMIT_VARIABLE, _USUAL_LIMIT), ("seconds",)).amount
+    )
+    store, rank, size = next(rendezvous("env://", timeout=limit))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"blowtorch/{attempt}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIME_LIMIT)
+        _take_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     atexit.register(_leave)
     if rank:
         warnings.simplefilter("ignore", BlowtorchWarning)  # the first process says what all would say
     return JoinedWorld(PrefixStore("failures", store))
+
+
+def _take_device(number: int) -> None:
+    """Make the device of this number the current one, which is what `cuda` means from here on.
+
+    Raises:
+        ScriptError: this machine has not so many.
+    """
+    count = torch.cuda.device_count()
+    if number >= count:
+        raise ScriptError(
+            f"process {number} of this machine has no GPU of its own, since there are {count}; start at most {count} "
+            f"processes, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    torch.cuda.set_device(number)
 
 
 def _leave() -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from blowtorch.errors import ScriptError
 from blowtorch.hookspecs import MOMENTS, check_moment
@@ -106,12 +106,23 @@ class Decorators:
         """
         return self._ask_for_validation("validate_epoch", argument, name, every, at_start)
 
-    def on(self, moment: str) -> Callable[[AnyFunction], AnyFunction]:
-        """Call the function at a moment of the loop, such as `epoch_end`."""
+    def on(self, moment: str, ranks: Literal["all", "first"] = "all") -> Callable[[AnyFunction], AnyFunction]:
+        """Call the function at a moment of the loop, such as `epoch_end`.
+
+        Args:
+            moment: when.
+            ranks: in which of several processes that train together: in `all`, or in the `first` alone.
+
+        Raises:
+            ScriptError: there is no such moment, or `ranks` is something else.
+        """
         check_moment(moment)
+        if ranks not in ("all", "first"):
+            raise ScriptError(f"@run.on({moment!r}, ranks=...) expects 'all' or 'first', got {ranks!r}")
 
         def register(function: AnyFunction) -> AnyFunction:
-            _register(self._script.moments.setdefault(moment, []), Function(function, "on", MOMENTS[moment]))
+            registered = Function(function, "on", MOMENTS[moment], is_for_first=ranks == "first")
+            _register(self._script.moments.setdefault(moment, []), registered)
             return function
 
         return register

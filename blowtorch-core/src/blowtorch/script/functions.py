@@ -43,13 +43,17 @@ class Function:
         function: what was decorated.
         kind: the decorator, one of `ARGUMENTS`.
         at_hand: further names that can be given, besides those of `ARGUMENTS[kind]`.
+        is_for_first: whether of several processes the first alone calls it.
 
     Raises:
         ScriptError: a parameter that cannot be filled, naming those that can.
     """
 
-    def __init__(self, function: Callable[..., Any], kind: str, at_hand: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, function: Callable[..., Any], kind: str, at_hand: tuple[str, ...] = (), is_for_first: bool = False
+    ) -> None:
         self.function = function
+        self.is_for_first = is_for_first
         self.name = getattr(function, "__name__", type(function).__name__)
         self.kind = kind
         self.asks_for = _asked_names(function, kind, (*ARGUMENTS[kind], *at_hand))

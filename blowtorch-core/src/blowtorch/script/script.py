@@ -13,6 +13,7 @@ from blowtorch.script.command_line import find_script
 from blowtorch.script.functions import Function
 from blowtorch.state import RunState
 
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")  # of torch, which would exchange gradients too
 _NO_DATA = [None]  # for a function that takes no batches
 
 
@@ -91,6 +92,11 @@ class Script:
         """Raise a `ScriptError` if nothing can be trained: something is missing, or two things do not go together."""
         if not isinstance(model, nn.Module):
             raise ScriptError(f"run(model, ...) expects a torch.nn.Module, got {model!r:.100}")
+        if type(model).__name__ in _WRAPPERS:
+            raise ScriptError(
+                f"run(model, ...) was given a {type(model).__name__}; give it the module that this wraps, since "
+                f"several processes are taken care of here"
+            )
         if self.train is None:
             raise ScriptError("there is no train step; decorate a function with @run.train_step or @run.train_epoch")
         if optimize_metric is not None and self.train.kind != "train_step":

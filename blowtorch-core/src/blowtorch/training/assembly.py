@@ -192,7 +192,10 @@ def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder
     state, progress = workspace.state, workspace.progress
 
     def call_callbacks(state: RunState) -> Callbacks:
-        functions = {moment: [function.bind(state) for function in asked] for moment, asked in script.moments.items()}
+        functions = {
+            moment: [function.bind(state) for function in asked if state.is_first or not function.is_for_first]
+            for moment, asked in script.moments.items()
+        }
         shown = [(plugin, state.shown_with(own_folder(folder, plugin))) for plugin in plan.extensions.callbacks]
         return Callbacks(state, shown, functions)
 

@@ -5,6 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from blowtorch.clock import NEVER
@@ -215,10 +216,16 @@ def validate_due(training: Training) -> None:
             announce_validation(training, validation.name)
             training.workspace.share_buffers()
             with training.steps.returns.objects.put_aside():
-                may_be_cut = training.steps.function.kind == "train_step"
-                metrics = validate(validation, training.workspace, may_be_cut)
+                metrics = validate(validation, training.workspace, partial(is_validation_cut, training))
             trigger.mark_done(time)
             record_validation(training, validation.name, metrics)
+
+
+def is_validation_cut(training: Training) -> bool:
+    """Return whether a validation under way is to be cut, since the run is asked to stop; an epoch's own goes on."""
+    if training.agreement is not None:
+        training.agreement.meet_among_batches()
+    return training.progress.interruption is not None and training.steps.function.kind == "train_step"
 
 
 def announce_validation(training: Training, name: str) -> None:
@@ -327,12 +334,4 @@ def report_missing_metric(training: Training) -> None:
             "no best checkpoint",
             f"no checkpoint is the best one: checkpoint_metric is {metric!r}, and validations measure "
             f"{', '.join(measured)}.{nearest(metric, measured)}",
-        )
-
-
-def report_unread_overrides(training: Training) -> None:
-    """Say, after the first epoch of a process, which overrides of the command line nothing has read."""
-    for key in training.state.config.unread_overrides():
-        training.workspace.lines.warn_once(
-            f"unread {key}", f"nothing has read {key!r}, which the command line sets; does the script use another name?"
         )

@@ -37,7 +37,6 @@ from blowtorch.training.between_steps import (
     record_due,
     record_validation,
     report_published,
-    report_unread_overrides,
     save,
     settle,
     until_end,
@@ -48,6 +47,7 @@ from blowtorch.training.precision import computing
 from blowtorch.training.snapshot import take_snapshot
 from blowtorch.training.training import Steps, Training
 from blowtorch.training.validation import EpochLoader, ValidationCutError, validate
+from blowtorch.training.writing import report_unread_overrides
 
 _NO_BATCH = object()
 
@@ -78,7 +78,7 @@ def train(training: Training, most_epochs: int | None = None) -> None:
             elif goes_on and train_epoch(training.steps, until_end(training, batches), partial(after_step, training)):
                 end_epoch(training)
         if progress.interruption is None:
-            report_unread_overrides(training)
+            report_unread_overrides(training.state.config, training.workspace.lines)
         most_epochs = None if most_epochs is None else most_epochs - 1
     end_run(training)
 

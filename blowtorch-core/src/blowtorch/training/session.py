@@ -41,7 +41,14 @@ from blowtorch.training.start import agree_on_seed, find_starting_point, refuse_
 from blowtorch.training.trace import Trace
 from blowtorch.training.training import Training
 from blowtorch.training.workspace import Surroundings, Workspace, make_workspace
-from blowtorch.training.writing import describe_changes, describe_run, find_late_options, inform_loggers, write_down
+from blowtorch.training.writing import (
+    compare_processes,
+    describe_changes,
+    describe_run,
+    find_late_options,
+    inform_loggers,
+    write_down,
+)
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,8 @@ class Session:
         """
         options, script = self._options, self._script
         script.check(self._model, options.optimize_metric)
+        if self._world.is_shared:
+            compare_processes(self._world, script, self._config, options)
         extensions = RunExtensions.create(options, self._plugins, self._world.is_first)
         device, start = choose_device(options), self._world.decide(lambda: find_starting_point(options, script))
         seed = script.seed if start.folder is None else agree_on_seed(start.folder, script.seed)
@@ -253,7 +262,7 @@ class Session:
         finally:
             training.steps.gradients.close()
             training.coverage.close()
-            if self._options.dry_run:
+            if self._options.dry_run and self._world.is_first:
                 training.checkpoints.delete_all()
 
     def _load_initial_weights(self, state: RunState) -> CheckpointError | None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blowtorch.parallel.exchange import add_up_gradients
+from blowtorch.parallel.exchange import Exchange
 from blowtorch.parallel.world import World
 from blowtorch.script.returns import Reader
 from blowtorch.training.gradients import ChangedGradients, TrainStep
@@ -26,6 +26,7 @@ class SharedGradients(ChangedGradients):
 
     def __init__(self, world: World, **changed: Any) -> None:
         self._world = world
+        self._exchange = Exchange(world)
         self._unit = 0.0  # what the weights of a group are divided by, so that losses keep their size; 0 before one
         self._shares: list[tuple[int, bool]] = []  # of each batch of a group: samples, and whether it has any at all
         super().__init__(**changed)
@@ -92,7 +93,7 @@ class SharedGradients(ChangedGradients):
 
     def _add_up(self, optimizers: list[torch.optim.Optimizer], numbers: list[float]) -> list[float]:
         every = [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]
-        return add_up_gradients(self._world, self._in_order(list(dict.fromkeys(every))), numbers)
+        return self._exchange.add_up(self._in_order(list(dict.fromkeys(every))), numbers)
 
     def _scale(self, optimizers: list[torch.optim.Optimizer], factor: float) -> None:
         every = [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]

@@ -75,14 +75,23 @@ class ValidationCutError(Exception):
 
 
 def validate(
-    validation: Validation, workspace: Workspace, may_be_cut: bool = False, most_batches: int | None = None
+    validation: Validation,
+    workspace: Workspace,
+    is_cut: Callable[[], bool] = lambda: False,
+    most_batches: int | None = None,
 ) -> dict[str, float]:
     """Validate once, and return the means of what the function returns, by their recorded names.
 
     The random streams of training are untouched; those of the validation depend on seed, step and name alone.
 
+    Args:
+        validation: what is done.
+        workspace: in which it takes place.
+        is_cut: is asked before each batch whether the run is to stop.
+        most_batches: take no more.
+
     Raises:
-        ValidationCutError: the run was asked to stop meanwhile, and the validation `may_be_cut`.
+        ValidationCutError: the run was asked to stop meanwhile.
     """
     state, function, returns = workspace.state, validation.function, validation.returns
     try:
@@ -100,7 +109,7 @@ def validate(
             else:
                 read = returns.reader()
                 for index, batch in enumerate(batches):
-                    if may_be_cut and state.interruption is not None:
+                    if is_cut():
                         validation.batches.forget_epoch()
                         raise ValidationCutError
                     if validation.batches.is_stand_in:

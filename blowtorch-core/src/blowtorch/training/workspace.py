@@ -85,12 +85,15 @@ class Workspace:
         model = self.state.model
         state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
         shapes = {name: None if is_lazy(value) else tuple(value.shape) for name, value in state.items()}
-        for rank, others in enumerate(self.world.gather(shapes)):
-            first = next((name for name in {**shapes, **others} if shapes.get(name) != others.get(name)), None)
+        own, *all_others = self.world.gather(shapes)
+        for rank, others in enumerate(all_others, 1):
+            first = next((name for name in {**own, **others} if own.get(name) != others.get(name)), None)
             if first is not None:
-                raise ScriptError(
-                    f"the model of process {rank} is another one than that of process {self.world.rank}: {first!r} has "
-                    f"shape {others.get(first)} and {shapes.get(first)}; build it alike in each process"
+                self.world.refuse(
+                    ScriptError(
+                        f"the model of process {rank} is another one than that of process 0: {first!r} has "
+                        f"shape {others.get(first)} and {own.get(first)}; build it alike in each process"
+                    )
                 )
         self.world.share([value for value in state.values() if not is_lazy(value)])
 

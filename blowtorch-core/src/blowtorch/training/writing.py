@@ -4,6 +4,7 @@ An option that comes too late to be in use stands nowhere as if it were: what is
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ from typing import Any
 import torch
 
 from blowtorch.config.config import Config
-from blowtorch.folder.folder import RunFolder, plain
+from blowtorch.errors import ScriptError
+from blowtorch.folder.folder import RunFolder, find_differences, plain
 from blowtorch.folder.provenance import describe_device, git_commit, snapshot, summarize_model, versions
+from blowtorch.folder.secrets import mask_text
 from blowtorch.options import RunOptions
+from blowtorch.parallel.world import World
 from blowtorch.plugins import Plugin
+from blowtorch.record.lines import Lines
 from blowtorch.script.script import Script
 from blowtorch.state import RunInfo, RunState
 
@@ -30,6 +35,34 @@ class LateOption:
 
     earlier: Any
     sentence: str | None
+
+
+_MAY_DIFFER = ("options.device",)  # each process may have one of its own
+
+
+def compare_processes(world: World, script: Script, config: Config, options: RunOptions) -> None:
+    """Make sure that all processes were started with the same.
+
+    Raises:
+        ScriptError: the code, the configuration, the options or the versions of one differ from those of the first.
+    """
+    try:
+        code = Path(script.path).read_bytes() if script.path else b""
+    except OSError:
+        code = b""
+    own = {
+        "the script": {"path": script.path, "digest": hashlib.sha256(code).hexdigest()[:12]},
+        "versions": versions(),
+        "configuration": plain(config.snapshot()),
+        "options": plain(vars(options)),
+    }
+    first, *others = world.gather(own)
+    for rank, other in enumerate(others, 1):
+        for key, (of_first, of_other) in find_differences(first, other, "").items():
+            if key not in _MAY_DIFFER:
+                values = f"{mask_text(repr(of_first))} and {mask_text(repr(of_other))}"
+                text = f"processes 0 and {rank} were started with something else: {key} is {values}"
+                world.refuse(ScriptError(f"{text}; start all of them alike"))
 
 
 def find_late_options(folder: RunFolder, options: RunOptions, is_restored: bool) -> dict[str, LateOption]:
@@ -123,3 +156,11 @@ def inform_loggers(
 def _is_home(folder: RunFolder, save_path: str) -> bool:
     """Return whether a save_path is where the run folder lies already."""
     return Path(save_path).resolve() == folder.path.resolve().parent
+
+
+def report_unread_overrides(config: Config, lines: Lines) -> None:
+    """Say, after the first epoch of a process, which overrides of the command line nothing has read."""
+    for key in config.unread_overrides():
+        lines.warn_once(
+            f"unread {key}", f"nothing has read {key!r}, which the command line sets; does the script use another name?"
+        )

@@ -20,8 +20,10 @@ from blowtorch.trial.untouched import left_as_it_was
 _STEPS = 2  # in the first an optimizer makes its state, in the second all of it is there from the beginning
 
 
-def find_batch_size(script: Script, workspace: Workspace, loader: Any, largest: int | None) -> int:
+def find_batch_size(script: Script, workspace: Workspace, loader: Any, largest: int | None, num_shares: int = 1) -> int:
     """Return the largest batch size, in doublings or halvings of the loader's, with which two steps fit into memory.
+
+    Where each batch is shared by several processes, this is about the share of one.
 
     Model, kept objects and random streams are afterwards as they were.
 
@@ -33,7 +35,7 @@ def find_batch_size(script: Script, workspace: Workspace, loader: Any, largest: 
     if not isinstance(loader, DataLoader) or not isinstance(loader.batch_size, int):
         raise ScriptError(f"run.find_batch_size expects a DataLoader with a batch size, got {loader!r:.100}")
     limits = [limit for limit in (largest, length_of(loader.dataset)) if limit is not None]
-    size, most, state = loader.batch_size, min(limits, default=2**31), workspace.state
+    size, most, state = max(1, loader.batch_size // num_shares), min(limits, default=2**31), workspace.state
     if most < 1:
         raise ScriptError(f"run.find_batch_size has nothing to try: at most {most} samples may make a batch")
     fits: dict[int, bool] = {}

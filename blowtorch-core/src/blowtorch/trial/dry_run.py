@@ -21,6 +21,7 @@ from blowtorch.clock import Interval, Time
 from blowtorch.errors import CheckpointError, ExtensionError, RunFolderError, warn
 from blowtorch.folder.folder import check_run_name
 from blowtorch.options import RunOptions
+from blowtorch.parallel.world import World
 from blowtorch.script.script import Script, ValidationRequest
 from blowtorch.streams import derive_seed
 from blowtorch.training.loop import train
@@ -41,6 +42,7 @@ def do_dry_run(
     options: RunOptions,
     loaders: tuple[Any, Any],
     make_session: Callable[[Script, RunOptions], Session],
+    world: World,
 ) -> Session:
     """Do what the option `dry_run` asks for, and print what was found; return the session that did it.
 
@@ -50,20 +52,22 @@ def do_dry_run(
         options: of the run that the dry run is for.
         loaders: the train and the validation loader of the call.
         make_session: makes one with a script and options, which deletes what it has kept.
+        world: the processes that take part; the first prints.
 
     Raises:
         BlowtorchError: the run would be refused, or fails.
         CheckpointError: the checkpoint cannot be written or loaded, or the disk has no room for those of the run.
         ExtensionError: a logger did not take all that it was given.
     """
-    start = find_starting_point(options, script)
+    start = world.decide(lambda: find_starting_point(options, script))
     seed, every_loader = derive_seed(script.seed, "dry_run"), [*loaders, *script.loaders()]
-    with left_as_it_was(script, model, seed, every_loader, options.callbacks), _claimed(start, options):
-        new_folders = missing_folders(options)
+    with left_as_it_was(script, model, seed, every_loader, options.callbacks), _claimed(start, options, world):
+        new_folders = missing_folders(options) if world.is_first else []
         session = make_session(dry_run_script(script), dry_run_options(options, start))
         try:
             with session as training, doubting(training, _begins_untrained(options, start)) as doubts:
                 findings = try_everything(training, script, start)
+                world.gather(None)  # the first deletes what all have read
             check_loggers(session)
         finally:
             remove_empty(new_folders)
@@ -71,7 +75,7 @@ def do_dry_run(
         if session.status == "finished":
             lines += [*report(session, findings), *_try_to_continue(session, start)]
             lines += [f"  doubt        {text}" for text in (*doubts.sentences(), *_find_overlaps(session.training))]
-    for line in lines:
+    for line in lines if world.is_first else ():
         print(line)
     return session
 
@@ -104,13 +108,14 @@ def dry_run_options(options: RunOptions, start: StartingPoint) -> RunOptions:
 
 
 @contextlib.contextmanager
-def _claimed(start: StartingPoint, options: RunOptions) -> Iterator[None]:
+def _claimed(start: StartingPoint, options: RunOptions, world: World) -> Iterator[None]:
     """Refuse what a run would refuse of its folder: another owner, no right to write there, a name that cannot be."""
     if start.folder is None:
         check_run_name(options.run_name)
         yield
         return
-    start.folder.lock.acquire()
+    if world.is_first:
+        start.folder.lock.acquire()
     try:
         _check_writable(start.folder.path)
         yield

@@ -80,7 +80,7 @@ def predict(script: Script, workspace: Workspace, loader: Any) -> Iterator[Any]:
         raise ScriptError("run.predict needs a function decorated with @run.predict_step")
     state = workspace.state
     loader = _choose_loader(loader, script.predict_loader, "predict", "predict_step")
-    batches = Batches(loader, state.seed, state.device, name="predict")
+    batches = Batches(loader, state.seed, state.device, name="predict", slicer=workspace.slicer)
     return _predictions(script.predict.bind(state), workspace, batches)
 
 
@@ -101,7 +101,8 @@ def _predictions(function: Function, workspace: Workspace, batches: Batches) -> 
                     batch = next(iterator, _NOTHING)
                     if batch is _NOTHING:
                         return
-                    output = move(function.call(batch=batch, batch_index=index), _CPU)
+                    output = None if batches.is_stand_in else function.call(batch=batch, batch_index=index)
+                    output = _of_all(move(output, _CPU), batches, workspace)
                 versions = before.versions()
                 yield output
     finally:
@@ -110,6 +111,24 @@ def _predictions(function: Function, workspace: Workspace, batches: Batches) -> 
 
 
 _NOTHING = object()
+
+
+def _of_all(output: Any, batches: Batches, workspace: Workspace) -> Any:
+    """Return what all processes have predicted for a batch, in the order of its samples.
+
+    Raises:
+        ScriptError: it is no prediction for each sample, so that the shares cannot be joined.
+    """
+    if not workspace.world.is_shared:
+        return output
+    shares = workspace.world.gather((batches.share, output))
+    outputs = [output for share, output in shares if share is not None and share.samples]
+    if len(outputs) > 1 and isinstance(outputs[0], torch.Tensor) and outputs[0].ndim == 0:
+        raise ScriptError(
+            "the prediction step returned one number for a batch, of which each process has some samples; return a "
+            "value for each sample"
+        )
+    return outputs[0] if len(outputs) == 1 else _join(outputs)
 
 
 def gather(outputs: Iterator[Any]) -> Any:
