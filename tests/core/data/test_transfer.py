@@ -2,6 +2,7 @@
 
 import dataclasses
 import weakref
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,11 +99,32 @@ def test_no_more_than_two_batches_are_held():
     assert most <= 2
 
 
+class Mirrored(DataLoader):
+    """Changes the batches of its workers in this process."""
+
+    def __iter__(self):
+        return (batch * torch.randint(2, ()) for batch in super().__iter__())
+
+
+class Augmenting(Sequence):
+    """Draws when it is asked for a batch; how it loads them is its own matter."""
+
+    num_workers = None
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return X * torch.randint(2, ()), X
+
+
 @pytest.mark.parametrize(
     ("make", "may"),
     [
         (lambda: [(X, X)], True),
         (lambda: DataLoader(Plain(), num_workers=1), True),
+        (lambda: Mirrored(Plain(), num_workers=1), False),  # what it does with a batch may draw, too
+        (lambda: Augmenting(), False),
         (lambda: DataLoader(Plain()), False),  # its dataset may draw from the streams of training
         (lambda: iter([(X, X)]), False),
         (lambda: DataLoader(CountedStream()), False),  # its position is that of what was fetched

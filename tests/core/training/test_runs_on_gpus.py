@@ -1,6 +1,7 @@
 """A run on a GPU, late as that may be, is to the bit the one on the CPU: its weights, its record, what it predicts."""
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -42,7 +43,25 @@ def test_a_run_on_a_gpu_is_that_of_the_cpu(gpus, make_run, net, loader, events, 
     assert seen[0][1] == seen[1][1]
 
 
-def test_a_run_that_goes_on_on_a_gpu_is_that_of_the_cpu(gpus, make_run, net, loader):
+class Noisy(Sequence):
+    """Batches with noise, which is drawn when they are asked for."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if index >= len(self):
+            raise IndexError
+        x, y = self.data[8 * index : 8 * index + 8]
+        return x + torch.randn(x.shape), y
+
+
+@pytest.mark.parametrize("is_noisy", [False, True])
+def test_a_run_that_goes_on_on_a_gpu_is_that_of_the_cpu(gpus, make_run, net, data, loader, is_noisy):
+    loader = Noisy(data) if is_noisy else loader
     whole, parts = copy.deepcopy(net), copy.deepcopy(net)
     make_run(validates=False)(whole, loader, device="cpu", max_steps=13, **QUIET)
     first = make_run(validates=False)(parts, loader, device="cuda:1", max_steps=5, **QUIET)

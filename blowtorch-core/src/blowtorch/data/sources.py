@@ -63,8 +63,8 @@ class Source:
         self._name = name
         self._seed = seed
         self._running: weakref.ref[Any] | None = None  # the loader's iterator, whose workers are to be ended
-        self.may_look_ahead = getattr(loader, "num_workers", 0) > 0
-        self.is_lasting = isinstance(loader, DataLoader) and self.may_look_ahead and not has_own_iterator(loader)
+        has_workers = isinstance(loader, DataLoader) and loader.num_workers > 0
+        self.may_look_ahead = self.is_lasting = has_workers and not has_own_iterator(loader)
 
     def iterate(self, epoch: int, position: int) -> Iterator[Any]:
         """Return the batches of an epoch from a position on; those before it are skipped in this call."""
@@ -112,7 +112,7 @@ class SequenceSource(Source):
 
     def __init__(self, loader: Sequence[Any], name: str, seed: int) -> None:
         super().__init__(loader, name, seed)
-        self.may_look_ahead = True
+        self.may_look_ahead = type(loader) in (list, tuple)  # any other may draw where it is asked for a batch
 
     def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
         if position == 0:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 _LEAST_SHARE = 0.2  # of the time, below which nothing is said
 _LEAST_SECONDS = 10.0
@@ -69,22 +69,22 @@ class Waiting:
         share = (
             f"{100 * min(1.0, waited / self._seconds):.0f} % of the time of the training steps was spent waiting for"
         )
-        workers, dataset = getattr(self._loader, "num_workers", None), getattr(self._loader, "dataset", None)
-        if workers is None or isinstance(dataset, IterableDataset):  # each of more workers would go through all of it
-            return f"{share} batches of the loader"
-        if workers == 0:
+        loader = self._loader
+        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+            return f"{share} batches of the loader"  # each of more workers would go through all of a stream
+        if not loader.num_workers:
             return (
                 f"{share} data, which was loaded in between: DataLoader(num_workers=...) has it loaded meanwhile, "
                 f"where there are processors to spare"
             )
-        if first > others and not self._loader.persistent_workers:
+        if first > others and not loader.persistent_workers:
             return (
                 f"{share} data, most of it for the first batch of each epoch: DataLoader(persistent_workers=True) "
                 f"keeps its workers from one epoch to the next"
             )
         return (
-            f"{share} data: more workers (num_workers is {workers}) would help where there are processors to spare, or "
-            f"samples that take less to load"
+            f"{share} data: more workers (num_workers is {loader.num_workers}) would help where there are processors "
+            f"to spare, or samples that take less to load"
         )
 
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
