@@ -1,6 +1,7 @@
 """Metrics on an accelerator are read when the next step is under way, and all is as if they were read at once."""
 
 import math
+import threading
 
 import pytest
 import torch
@@ -24,12 +25,24 @@ class OnADevice(torch.Tensor):
         return values
 
 
+class ReadByAnother(OnADevice):
+    """Is not read by any thread but the main one until the run has gone on, or has let that thread have its time."""
+
+    is_being_read, has_gone_on = threading.Event(), threading.Event()
+
+    def tolist(self):
+        if threading.current_thread() is not threading.main_thread():
+            self.is_being_read.set()
+            self.has_gone_on.wait(0.5)
+        return super().tolist()
+
+
 @pytest.fixture(autouse=True)
 def nothing_has_happened():
     HAPPENED.clear()
 
 
-def train(kind, *, fails_at=None, spoiled=(), logs_text=False, asks=False, **options):
+def train(kind, *, fails_at=None, spoiled=(), logs_text=False, asks=False, watching=None, **options):
     """Train on metrics of a kind of tensor; return the result, and what callbacks have seen."""
     run, seen = start(), []
 
@@ -59,7 +72,8 @@ def train(kind, *, fails_at=None, spoiled=(), logs_text=False, asks=False, **opt
 
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
-    result = run(model, DATA, DATA[:2], callbacks=[Watching()], **{"log_every": "3 steps", **QUIET, **options})
+    callbacks = [Watching(), *([] if watching is None else [watching])]
+    result = run(model, DATA, DATA[:2], callbacks=callbacks, **{"log_every": "3 steps", **QUIET, **options})
     return result, seen
 
 
@@ -100,6 +114,27 @@ def test_what_is_recorded_and_what_callbacks_see_is_the_same_in_the_same_order(o
     assert recorded(at_once[0], events, *kinds) == recorded(late[0], events, *kinds)
     assert repr(at_once[1]) == repr(late[1])
     assert repr(at_once[0].metrics) == repr(late[0].metrics)
+
+
+def test_another_thread_may_ask_for_metrics_and_the_run_waits_for_what_that_records(events):
+    asking = []
+
+    class Asking:
+        @hookimpl
+        def train_step_end(self, state):
+            if state.step == 4:  # what step 3 has recorded is still to be read
+                asking.append(threading.Thread(target=lambda: dict(state.metrics)))
+                asking[0].start()
+                ReadByAnother.is_being_read.wait()
+
+        @hookimpl
+        def epoch_end(self):
+            ReadByAnother.has_gone_on.set()
+
+    alone, _ = train(OnADevice)
+    asked, _ = train(ReadByAnother, watching=Asking())
+    asking[0].join()
+    assert recorded(alone, events, "metrics") == recorded(asked, events, "metrics")
 
 
 def test_a_run_that_goes_on_has_the_same_record(events):

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +41,7 @@ class Record:
         self._beat = beat
         self._file: BinaryIO = path.open("ab", buffering=0)
         self._append_next: Callable[[], None] | None = None  # appends the event that comes next, once it is known
+        self._catching_up = threading.RLock()
         self.is_behind = False
         self._held: list[dict[str, Any]] = []  # encoded together, which costs a fraction of one at a time
         self._unwritten = b""  # lines that a full disk has refused
@@ -74,10 +76,16 @@ class Record:
         self._append_next, self.is_behind = append, True
 
     def catch_up(self) -> None:
-        """Append what was put off."""
-        if self._append_next is not None:
-            append, self._append_next, self.is_behind = self._append_next, None, False
-            append()
+        """Append what was put off; any thread may call this, and others wait for it."""
+        if not self.is_behind:
+            return
+        with self._catching_up:
+            append, self._append_next = self._append_next, None
+            if append is not None:
+                try:
+                    append()
+                finally:
+                    self.is_behind = False
 
     def write(self) -> bool:
         """Write the events that are held; return whether the file has all of them. A full disk is tried again later."""
