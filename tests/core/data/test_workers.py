@@ -179,6 +179,57 @@ def test_a_script_that_leaves_batches_unread_ends(tmp_path, persistent):
     assert (done.stdout, done.stderr) == ("torch.Size([4, 1])\n", "")
 
 
+ENDING = """
+import gc, torch
+from torch.utils.data import DataLoader, Dataset
+from blowtorch import Run
+
+class Ending(Dataset):
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        if index >= 10:
+            raise StopIteration
+        return torch.ones(4)
+
+run = Run(random_seed=0, command_line=[])
+run.train_step(lambda batch, model: model(batch).square().mean())
+run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+run.on("epoch_end")(lambda epoch: gc.collect())
+print(run(torch.nn.Linear(4, 1), DataLoader(Ending(), 4, num_workers=1), max_epochs=1, progress=False).step)
+"""
+
+
+def test_a_script_whose_dataset_ends_epochs_in_its_workers_ends(tmp_path):
+    """Their iterator is then part of a cycle, and torch cannot tell its workers to end any more."""
+    done = subprocess.run([sys.executable, "-c", ENDING], cwd=tmp_path, stdout=subprocess.PIPE, timeout=60, check=True)
+    assert done.stdout == b"2\n"
+
+
+LEFT_WITH_STATE = """
+import torch
+from torch.utils.data import IterableDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+from blowtorch import Run
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.zeros(64, 4))
+
+run = Run(random_seed=0, command_line=[])
+run.predict_step(lambda model, batch: model(batch))
+outputs = run.predict(torch.nn.Linear(4, 1), StatefulDataLoader(Stream(), 4, num_workers=2))
+print(next(outputs).shape)
+"""
+
+
+def test_a_script_that_leaves_batches_of_a_loader_with_state_unread_ends(tmp_path):
+    pytest.importorskip("torchdata")
+    done = subprocess.run([sys.executable, "-c", LEFT_WITH_STATE], cwd=tmp_path, stdout=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"torch.Size([4, 1])\n")
+
+
 def end_badly(worker):
     util.Finalize(None, os._exit, args=(3,), exitpriority=10)
 

@@ -70,16 +70,21 @@ def end_workers(loader: DataLoader[Any], iterator: Iterator[Any] | None) -> None
 
 
 def end_workers_at_exit(iterator: Iterator[Any]) -> None:
-    """Have the workers of an iterator end with this process, wherever the script still keeps it.
+    """Have the workers of an iterator end with this process, whether the script still keeps the iterator or not.
 
-    Python ends the children of a process by a signal, and waits for them; but they leave signals to this process.
+    torch and Python end a worker by a signal, and Python waits for it; but workers leave signals to this process.
     """
     _iterated[iterator] = os.getpid()
+    for worker in getattr(iterator, "_workers", ()):
+        # torch calls it where it has waited in vain, as for workers of an iterator that was collected within a cycle.
+        worker.terminate = functools.partial(type(worker).kill, weakref.proxy(worker))
+        _started[worker] = os.getpid()
     _end_all_at_exit()
 
 
 # What is registered for the exit is never forgotten; so there is one entry for all, which knows those that live.
 _iterated: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()
+_started: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()  # outlive their iterator where it fails
 
 
 @functools.cache
@@ -91,6 +96,9 @@ def _end_all() -> None:
     for iterator, process in list(_iterated.items()):
         if process == os.getpid():  # a child that the script has forked has no workers of its own
             _end(iterator)
+    for worker, process in list(_started.items()):
+        if process == os.getpid():
+            worker.kill()
 
 
 def _end(iterator: Any) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ class Source:
 
     def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
         self._start_drawing(position)
-        return self._checks.watch(draw_forward(self._loader, seed, position, self._checks.compare), position)
+        return self._checks.watch(draw_forward(self._start, seed, position, self._checks.compare), position)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is known of the position in the middle of an epoch besides its number."""
@@ -95,9 +95,15 @@ class Source:
         if isinstance(self._loader, DataLoader):
             end_workers(self._loader, None if self._running is None else self._running())
 
-    def _note_running(self, batches: Iterator[Any]) -> None:
+    def _start(self) -> Iterator[Any]:
+        """Return the loader's own iterator; workers that it starts end with this process."""
+        if not isinstance(self._loader, DataLoader) or not self._loader.num_workers:
+            return iter(self._loader)
+        with starting_workers():
+            batches: Iterator[Any] = iter(self._loader)
         self._running = weakref.ref(batches)
         end_workers_at_exit(batches)
+        return batches
 
     def _start_drawing(self, position: int) -> None:
         self._checks.start_epoch(is_continued=position > 0)
@@ -143,9 +149,9 @@ class StatefulSource(Source):
     def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
         if position and self._restored is not None:
             self._stateful.load_state_dict(self._restored)
-            return self._note_end(draw_forward(self._loader, seed, 0))
+            return self._note_end(draw_forward(self._start, seed, 0))
         self._start_drawing(position)  # the checkpoint is of a time when the loader had no state
-        return self._note_end(draw_forward(self._loader, seed, position))
+        return self._note_end(draw_forward(self._start, seed, position))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the middle of an epoch."""
@@ -181,10 +187,7 @@ class OrderedLoaderSource(Source):
 
     def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
         self.order.set(epoch, position)
-        with starting_workers() if self._loader.num_workers else contextlib.nullcontext():
-            batches: Iterator[Any] = iter(self._loader)
-        if self._loader.num_workers:
-            self._note_running(batches)
+        batches = self._start()
         return self._led(batches, position) if position and has_own_iterator(self._loader) else batches
 
     def _led(self, batches: Iterator[Any], position: int) -> Iterator[Any]:
@@ -228,9 +231,7 @@ class StreamLoaderSource(Source):
     def _iterate(self, seed: int, epoch: int, position: int) -> Iterator[Any]:
         if self._stream is not None:
             self._stream.set(seed, epoch)
-        with starting_workers():
-            batches: Iterator[Any] = iter(self._loader)
-        self._note_running(batches)
+        batches = self._start()
         self._start_drawing(position)
         for number, batch in enumerate(itertools.islice(batches, position)):
             self._checks.compare(batch, number)
@@ -348,7 +349,10 @@ def holders_of_position(loader: Any) -> list[Any]:
 
 
 def draw_forward(
-    iterable: Iterable[Any], seed: int, position: int, compare: Callable[[Any, int], None] = lambda batch, number: None
+    start: Callable[[], Iterator[Any]],
+    seed: int,
+    position: int,
+    compare: Callable[[Any, int], None] = lambda batch, number: None,
 ) -> Iterator[Any]:
     """Return the batches of an iterable from a position on; those before it are drawn in this call.
 
@@ -357,14 +361,14 @@ def draw_forward(
     Later batches draw from the global streams, as in a loop by hand; a checkpoint holds those.
 
     Args:
-        iterable: of batches.
+        start: begins the iteration.
         seed: of the epoch.
         position: how many batches are left out.
         compare: is called with each of these and how many are before it.
     """
     streams = SeparateStreams(seed)
     with streams:
-        iterator = iter(iterable)
+        iterator = start()
         for number, batch in enumerate(itertools.islice(iterator, position)):
             compare(batch, number)
     return _draw_on(iterator, streams if position == 0 else contextlib.nullcontext())
