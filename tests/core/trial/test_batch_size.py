@@ -207,3 +207,17 @@ def test_the_largest_batch_that_fits_into_a_gpu_is_found_and_its_memory_given_ba
     for size, peak in peaks.items():
         gpus.limit_bytes = peak
         assert search() == (size, used)
+
+
+def test_what_a_size_took_is_free_again_before_memory_is_given_back_to_a_gpu(gpus, make_run, net, loader, monkeypatch):
+    before, after = [], []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: after.append(gpus.used_bytes))
+    run = make_run()
+
+    @run.configure_optimizers
+    def configure_optimizers(model):
+        before.append(gpus.used_bytes)
+        return torch.optim.Adam(model.parameters())
+
+    assert run.find_batch_size(net, loader, device="cuda", largest=32) == 32
+    assert len(after) == 3 and set(after) == {before[0]}

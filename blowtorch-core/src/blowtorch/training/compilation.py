@@ -42,7 +42,8 @@ class Compilations:
         self.is_new = False
         lines, compile, step = self._workspace.lines, self._workspace.state.options.compile, self._steps[-1]
         is_dynamic = not isinstance(compile, bool) and "dynamic" in compile
-        advice = "" if is_dynamic else "; compile={'dynamic': True} compiles once for batches of nearly all sizes"
+        setting = "torch.compile(model, dynamic=True)" if compile is False else "compile={'dynamic': True}"
+        advice = "" if is_dynamic else f"; {setting} compiles once for batches of nearly all sizes"
         if self._is_last_batch and len(self._steps) < _MANY:
             lines.say_once(
                 "torch.compile",
