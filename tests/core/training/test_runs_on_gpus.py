@@ -69,6 +69,14 @@ def test_a_run_that_goes_on_on_a_gpu_is_that_of_the_cpu(gpus, make_run, net, dat
     assert_same(weights(whole), [value.cpu() for value in weights(parts)])
 
 
+def test_the_gpu_may_be_the_default_device_of_the_script(gpus, make_run, net, data):
+    batches, models = [data[first : first + 8] for first in range(0, 64, 8)], [net, copy.deepcopy(net)]
+    make_run(validates=False)(models[0], batches, device="cpu", max_epochs=2, **QUIET)
+    with torch.device("cuda"):
+        make_run(validates=False)(models[1], batches, device="cuda", max_epochs=2, log_every="1 step", **QUIET)
+    assert_same(weights(models[0]), [value.cpu() for value in weights(models[1])])
+
+
 def test_what_is_evaluated_predicted_and_tried_out_on_a_gpu_is_as_on_the_cpu(gpus, make_run, net, loader):
     run = make_run()
     run.predict_step(lambda batch, model: model(batch[0]))

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 _LENGTH_ASKED = "_IterableDataset_len_called"
@@ -54,6 +55,11 @@ def has_firm_length(loader: Any) -> bool:
 def is_empty(loader: Any) -> bool:
     """Return whether a loader has no batches for sure; one that may have more than it says is given a try."""
     return length_of(loader) == 0 and (has_firm_length(loader) or isinstance(loader, Sequence))
+
+
+def drawing_on_cpu() -> contextlib.AbstractContextManager[Any]:
+    """Have torch draw the seed of an epoch where our generator is, though the script has made a GPU the default."""
+    return contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def copy_loader(loader: DataLoader[Any], **settings: Any) -> DataLoader[Any]:

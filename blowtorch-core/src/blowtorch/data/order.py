@@ -154,11 +154,11 @@ def indices_from(
         return _random_indices(sampler, seed, position)
     generator = torch.Generator().manual_seed(seed)
     if kind is SubsetRandomSampler:
-        places = torch.randperm(len(sampler.indices), generator=generator)[position:]
+        places = torch.randperm(len(sampler.indices), generator=generator, device="cpu")[position:]
         return (sampler.indices[place] for place in _numbers(places))
     if kind is WeightedRandomSampler:
         count, replacement = sampler.num_samples, sampler.replacement
-        return _numbers(torch.multinomial(sampler.weights, count, replacement, generator=generator)[position:])
+        return _numbers(torch.multinomial(sampler.weights.cpu(), count, replacement, generator=generator)[position:])
     if draw is not None:
         return draw(position)
     indices = itertools.chain.from_iterable(blocks_of(sampler, seed))
@@ -173,9 +173,9 @@ def _random_indices(sampler: RandomSampler, seed: int, position: int) -> Iterato
     for first in range(position - position % span, count, span):
         generator = torch.Generator().manual_seed(derive_seed(seed, first))
         if sampler.replacement:
-            indices = torch.randint(size, (span,), generator=generator)
+            indices = torch.randint(size, (span,), generator=generator, device="cpu")
         else:
-            indices = torch.randperm(size, generator=generator)
+            indices = torch.randperm(size, generator=generator, device="cpu")
         yield from _numbers(indices[max(0, position - first) : count - first])
 
 

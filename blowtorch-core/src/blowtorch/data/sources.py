@@ -26,7 +26,7 @@ from torch.utils.data import (
     default_convert,
 )
 
-from blowtorch.data.loaders import copy_loader, end_workers, end_workers_at_exit, has_own_iterator
+from blowtorch.data.loaders import copy_loader, drawing_on_cpu, end_workers, end_workers_at_exit, has_own_iterator
 from blowtorch.data.order import EpochOrder
 from blowtorch.data.samplers import chain_of, has_state, tell_epoch
 from blowtorch.data.slices import Slicer
@@ -97,9 +97,12 @@ class Source:
 
     def _start(self) -> Iterator[Any]:
         """Return the loader's own iterator; workers that it starts end with this process."""
-        if not isinstance(self._loader, DataLoader) or not self._loader.num_workers:
+        if not isinstance(self._loader, DataLoader):
             return iter(self._loader)
-        with starting_workers():
+        if not self._loader.num_workers:
+            with drawing_on_cpu():
+                return iter(self._loader)
+        with starting_workers(), drawing_on_cpu():
             batches: Iterator[Any] = iter(self._loader)
         self._running = weakref.ref(batches)
         end_workers_at_exit(batches)

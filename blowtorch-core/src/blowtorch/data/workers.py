@@ -58,11 +58,13 @@ class SeededStream(IterableDataset[Any]):
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self._shared = torch.zeros(2, dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it
+        self._shared = torch.zeros(
+            2, dtype=torch.int64, device="cpu"
+        ).share_memory_()  # workers that outlive an epoch read it
 
     def set(self, seed: int, epoch: int) -> None:
         """Choose the epoch that the workers iterate next, and its seed."""
-        self._shared.copy_(torch.tensor([seed, epoch]))
+        self._shared.copy_(torch.tensor([seed, epoch], device="cpu"))
 
     def __len__(self) -> int:
         return len(self.dataset)

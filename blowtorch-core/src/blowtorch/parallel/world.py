@@ -139,8 +139,8 @@ class JoinedWorld(World):
         """Return the numbers of all processes, in the order of their ranks."""
         if not self.is_shared:
             return [list(numbers)]
-        own = torch.tensor(numbers, dtype=torch.float64)
-        gathered = torch.empty(self.size, len(own), dtype=torch.float64)
+        own = torch.tensor(numbers, dtype=torch.float64, device="cpu")
+        gathered = torch.empty(self.size, len(own), dtype=torch.float64, device="cpu")
         with self._reaching_all():
             dist.all_gather(list(gathered), own)
         rows: list[list[float]] = gathered.tolist()

@@ -234,7 +234,7 @@ def send_to_host(values: Tensor) -> Callable[[], list[float]]:
     """
     if not values.is_cuda:
         return values.tolist
-    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    copy = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True)
     copy.copy_(values, non_blocking=True)
     is_complete = torch.cuda.current_stream(values.device).record_event()
 

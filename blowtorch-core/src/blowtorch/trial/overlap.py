@@ -27,7 +27,7 @@ from torch.utils.data import (
 )
 
 from blowtorch.data.digests import digest
-from blowtorch.data.loaders import copy_loader, end_workers, has_own_iterator
+from blowtorch.data.loaders import copy_loader, drawing_on_cpu, end_workers, has_own_iterator
 from blowtorch.data.tree import map_leaves, walk
 from blowtorch.record.metric_objects import find_objects
 from blowtorch.streams import GENERATORS
@@ -138,7 +138,8 @@ def _read(loader: DataLoader[Any], indices: Sequence[int]) -> list[str]:
     digests: list[str] = []
     with Snapshot(*generators.values()):
         ends = time.monotonic() + _MOST_SECONDS
-        batches = iter(twin)
+        with drawing_on_cpu():
+            batches = iter(twin)
         try:
             for found in itertools.takewhile(bool, batches):
                 digests += found
