@@ -171,6 +171,13 @@ def test_workers_that_begin_anew_in_each_epoch_are_named(clock):
     assert "DataLoader(persistent_workers=True)" in line
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_of_a_loader_that_is_slow_once_nothing_is_promised_from_workers(clock, num_workers):
+    loader = DataLoader([torch.zeros(1)] * 4, num_workers=num_workers)
+    line = waited(clock, loader, fetch=0.0, work=1.0, launch=1.0, first=60.0, num_batches=10, num_epochs=1)
+    assert line == "86 % of the time of the training steps was spent waiting for data, most of it for the first batch"
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(())

@@ -72,6 +72,8 @@ class Waiting:
         loader = self._loader
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             return f"{share} batches of the loader"  # each of more workers would go through all of a stream
+        if first > others and self._waits[0].count == 1:
+            return f"{share} data, most of it for the first batch"
         if not loader.num_workers:
             return (
                 f"{share} data, which was loaded in between: DataLoader(num_workers=...) has it loaded meanwhile, "
