@@ -209,10 +209,14 @@ def whole_epochs(folder):
 
     @run.train_epoch
     def train_epoch(data_loader, model, optimizers):
+        total = count = 0.0
         for x, y in data_loader:
             optimizers["optimizer"].zero_grad()
-            nn.functional.mse_loss(model(x), y).backward()
+            loss = nn.functional.mse_loss(model(x), y)
+            loss.backward()
             optimizers["optimizer"].step()
+            total, count = total + loss.item() * len(x), count + len(x)
+        return {"loss": total / count}
 
     @run.validate_step
     def validate_step(batch, model):
@@ -223,7 +227,23 @@ def whole_epochs(folder):
     def configure_optimizers(model):
         return torch.optim.SGD(model.parameters(), lr=0.05)
 
-    train(run, folder)
+    train(run, folder, max_samples=200)
+
+
+@scenario
+def whole_validations(folder):
+    """Functions that drive a validation, of which a process has no samples of a batch, or none at all."""
+    run, (train_loader, validate_loader) = make_run(), make_loaders()
+
+    def validate(data_loader, model):
+        total = count = 0.0
+        for x, y in data_loader:
+            total, count = total + nn.functional.mse_loss(model(x), y, reduction="sum").item(), count + len(x)
+        return {"loss": total / count}
+
+    run.validate_epoch(validate_loader, name="whole")(validate)
+    run.validate_epoch(DataLoader(make_data(1, 2)), name="few")(validate)
+    train(run, folder, loaders=(train_loader, None))
 
 
 @scenario
@@ -359,6 +379,7 @@ def refused(folder):
     attempt("configuration", make_run(Run(random_seed=1, command_line=[], config={"rate": 0.1 + int(RANK)})))
     attempt("model", make_run(), nn.Linear(8, 1 + int(RANK)))
     if "WORLD_SIZE" in os.environ:
+        attempt("lazy", make_run(), nn.LazyLinear(1))
         attempt("batch", make_run(), loaders=([object()] * 3, make_loaders()[1]))
         attempt("parted", make_run())
     (folder / f"problems-{RANK}.json").write_text(json.dumps(problems))

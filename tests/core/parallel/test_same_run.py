@@ -9,7 +9,7 @@ from tests.core.parallel.processes import run_scenarios
 
 EXACT = """accumulated averaged batches_in_a_list clipped distributed_sampler iterable judged_alone left_out moments
     plain plateau several_validations small_batches sparse_gradients summed two_networks unused_parameter weighted
-    whole_epochs with_workers""".split()
+    whole_epochs whole_validations with_workers""".split()
 CLOSE = 1e-6  # what another order of additions makes of weights and metrics here, with room
 
 
@@ -104,5 +104,6 @@ def test_what_cannot_work_is_refused_in_all_processes_with_the_same_words(severa
     assert all(problems["configuration"] == told[0]["configuration"] for problems in told)
     assert "0 and 1 were started with something else: configuration.rate is 0.1 and 1.1" in told[0]["configuration"]
     assert "process 1 is another one than that of process 0" in told[0]["model"]
+    assert all("would make another one; call the model on some data" in problems["lazy"] for problems in told)
     assert all("cannot be shared by" in problems["batch"] for problems in told)
     assert all("parted with those that it trained with" in problems["parted"] for problems in told)

@@ -62,6 +62,7 @@ class Batches:
         self._repeated: list[Any] | None = None
         self._slicer = slicer
         self.share: Share | None = None
+        self._own_samples = 0
         self._seed = derive_seed(seed, name)
         self._name = name
         self._has_iterated = False
@@ -88,6 +89,11 @@ class Batches:
     def is_stand_in(self) -> bool:
         """Whether the batch that was given last counts nothing, since it had fewer samples than there are processes."""
         return self.share is not None and not self.share.samples
+
+    @property
+    def weight_of_given(self) -> int:
+        """What a mean over the batches that were given since the last `iterate` weighs beside those of others."""
+        return 1 if self._slicer is None else self._own_samples
 
     @property
     def batch_size(self) -> int | None:
@@ -173,8 +179,10 @@ class Batches:
         return self._telling_shares(self._on_device(batches))
 
     def _telling_shares(self, batches: Iterator[tuple[Any, Share]]) -> Iterator[Any]:
+        self._own_samples = 0
         for batch, share in batches:
             self.share = share
+            self._own_samples += share.samples
             yield batch
 
     def _on_device(self, batches: Iterator[Any]) -> Iterator[Any]:

@@ -250,13 +250,18 @@ class ChangedGradients(Gradients):
         """Whether anything is to be done before an optimizer steps, besides another precision."""
         return bool(self._changes)
 
+    @property
+    def _purpose(self) -> str:
+        """What is to be heeded at the steps of an optimizer, for messages."""
+        return self._changes or "another precision"
+
     def _watch(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         """Do what is to be done around the steps of an optimizer which a function of the user's steps."""
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ScriptError(
                 f"optimizer {name!r} is a {type(optimizer).__name__}, whose steps torch has no hooks for, so "
-                f"{self._changes or 'another precision'} cannot be heeded where a function steps it itself; leave that "
-                f"out, or let the loop step it: by a train step that does not ask for `optimizers`"
+                f"{self._purpose} cannot be heeded where a function steps it itself; leave that out, or let the loop "
+                f"step it: by a train step that does not ask for `optimizers`"
             )
         if self._has_work:
             self._handles.append(optimizer.register_step_pre_hook(self._hook(name)))
@@ -270,7 +275,7 @@ class ChangedGradients(Gradients):
             if any(callable(value) for value in (*arguments[1:], *keywords.values())):
                 raise OptionError(
                     f"optimizer {name!r} is stepped with a closure, which computes gradients when it is too late for "
-                    f"{self._changes}; leave that out, or take another optimizer"
+                    f"{self._purpose}; leave that out, or take another optimizer"
                 )
             self.prepare_one(name, optimizer)
 

@@ -206,12 +206,14 @@ def drive_epoch(training: Training, batches: Iterator[Any]) -> None:
             f"{function.name} took no batch of its data_loader, so max_steps is never reached; iterate it, or "
             f"set max_epochs"
         )
-    returns.add({} if returned is None else returned, 1, training.epoch_window.totals)
+    weight = training.steps.batches.weight_of_given
+    returns.add({} if returned is None else returned, weight, training.epoch_window.totals)
 
 
 def count_batch(training: Training, batch: Any) -> None:
     """Do what happens after each batch of a function that drives a whole epoch; each counts as a step."""
-    progress, samples = training.progress, training.steps.returns.count_samples(batch)
+    progress, share = training.progress, training.steps.batches.share
+    samples = training.steps.returns.count_samples(batch) if share is None else share.whole
     progress.step += 1
     progress.batch += 1
     progress.samples += samples

@@ -55,6 +55,10 @@ class SharedGradients(ChangedGradients):
     def _has_work(self) -> bool:
         return True
 
+    @property
+    def _purpose(self) -> str:
+        return self._changes or "several processes"
+
     def _accumulate(self, loss: Tensor) -> None:
         samples = self._progress.samples - self._samples_before - self._samples
         weight = samples if self._returns.weight is None else self._returns.weight

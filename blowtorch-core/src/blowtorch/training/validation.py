@@ -103,9 +103,9 @@ def validate(
             batches = validation.batches.iterate(state.step + 1)
             batches = validation.pace.watch(itertools.islice(batches, most_batches))
             if function.kind == "validate_epoch":
-                loader = EpochLoader(batches, validation.batches.num_batches)
+                loader = EpochLoader(_own(validation.batches, batches), validation.batches.num_batches)
                 returned = function.call(data_loader=loader)
-                returns.add({} if returned is None else returned, 1)
+                returns.add({} if returned is None else returned, validation.batches.weight_of_given)
             else:
                 read = returns.reader()
                 for index, batch in enumerate(batches):
@@ -130,6 +130,18 @@ def compute_objects(objects: MetricObjects, world: World) -> dict[str, float]:
     """Return the values of metric objects, which bring their processes together themselves, as the first has them."""
     values: dict[str, float] = objects.compute()
     return world.decide(lambda: values)
+
+
+def _own(batches: Batches, given: Iterator[Any]) -> Iterator[Any]:
+    """Yield the batches of which this process has samples; if it has none of any, one that does not count."""
+    stand_ins: list[Any] = []
+    for batch in given:
+        if batches.is_stand_in:
+            stand_ins[:] = [batch]
+        else:
+            yield batch
+    if not batches.weight_of_given:
+        yield from stand_ins
 
 
 def report_length(batches: Batches, num_given: int, state: RunState) -> None:

@@ -80,7 +80,7 @@ class Workspace:
         """Have the weights of the first process in all.
 
         Raises:
-            ScriptError: another one has built another model.
+            ScriptError: another one has built another model, or its weights are still to be made, by each its own.
         """
         model = self.state.model
         state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
@@ -95,12 +95,20 @@ class Workspace:
                         f"shape {others.get(first)} and {own.get(first)}; build it alike in each process"
                     )
                 )
-        self.world.share([value for value in state.values() if not is_lazy(value)])
+        lazy = next((name for name, shape in own.items() if shape is None), None)
+        if lazy is not None:
+            self.world.refuse(
+                ScriptError(
+                    f"{lazy!r} of the model is made at its first batch, where each of {self.world.size} processes "
+                    f"would make another one; call the model on some data before the run"
+                )
+            )
+        self.world.share([*state.values()])
 
     def share_buffers(self) -> None:
         """Have the buffers of the first process, such as running means of BatchNorm, in all: each has made its own."""
         if self.world.is_shared:
-            self.world.share([buffer for buffer in self.state.model.buffers() if not is_lazy(buffer)])
+            self.world.share([*self.state.model.buffers()])
 
 
 def make_slicer(world: World) -> Slicer | None:
