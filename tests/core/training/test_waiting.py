@@ -119,6 +119,14 @@ def test_a_run_that_is_stopped_tells_it_too(clock):
     assert len(trained(clock, loader, 1.0, max_steps=2)) == 1
 
 
+def test_a_wait_counts_once_the_time_of_its_step_is_known(clock):
+    """The last step of a run that is stopped has no end."""
+    loader = DataLoader(Slow(clock, 10.0), batch_size=1)
+    assert trained(clock, loader, 10.0, max_steps=1) == []
+    (line,) = trained(clock, loader, 10.0, max_steps=3)
+    assert line.startswith("50 % of the time")
+
+
 def waited(clock, loader, *, fetch, work, launch=0.0, first=0.0, device=GPU, num_epochs=2, num_batches=40):
     """Go through epochs by hand, and return what is said in the end; times are in seconds."""
     waiting = Waiting(device, loader)

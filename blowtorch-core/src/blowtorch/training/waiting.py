@@ -94,10 +94,10 @@ class Waiting:
         last = time.perf_counter()
         for batch in batches:
             now = time.perf_counter()
+            yield batch  # the run may end with its step, whose time is not known then; so the wait is not counted
             waits.count += 1
             waits.num_known += 1
             waits.known_seconds += now - last
-            yield batch
             waits, last, before = others, time.perf_counter(), last
             self._seconds += last - before
 
@@ -115,8 +115,8 @@ class Waiting:
                 self._looks.append((waits, before, stream.record_event(torch.cuda.Event(enable_timing=True))))
                 self._read_looks()
                 steps_left = 1 if waits is not others else _STRIDE
-            waits.count += 1
             yield batch
+            waits.count += 1
             waits, now = others, time.perf_counter()
             self._seconds, last = self._seconds + now - last, now
 
