@@ -1,7 +1,7 @@
 """A run that something happens to: `python restarts.py FOLDER [RANK STEP EVENT]`, and that goes on when started again.
 
-The event is the name of a signal to the process itself, `error`, `stop` or `hang`. It happens in the first attempt of
-torchrun alone.
+The event is the name of a signal to the process itself, `error`, `late_error`, `stop` or `hang`. It happens in the
+first attempt of torchrun alone; `late_error` when the run has ended.
 """
 
 import os
@@ -36,6 +36,11 @@ class Happening:
             time.sleep(600)
         else:
             os.kill(os.getpid(), getattr(signal, self.event))
+
+    @hookimpl
+    def run_end(self, state):
+        if self.event == "late_error" and state.rank == self.rank:
+            raise ValueError("bad luck")
 
 
 if __name__ == "__main__":

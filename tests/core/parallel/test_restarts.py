@@ -95,8 +95,9 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     assert recorded == pytest.approx(expected_recorded, rel=CLOSE)
 
 
-def test_an_error_in_one_process_ends_all_and_is_named_as_the_cause(tmp_path):
-    codes, problems = run(tmp_path, 2, 1, 20, "error")
+@pytest.mark.parametrize(("step", "event"), [(20, "error"), (0, "late_error")])
+def test_an_error_in_one_process_ends_all_and_is_named_as_the_cause(tmp_path, step, event):
+    codes, problems = run(tmp_path, 2, 1, step, event)
     assert codes == [1, 1]
     assert "ProcessError: process 1 of 2 has failed: ExtensionError: callback 'Happening'" in problems[0]
     finish_event = events_of(tmp_path)[-1]

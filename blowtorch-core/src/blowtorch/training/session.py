@@ -363,14 +363,15 @@ class Session:
         plan.batches.close()
         self._end(error, training.progress.interruption)
         try:
-            training.record.catch_up()
-            if isinstance(error, KeyboardInterrupt):  # which waits for nothing
-                training.checkpoints.abandon()
-            else:
-                wait_for_checkpoint(training)
-            if error is not None:
-                training.workspace.logged.values.clear()  # by the step that failed
-            notify(training, "run_end", status=self.status)
+            with self._tell_others():
+                training.record.catch_up()
+                if isinstance(error, KeyboardInterrupt):  # which waits for nothing
+                    training.checkpoints.abandon()
+                else:
+                    wait_for_checkpoint(training)
+                if error is not None:
+                    training.workspace.logged.values.clear()  # by the step that failed
+                notify(training, "run_end", status=self.status)
         except (Exception, SystemExit) as problem:
             if error is None:
                 error = problem
