@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
+from torchmetrics import MeanAbsoluteError
 
 from blowtorch import BlowtorchError, Run
 
@@ -346,6 +347,51 @@ def tried(folder):
     assert not (folder / "runs").exists()
     size = run.find_batch_size(model, train_loader, largest=48)
     keep(folder, model, {"size": size, "val/loss": result.metrics["val/loss"]}, result.status, result.step)
+
+
+class Largest:
+    """A metric object of the script's own."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.value = float("-inf")
+
+    def update(self, values):
+        self.value = max(self.value, values.max().item())
+
+    def compute(self):
+        return self.value
+
+    def merge_state(self, others):
+        self.value = max(self.value, *(other.value for other in others))
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+@scenario
+def metric_objects(folder):
+    run, largest, error = make_run(), Largest(), MeanAbsoluteError()
+
+    @run.train_step
+    def train_step(batch, model):
+        x, y = batch
+        predicted = model(x)
+        largest.update(predicted.detach())
+        return {"loss": nn.functional.mse_loss(predicted, y), "largest": largest}
+
+    @run.validate_step
+    def validate_step(batch, model):
+        x, y = batch
+        error.update(model(x), y)
+        return {"loss": nn.functional.mse_loss(model(x), y), "error": error}
+
+    train(run, folder)
 
 
 @scenario

@@ -312,7 +312,7 @@ class Contents:
         self._configured.fit_to(self._progress.total_steps)
         configured = make_original(*training["configured"]) if "configured" in training else None
         parts = self._configured.adapt(parts, configured, without, checkpoint)
-        own = choose_own(training, parts, place, derive_seed(checkpoint, *place))
+        own = choose_own(training, parts, place, derive_seed(checkpoint, *place), without)
         parts |= own["parts"]
         for name, part in self._parts.items():
             if name not in without and part is not self._progress:

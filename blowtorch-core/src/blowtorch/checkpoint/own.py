@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blowtorch.checkpoint.plain import make_original
+from blowtorch.errors import CheckpointError
 from blowtorch.record.metrics import Window
 from blowtorch.record.pool import add_up
 from blowtorch.streams import isolated_random, random_state
@@ -12,7 +13,7 @@ OWN = ("window", "metric_objects")  # the parts of a checkpoint that differ betw
 
 
 def choose_own(
-    training: Mapping[str, Any], parts: Mapping[str, Any], place: tuple[int, int], seed: int
+    training: Mapping[str, Any], parts: Mapping[str, Any], place: tuple[int, int], seed: int, without: set[str]
 ) -> dict[str, Any]:
     """Return the random streams, and the parts by name, that are one process's of a checkpoint.
 
@@ -24,6 +25,10 @@ def choose_own(
         parts: those of the first process.
         place: the rank of the process, and how many there are.
         seed: of the streams of a process that has none there.
+        without: the parts that begin anew.
+
+    Raises:
+        CheckpointError: what each process has for itself cannot be divided among another number of them.
     """
     rank, size = place
     saved = [make_original(*of_one) for of_one in training.get("processes", ())]
@@ -31,6 +36,13 @@ def choose_own(
         saved = [{"random": training["random"], "parts": {name: parts[name] for name in OWN if name in parts}}]
     if len(saved) == size:
         return dict(saved[rank])
+    has_objects = any(of_one["parts"].get("metric_objects") for of_one in saved)
+    if len(saved) > 1 and has_objects and "metric_objects" not in without:
+        raise CheckpointError(
+            f"the checkpoint was taken amid an epoch by {len(saved)} processes, each of which has metric objects of "
+            f"its own, and there are {size} now: go on with {len(saved)}, or with resume_without=['metric_objects'], "
+            f"which begins them anew"
+        )
     if rank == 0:
         windows = _merge([of_one["parts"]["window"] for of_one in saved])
         return {**saved[0], "parts": {**saved[0]["parts"], "window": windows}}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from blowtorch.data.tree import children_of, move, walk
 from blowtorch.errors import CheckpointError, ScriptError
+from blowtorch.parallel.world import World
 
 
 class MetricObjects:
@@ -22,9 +23,12 @@ class MetricObjects:
         find: returns all objects that a step may return, by the place where each lies; None where nothing is saved. A
             run that continues restores an object before the step updates it. The step has not returned it by then, so
             only its place tells which one it is.
+        world: the processes, whose objects are brought together when they are computed: by torchmetrics itself, or by
+            a method `merge_state` that takes the objects of the other processes, as those of torcheval have.
     """
 
-    def __init__(self, find: Callable[[], Mapping[str, Any]] | None = None) -> None:
+    def __init__(self, find: Callable[[], Mapping[str, Any]] | None = None, world: World | None = None) -> None:
+        self._world = world or World()
         self._find = find
         self._returned: dict[str, Any] = {}
         self._places: dict[str, str] = {}
@@ -33,20 +37,52 @@ class MetricObjects:
         """Note an object that the step returned under a name.
 
         Raises:
-            ScriptError: a run that continues could not restore it.
+            ScriptError: a run that continues could not restore it, or the objects of several processes cannot be
+                brought together.
         """
         if self._returned.get(name) is metric:
             return
+        if self._world.is_shared and not _can_be_joined(metric):
+            raise ScriptError(
+                f"the metric object returned as {name!r}, a {type(metric).__name__}, has no method "
+                f"merge_state(others), so what {self._world.size} processes have gathered cannot be brought together"
+            )
         if self._find is not None:
             self._places[name] = _place_of(name, metric, self._find())
         self._returned[name] = metric
 
     def compute(self) -> dict[str, float]:
-        """Return the value of each object; a mapping or a tensor of several elements makes several values."""
+        """Return the value of each object; a mapping or a tensor of several elements makes several values.
+
+        Raises:
+            ScriptError: a process has had no samples, and so no object to be brought together with the others.
+        """
         values: dict[str, float] = {}
-        for name, metric in self._returned.items():
-            values |= _flatten(name, metric.compute())
-        return values
+        for name in self._names_of_all():
+            values |= _flatten(name, self._of_all(self._returned[name]).compute())
+        return self._world.decide(lambda: values)
+
+    def _names_of_all(self) -> list[str]:
+        if not self._world.is_shared:
+            return [*self._returned]
+        first, *others = self._world.gather(sorted(self._returned))
+        for rank, names in enumerate(others, 1):
+            if names != first:
+                self._world.refuse(
+                    ScriptError(
+                        f"processes 0 and {rank} have returned the metric objects {first} and {names}, so they cannot "
+                        f"be brought together; does one of them have no samples, since there are so few?"
+                    )
+                )
+        return first
+
+    def _of_all(self, metric: Any) -> Any:
+        """Return an object that computes what those of all processes have gathered."""
+        if not self._world.is_shared or _torchmetrics_in(metric):  # which bring their processes together themselves
+            return metric
+        joined, *others = self._world.gather(metric)
+        joined.merge_state(others)
+        return joined
 
     def put_aside(self) -> contextlib.AbstractContextManager[None]:
         """Reset the objects, and restore their values at the end, so that something else can use them inside."""
@@ -108,6 +144,10 @@ def _place_of(name: str, metric: Any, by_place: Mapping[str, Any]) -> str:
         f"the metric object returned as {name!r} could not be found again when the run is continued; keep it in a "
         f"variable that the step names, or in the model"
     )
+
+
+def _can_be_joined(metric: Any) -> bool:
+    return bool(_torchmetrics_in(metric)) or callable(getattr(metric, "merge_state", None))
 
 
 def _has_state(metric: Any) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 
 from blowtorch.record.metrics import means
 from blowtorch.training.training import Training
-from blowtorch.training.validation import compute_objects
 
 
 def record_metrics(
@@ -34,8 +33,7 @@ def record_training(training: Training, closes_epoch: bool = False) -> None:
         schedules = training.steps.schedules
         metrics |= schedules.rates if schedules.wants_steps else schedules.read_rates()
     if closes_epoch:
-        objects = compute_objects(training.steps.returns.objects, training.workspace.world)
-        epoch = means(training.epoch_window.close()) | objects
+        epoch = means(training.epoch_window.close()) | training.steps.returns.objects.compute()
         training.steps.returns.objects.reset()
         metrics |= {f"train_epoch/{name}": value for name, value in epoch.items()}
     record_metrics(training, metrics, is_urgent=closes_epoch)

@@ -12,8 +12,6 @@ import torch
 from blowtorch.checkpoint.tensors import swapped_in
 from blowtorch.clock import Trigger
 from blowtorch.data.batches import Batches
-from blowtorch.parallel.world import World
-from blowtorch.record.metric_objects import MetricObjects
 from blowtorch.record.metrics import means
 from blowtorch.script.functions import Function
 from blowtorch.script.returns import Returns
@@ -118,18 +116,12 @@ def validate(
                     read(function.function(**function.fill(batch=batch, batch_index=index)), batch)
                 if most_batches is None:
                     report_length(validation.batches, validation.pace.num_batches, state)
-            measured = means(returns.window.close()) | compute_objects(returns.objects, workspace.world)
+            measured = means(returns.window.close()) | returns.objects.compute()
             validation.pace.end()
     finally:
         returns.window.clear()  # of one that failed or was cut, nothing is left for the next
         returns.objects.reset()
     return {f"{validation.name}/{name}": value for name, value in measured.items()}
-
-
-def compute_objects(objects: MetricObjects, world: World) -> dict[str, float]:
-    """Return the values of metric objects, which bring their processes together themselves, as the first has them."""
-    values: dict[str, float] = objects.compute()
-    return world.decide(lambda: values)
 
 
 def _own(batches: Batches, given: Iterator[Any]) -> Iterator[Any]:

@@ -11,7 +11,7 @@ import torch
 from blowtorch.data.batches import Batches
 from blowtorch.data.tree import move
 from blowtorch.errors import CheckpointError, ScriptError
-from blowtorch.record.metric_objects import find_metric_objects, put_aside
+from blowtorch.record.metric_objects import MetricObjects, find_metric_objects, put_aside
 from blowtorch.runs.view import POINTERS, find_newest, read_pointer
 from blowtorch.script.functions import Function
 from blowtorch.script.returns import Loss, Returns
@@ -63,6 +63,7 @@ def _evaluate_one(script: Script, workspace: Workspace, request: ValidationReque
             function.name,
             workspace.logged,
             workspace.lines.warn_new,
+            MetricObjects(world=workspace.world),
             summed=loss if state.options.loss_is == "sum" else None,
             has_no_return=request.function.has_no_return,
             pool=workspace.pool,
