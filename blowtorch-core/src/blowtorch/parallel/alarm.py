@@ -28,11 +28,13 @@ class Alarm:
         self._rank = rank
         self._size = size
         self._is_over = threading.Event()
-        threading.Thread(target=self._watch, name="blowtorch alarm", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, name="blowtorch alarm", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        """Look no more."""
+        """Look no more. A thread that Python ends amid a call of the store would abort the process."""
         self._is_over.set()
+        self._thread.join()
 
     def find_missing(self) -> str | None:
         """Return which processes have not come, and where each is, in a sentence; None where that cannot be told."""

@@ -171,11 +171,16 @@ class JoinedWorld(World):
         if self._store is not None and not isinstance(error, ProcessError):
             with contextlib.suppress(RuntimeError):  # the process that keeps the store may be gone
                 self._store.compare_set(_FAILURE, "", f"{self.rank}\0{describe(error)}")
-        if self._alarm is not None:
-            self._alarm.close()
         self.size = 1
         self.parted_by = describe(error)
-        _leave()
+        self.leave()
+
+    def leave(self) -> None:
+        """Have no more to do with the others."""
+        if self._alarm is not None:
+            self._alarm.close()
+        if self._store is not None and dist.is_initialized():
+            dist.destroy_process_group()
 
     @contextlib.contextmanager
     def _reaching_all(self) -> Iterator[None]:
@@ -238,10 +243,11 @@ def _joined() -> World:
     if torch.cuda.is_available():
         _take_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-    atexit.register(_leave)
     if rank:
         warnings.simplefilter("ignore", BlowtorchWarning)  # the first process says what all would say
-    return JoinedWorld(PrefixStore("failures", store))
+    world = JoinedWorld(PrefixStore("failures", store))
+    atexit.register(world.leave)
+    return world
 
 
 def _take_device(number: int) -> None:
@@ -257,11 +263,6 @@ def _take_device(number: int) -> None:
             f"processes, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
     torch.cuda.set_device(number)
-
-
-def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def _portable(error: Exception) -> Exception:
