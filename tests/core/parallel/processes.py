@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCENARIOS = Path(__file__).with_name("scenarios.py")
+SCENARIOS = ["-m", "tests.core.parallel.scenarios"]
 ROOT = Path(__file__).parents[3]
 
 
@@ -54,6 +54,6 @@ def finish(processes, seconds=120):
 
 def run_scenarios(folder, size, *names):
     """Do scenarios in so many processes, and return the folder with what they came to."""
-    for code, _, problem in finish(start([SCENARIOS, folder, *names], size)):
+    for code, _, problem in finish(start([*SCENARIOS, folder, *names], size)):
         assert code == 0, problem
     return folder

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from blowtorch import hookimpl
-from tests.core.parallel.scenarios import make_run, train
+from tests.core.parallel.jobs import make_run, train
 
 DROPOUT = float(os.environ.get("DROPOUT", "0.3"))
 
