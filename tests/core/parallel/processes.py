@@ -1,13 +1,18 @@
-"""Starts scripts in several processes, as torchrun does."""
+"""Starts scripts in several processes, as torchrun does; or by torchrun itself."""
 
+import atexit
+import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 SCENARIOS = ["-m", "tests.core.parallel.scenarios"]
 ROOT = Path(__file__).parents[3]
+LARGE = ["pytest", "torch._dynamo", "torch.distributed", "blowtorch.run"]
 
 
 def free_port():
@@ -23,11 +28,68 @@ def environment(rank=0, size=1, port=0, **variables):
     return {**os.environ, "OMP_NUM_THREADS": "1", **told}
 
 
-def start(words, size, **variables):
-    """Start a script in so many processes."""
+class Forked:
+    """A script in a process that is forked from one which has imported the large packages already.
+
+    A process that is started anew spends seconds on its imports, which is more than these scripts take to train.
+    """
+
+    def __init__(self, words, variables):
+        self._streams = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(LARGE)
+        names = [stream.name for stream in self._streams]
+        self._process = context.Process(target=execute, args=([str(word) for word in words], variables, names))
+        self._process.start()
+
+    def communicate(self, timeout=None):
+        """Wait for the end; return the output and the error text."""
+        self._process.join(timeout)
+        self.returncode = self._process.exitcode
+        if self.returncode is None:
+            raise TimeoutError(f"{self._process} has not ended within {timeout} s")
+        texts = tuple(stream.read() for stream in self._streams)
+        for stream in self._streams:
+            stream.close()
+        return texts
+
+    def kill(self):
+        self._process.kill()
+
+
+def execute(words, variables, outputs):
+    """Do in this process what `python WORDS` does in one of its own."""
+    for stream, name in zip((1, 2), outputs, strict=True):
+        with Path(name).open("ab") as output:
+            os.dup2(output.fileno(), stream)
+    os.chdir(ROOT)
+    os.environ.update(variables)
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            runpy.run_path(words[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # which a process of multiprocessing leaves out
+
+
+def fork(words, size, **variables):
+    """Start a script in so many processes, each forked: for scripts that start no process themselves."""
     port = free_port()
-    command = [sys.executable, *map(str, words)]
-    return [_start(command, environment(rank, size, port, **variables)) for rank in range(size)]
+    return [Forked(words, environment(rank, size, port, **variables)) for rank in range(size)]
+
+
+def start(words, size, **variables):
+    """Start a script in so many processes, each anew: for scripts whose loaders have workers."""
+    port = free_port()
+    return [
+        _start([sys.executable, *map(str, words)], environment(rank, size, port, **variables)) for rank in range(size)
+    ]
 
 
 def start_by_torchrun(words, size, *options):

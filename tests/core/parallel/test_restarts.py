@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from tests.core.parallel.processes import finish, run_scenarios, start, start_by_torchrun
+from tests.core.parallel.processes import finish, fork, run_scenarios, start_by_torchrun
 
 SCRIPT = ["-m", "tests.core.parallel.restarts"]
 CLOSE = 1e-6
@@ -14,7 +14,7 @@ CLOSE = 1e-6
 
 def run(folder, size, *happening, dropout=0.3):
     """Run in so many processes; return their exit codes, and what each wrote to standard error."""
-    ended = finish(start([*SCRIPT, folder, *happening], size, DROPOUT=dropout))
+    ended = finish(fork([*SCRIPT, folder, *happening], size, DROPOUT=dropout))
     return [code for code, *_ in ended], [problem for *_, problem in ended]
 
 
@@ -114,7 +114,7 @@ def test_one_process_that_wants_to_stop_ends_all_and_is_named(tmp_path):
 
 
 def test_a_process_that_does_not_come_is_named_with_its_place(tmp_path):
-    processes = start([*SCRIPT, tmp_path, 1, 20, "hang"], 2, BLOWTORCH_PROCESS_TIMEOUT="4 seconds")
+    processes = fork([*SCRIPT, tmp_path, 1, 20, "hang"], 2, BLOWTORCH_PROCESS_TIMEOUT="4 seconds")
     _, problem = processes[0].communicate(timeout=60)
     processes[1].kill()
     processes[1].communicate()

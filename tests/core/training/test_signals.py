@@ -248,13 +248,12 @@ print("RESULT", result.status, result.step, flush=True)
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize(
-    ("wanted", "ends"),
+    ("wanted", "ends", "name"),
     [
-        pytest.param(1, ["stopped 0", "finished 3"], id="the folder is claimed"),
-        pytest.param(2, ["stopped 0", "finished 3"], id="the run begins"),
-        pytest.param(3, ["finished 3", "finished 3"], id="the end is noted"),
+        pytest.param(1, ["stopped 0", "finished 3"], "SIGTERM", id="the folder is claimed"),
+        pytest.param(2, ["stopped 0", "finished 3"], "SIGINT", id="the run begins"),
+        pytest.param(3, ["finished 3", "finished 3"], "SIGTERM", id="the end is noted"),
     ],
 )
 def test_a_signal_while_it_is_written_what_becomes_of_a_run_leaves_nothing_untrue(tmp_path, wanted, ends, name):
