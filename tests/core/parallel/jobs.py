@@ -61,3 +61,9 @@ def train(run, folder, model=None, loaders=None, **options):
 def keep(folder, model, metrics, status="finished", step=0):
     torch.save(dict(model.state_dict()), folder / f"weights-{RANK}.pt")
     (folder / f"metrics-{RANK}.json").write_text(json.dumps({"metrics": metrics, "status": status, "step": step}))
+
+
+def go_backward(loss, optimizer):
+    optimizer.zero_grad()
+    loss.backward()
+    return loss

@@ -6,6 +6,7 @@ Each leaves in its folder what it came to: the weights and the metrics of every 
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Ra
 from torchmetrics import MeanAbsoluteError
 
 from blowtorch import BlowtorchError, Run
-from tests.core.parallel.jobs import RANK, keep, make_data, make_loaders, make_model, make_run, train
+from tests.core.parallel.jobs import RANK, go_backward, keep, make_data, make_loaders, make_model, make_run, train
 
 SCENARIOS = {}
 
@@ -135,13 +136,10 @@ def two_networks(folder):
     @run.train_step
     def train_step(batch, model, optimizers):
         x, y = batch
-        optimizers["first"].zero_grad()
-        first = nn.functional.mse_loss(model["first"](x), y)
-        first.backward()
+        first = go_backward(nn.functional.mse_loss(model["first"](x), y), optimizers["first"])
         optimizers["first"].step()
-        optimizers["second"].zero_grad()
-        second = nn.functional.mse_loss(model["second"](x), model["first"](x).detach())
-        second.backward()
+        copied = nn.functional.mse_loss(model["second"](x), model["first"](x).detach())
+        second = go_backward(copied, optimizers["second"])
         optimizers["second"].step()
         return {"first": first, "second": second}
 
@@ -154,6 +152,19 @@ def two_networks(folder):
 
 
 @scenario
+def with_closure(folder):
+    """What LBFGS computes with double precision, since it makes much of a rounding."""
+    run = make_run(lr=0.05, optimizer=partial(torch.optim.LBFGS, max_iter=3))
+
+    @run.train_step
+    def train_step(batch, model, optimizers):
+        (x, y), optimizer = (part.double() for part in batch), optimizers["optimizer"]
+        return optimizer.step(lambda: go_backward(nn.functional.mse_loss(model(x), y), optimizer))
+
+    train(run, folder, make_model().double(), loaders=(make_loaders()[0], None), max_steps=12)
+
+
+@scenario
 def whole_epochs(folder):
     run = Run(random_seed=1, command_line=[])
 
@@ -161,9 +172,7 @@ def whole_epochs(folder):
     def train_epoch(data_loader, model, optimizers):
         total = count = 0.0
         for x, y in data_loader:
-            optimizers["optimizer"].zero_grad()
-            loss = nn.functional.mse_loss(model(x), y)
-            loss.backward()
+            loss = go_backward(nn.functional.mse_loss(model(x), y), optimizers["optimizer"])
             optimizers["optimizer"].step()
             total, count = total + loss.item() * len(x), count + len(x)
         return {"loss": total / count}

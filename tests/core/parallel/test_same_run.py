@@ -9,7 +9,8 @@ from tests.core.parallel.processes import run_scenarios
 
 EXACT = """accumulated averaged batches_in_a_list clipped distributed_sampler iterable judged_alone left_out
     metric_objects moments plain plateau several_validations small_batches sparse_gradients summed two_networks
-    unused_parameter weighted whole_epochs whole_validations with_workers""".split()
+    unused_parameter weighted whole_epochs whole_validations with_closure
+    with_workers""".split()
 CLOSE = 1e-6  # what another order of additions makes of weights and metrics here, with room
 
 

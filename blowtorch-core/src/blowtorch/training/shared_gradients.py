@@ -1,6 +1,6 @@
 """The gradients of batches that several processes share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,6 +85,29 @@ class SharedGradients(ChangedGradients):
                 self._scale([optimizer], share.samples / share.whole)
             self._add_up([optimizer], [])
         super().prepare_one(name, optimizer)
+
+    def _hook(self, name: str) -> Any:
+        """Return the hook before the steps of one optimizer; a closure that one is given answers for all processes."""
+        prepare = super()._hook(name)
+        if self._changes:
+            return prepare
+
+        def prepare_closure(optimizer: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+            closures = [value for value in (*arguments[1:], *keywords.values()) if callable(value)]
+            if not closures:
+                return prepare(optimizer, arguments, keywords)
+
+            def compute() -> Tensor:
+                loss = torch.as_tensor(closures[0]())
+                self.prepare_one(name, optimizer)
+                share = self._batches.share
+                is_mean = self._state.options.loss_is == "mean"
+                own = loss.item() * (share.samples / share.whole if is_mean and share is not None else 1.0)
+                return loss.new_tensor(sum(row[0] for row in self._world.gather_numbers([own])))
+
+            return (optimizer, compute), {}
+
+        return prepare_closure
 
     def finish_step(self) -> None:
         """Take note that all optimizers have stepped, and that the step is counted."""
