@@ -192,6 +192,15 @@ def test_of_a_device_the_settings_are_told_that_decide_its_bits(monkeypatch):
     assert described["cudnn_benchmark"] is True and described["cudnn_deterministic"] is False
 
 
+def test_a_run_goes_on_where_torch_finds_fault_with_cudnn(monkeypatch):
+    def refuse():
+        raise RuntimeError("cuDNN version 92000 is not compatible with devices with SM < 7.5")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
+    monkeypatch.setattr(torch.backends.cudnn, "version", refuse)
+    assert describe_device(torch.device("cuda"))["cudnn"] is None
+
+
 SET_BY_NEWER_NAMES = """
 import torch
 from blowtorch.folder.provenance import describe_device

@@ -43,7 +43,7 @@ def describe_device(device: torch.device) -> dict[str, Any]:
         "name": torch.cuda.get_device_name(device),
         "cuda": torch.version.cuda or torch.version.hip,
         "driver": _driver(),
-        "cudnn": cudnn.version(),
+        "cudnn": _cudnn_version(),
         "cudnn_benchmark": cudnn.benchmark,
         "cudnn_deterministic": cudnn.deterministic,
     }
@@ -58,6 +58,15 @@ def matmul_precision() -> str:
         return torch.get_float32_matmul_precision()
     except RuntimeError:  # torch refuses to tell by the one name what was set by the other
         return str(torch.backends.cuda.matmul.fp32_precision)
+
+
+def _cudnn_version() -> int | None:
+    """Return the version of cuDNN; None where there is none, or one with which torch finds fault."""
+    try:
+        version: int | None = torch.backends.cudnn.version()
+    except RuntimeError:  # it is too new for an old device, say; a run that has no use for it need not know
+        return None
+    return version
 
 
 def _driver() -> str | None:
