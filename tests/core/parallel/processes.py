@@ -1,6 +1,5 @@
 """Starts scripts in several processes, as torchrun does; or by torchrun itself."""
 
-import atexit
 import multiprocessing
 import os
 import runpy
@@ -66,6 +65,8 @@ def execute(words, variables, outputs):
     os.environ.update(variables)
     import torch
 
+    from blowtorch.parallel.world import join
+
     torch.set_num_threads(1)
     try:
         if words[0] == "-m":
@@ -75,7 +76,8 @@ def execute(words, variables, outputs):
             sys.argv = words
             runpy.run_path(words[0], run_name="__main__")
     finally:
-        atexit._run_exitfuncs()  # which a process of multiprocessing leaves out
+        if torch.distributed.is_initialized():
+            join().leave()  # as at the exit of Python, which a process of multiprocessing leaves out
 
 
 def fork(words, size, **variables):

@@ -87,6 +87,9 @@ class World:
     def fail(self, error: BaseException) -> None:
         """Let the others know that this process has failed, and part with them, unless all have failed alike."""
 
+    def leave(self) -> None:
+        """Have no more to do with the others."""
+
 
 class JoinedWorld(World):
     """The processes of `torch.distributed`.
