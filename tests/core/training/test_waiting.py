@@ -127,7 +127,9 @@ def test_a_wait_counts_once_the_time_of_its_step_is_known(clock):
     assert line.startswith("50 % of the time")
 
 
-def waited(clock, loader, *, fetch, work, launch=0.0, first=0.0, device=GPU, num_epochs=2, num_batches=40):
+def waited(
+    clock, loader, *, fetch, work, launch=0.0, first=0.0, device=GPU, num_epochs=2, num_batches=40, num_launches=1
+):
     """Go through epochs by hand, and return what is said in the end; times are in seconds."""
     waiting = Waiting(device, loader)
 
@@ -139,8 +141,9 @@ def waited(clock, loader, *, fetch, work, launch=0.0, first=0.0, device=GPU, num
 
     for _ in range(num_epochs):
         for _ in waiting.watch(batches()):
-            clock.pass_by(launch)
-            clock.compute(work)
+            for _ in range(num_launches):
+                clock.pass_by(launch / num_launches)
+                clock.compute(work / num_launches)
     clock.now = clock.reached()
     return waiting.describe()
 
@@ -164,6 +167,20 @@ def test_a_gpu_that_waits_for_one_batch_of_many_is_told_of_by_that_share(clock):
     line = waited(clock, WORKERS, fetch=lambda number: 2.0 * (number % 2), work=0.5, num_batches=400)
     share = int(line.partition(" ")[0])
     assert 44 <= share <= 56  # it works one second of each two
+
+
+def test_a_gpu_that_waits_for_the_host_is_told_of(clock):
+    line = waited(clock, WORKERS, fetch=0.01, launch=1.0, work=0.2, num_launches=100)
+    assert line.startswith("the GPU had nothing left to do before 100 % of the training steps")
+    assert "larger batches" in line and "compile" in line
+
+
+def test_a_gpu_whose_work_the_host_launches_ahead_does_not_wait_for_it(clock):
+    assert waited(clock, WORKERS, fetch=0.01, launch=0.2, work=1.0, num_launches=100) is None
+
+
+def test_a_gpu_that_waits_for_data_now_and_then_is_not_said_to_wait_for_the_host(clock):
+    assert waited(clock, WORKERS, fetch=0.15, launch=0.6, work=0.6, num_launches=100) is None
 
 
 def test_epochs_of_few_steps_are_not_taken_for_long_ones(clock):

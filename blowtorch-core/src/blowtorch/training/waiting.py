@@ -1,8 +1,9 @@
-"""How long training has waited for its batches, and what would shorten that.
+"""How long training has waited for its batches, or a GPU for the host, and what would shorten that.
 
 On a CPU it waits while a batch is fetched. A GPU may be busy with the steps before meanwhile, so its own clock is
 asked, at some steps: by an event before the batch is fetched and one after it, between which no time passes for it
-unless it has to wait for the batch.
+unless it has to wait for the batch. If it has come to the first of them once the batch is there, though that took no
+time, it has nothing left to do: it waits for the host, which launches the steps.
 """
 
 import time
@@ -14,6 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 _LEAST_SHARE = 0.2  # of the time, below which nothing is said
 _LEAST_SECONDS = 10.0
+_QUICK = 0.1  # of a step, in which a batch is fetched that nobody has to wait for
+_MOST_STEPS = 0.8  # so many of those looked at find a GPU idle where it waits for the host
 _STRIDE = 11  # steps from one look at a GPU to the next: a prime, since workers deliver in the rhythm of their number
 
 
@@ -36,7 +39,7 @@ class Waits:
 
 
 class Waiting:
-    """The time that the steps of this process have waited for the batches of a loader.
+    """The time that the steps of this process have waited for the batches of a loader, or a GPU for the host.
 
     A list of batches makes nobody wait. Of accelerators other than CUDA it cannot be told whether they do.
 
@@ -51,6 +54,9 @@ class Waiting:
         self._is_measured = device.type in ("cpu", "cuda") and type(loader) not in (list, tuple)
         self._seconds = 0.0  # of the steps and of what they waited for
         self._waits = (Waits(), Waits())  # for the first batches of epochs, and for the others
+        self._idle: list[
+            bool
+        ] = []  # at each look at a GPU, whether it had nothing left to do, though no data was missing
         self._looks: list[tuple[Waits, torch.cuda.Event, torch.cuda.Event]] = []  # to which the GPU has not come
 
     def watch(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -65,7 +71,7 @@ class Waiting:
         first, others = (waits.estimate() for waits in self._waits)
         waited = first + others
         if waited < max(_LEAST_SECONDS, _LEAST_SHARE * self._seconds):
-            return None
+            return self._describe_idle()
         share = (
             f"{100 * min(1.0, waited / self._seconds):.0f} % of the time of the training steps was spent waiting for"
         )
@@ -89,6 +95,17 @@ class Waiting:
             f"to spare, or samples that take less to load"
         )
 
+    def _describe_idle(self) -> str | None:
+        """Return a sentence on a GPU that waits for the host, and what to do; None where it has mostly been busy."""
+        if self._seconds < _LEAST_SECONDS or sum(self._idle) < max(1.0, _MOST_STEPS * len(self._idle)):
+            return None
+        share = 100 * sum(self._idle) // len(self._idle)
+        return (
+            f"the GPU had nothing left to do before {share} % of the training steps, which the host launches more "
+            f"slowly than it computes them: larger batches would use it better, as would the option compile, and steps "
+            f"that read no number from it, such as by item()"
+        )
+
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
         waits, others = self._waits
         last = time.perf_counter()
@@ -107,11 +124,15 @@ class Waiting:
         while True:
             steps_left -= 1
             before = stream.record_event(torch.cuda.Event(enable_timing=True)) if not steps_left else None
+            asked = time.perf_counter()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             if before is not None:
+                if waits is others:
+                    is_quick = (time.perf_counter() - asked) * others.count < _QUICK * self._seconds
+                    self._idle.append(is_quick and before.query())
                 self._looks.append((waits, before, stream.record_event(torch.cuda.Event(enable_timing=True))))
                 self._read_looks()
                 steps_left = 1 if waits is not others else _STRIDE
