@@ -69,9 +69,8 @@ def by_blowtorch(model: nn.Module, batches: list[Batch], ticks: list[float]) -> 
     def configure_optimizers(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
-    with tempfile.TemporaryDirectory() as folder:
-        options = {"log_every": f"{EVERY} steps", "checkpoint_every": None, "progress": False, "save_path": folder}
-        run(model, batches, max_epochs=1, **options)
+    options = {"log_every": f"{EVERY} steps", "checkpoint_every": None, "progress": False}
+    run(model, batches, max_epochs=1, save_path=os.environ["SAVE_PATH"], **options)
 
 
 CONTESTANTS = {"by hand": by_hand, "by hand again": by_hand, "blowtorch": by_blowtorch}
@@ -113,14 +112,17 @@ def main() -> None:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     shared: dict[str, Any] = {"WORLD_SIZE": options.processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *sys.argv],
-            env={**os.environ, **{name: str(value) for name, value in shared.items()}, "RANK": str(rank)},
-        )
-        for rank in range(options.processes)
-    ]
-    sys.exit(max(process.wait() for process in processes))
+    with tempfile.TemporaryDirectory() as folder:
+        shared["SAVE_PATH"] = folder
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *sys.argv],
+                env={**os.environ, **{name: str(value) for name, value in shared.items()}, "RANK": str(rank)},
+            )
+            for rank in range(options.processes)
+        ]
+        code = max(process.wait() for process in processes)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
