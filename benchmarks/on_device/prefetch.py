@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks.on_device import Row, Setting, aside, attempt
-from benchmarks.on_device.speed import WARM, Watch
+from benchmarks.on_device import Row, Setting, attempt
+from benchmarks.on_device.speed import WARM, Watch, train_watched
 from benchmarks.on_device.workloads import one_optimizer
-from blowtorch import Run
 
 Step = Callable[[Any, nn.Module], torch.Tensor]
 LEAST_GAIN = 1.2
@@ -40,7 +39,7 @@ def gain_of_fetching_ahead(setting: Setting) -> Iterator[Row]:
     yield Row("a copy of one batch, and computing with it", f"{1000 * copying:.2f} ms, {number} products of matrices")
     step, seconds = _step_of(number), dict[str, float]()
     for kind, workers in (("a list of batches", 0), ("a loader with 4 workers", 1 if setting.is_short else 4)):
-        contestants = {"naive loop by hand": _naively, "careful loop by hand": _carefully, "blowtorch": _with_blowtorch}
+        contestants = {"naive loop by hand": _naively, "careful loop by hand": _carefully, "blowtorch": train_watched}
         for name, go in contestants.items():
             pins = name == "careful loop by hand" and setting.is_cuda
             loaders = [_make_loader(data, workers, pins) for _ in range(2)]
@@ -136,14 +135,3 @@ def _by_hand(
         optimizer.step()
         read(loss)
         watch.tick()
-
-
-def _with_blowtorch(setting: Setting, model: nn.Module, loader: Any, step: Step, watch: Watch) -> None:
-    """With the defaults, but for checkpoints."""
-    run = Run(random_seed=0, command_line=[])
-    run.train_step(step)
-    run.configure_optimizers(one_optimizer)
-    run.on("train_step_end")(watch.tick)
-    with aside() as folder:
-        settings = {"save_path": folder, "progress": False, "checkpoint_every": None, "device": str(setting.device)}
-        run(model, loader, **settings)

@@ -73,13 +73,21 @@ def with_blowtorch(
     setting: Setting, model: nn.Module, loader: Any, watch: Watch, num_steps: int, log_every: str = "50 steps"
 ) -> None:
     """With the defaults, but for checkpoints."""
+    options = {"max_steps": num_steps, "precision": "bf16", "log_every": log_every}
+    train_watched(setting, model, loader, predict_bytes, watch, **options)
+
+
+def train_watched(
+    setting: Setting, model: nn.Module, loader: Any, step: Callable[..., Any], watch: Watch, **options: Any
+) -> None:
+    """Train with the defaults, but for checkpoints, and have each step timed."""
     run = Run(random_seed=0, command_line=[])
-    run.train_step(predict_bytes)
+    run.train_step(step)
     run.configure_optimizers(one_optimizer)
     run.on("train_step_end")(watch.tick)
     with aside() as folder:
         settings = {"save_path": folder, "progress": False, "checkpoint_every": None, "device": str(setting.device)}
-        run(model, loader, max_steps=num_steps, precision="bf16", log_every=log_every, **settings)
+        run(model, loader, **settings, **options)
 
 
 def with_accelerate(setting: Setting, model: nn.Module, loader: Any, watch: Watch, num_steps: int) -> None:

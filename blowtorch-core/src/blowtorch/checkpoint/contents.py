@@ -28,7 +28,6 @@ from blowtorch.errors import CheckpointError, describe, nearest
 from blowtorch.folder.manifest import read_manifest
 from blowtorch.options import RunOptions
 from blowtorch.progress import Checkpoint, Progress
-from blowtorch.record.metrics import Window
 from blowtorch.schedule.configured import Configured
 from blowtorch.state import JudgedWeights
 from blowtorch.streams import derive_seed, random_state
@@ -143,7 +142,6 @@ class Contents:
         progress: where the run stands. It is put back first, since what follows may look at it: a trigger that is new
             counts from where the clock stands.
         triggers: what was done and what is due.
-        window: the open recording window.
         others: whatever else has a state, by name.
         configured: what the script has set in optimizers and schedulers.
         frozen: what is left out; None where the model is saved whole.
@@ -155,7 +153,6 @@ class Contents:
         judged: JudgedWeights,
         progress: SavedProgress,
         triggers: Triggers,
-        window: Window,
         others: Mapping[str, Part],
         configured: Configured,
         frozen: FrozenWeights | None = None,
@@ -168,8 +165,7 @@ class Contents:
         self._frozen = frozen
         self._judged = judged
         self.triggers = triggers
-        self.window = window
-        self._parts: dict[str, Part] = {"state": progress, "triggers": triggers, "window": window, **others}
+        self._parts: dict[str, Part] = {"state": progress, "triggers": triggers, **others}
         self._finiteness = {"model": Finiteness()}
         for name, part in others.items():
             if name.startswith("optimizers/") or isinstance(part, torch.optim.Optimizer):

@@ -11,7 +11,7 @@ from blowtorch.data.sizes import read_size
 from blowtorch.errors import ScriptError, nearest
 from blowtorch.record.logged import Logged, as_number, check_name, describe_value, is_rounded, read_number
 from blowtorch.record.metric_objects import MetricObjects, is_metric_object
-from blowtorch.record.metrics import Totals, Window, count_samples
+from blowtorch.record.metrics import Window, count_samples
 from blowtorch.script.functions import Function
 
 _PAIRS = (tuple, list)  # batches whose first element counts
@@ -32,10 +32,9 @@ class Returns:
         logged: what is logged while the function runs is read with what it returns.
         warn: warns of values that are no scalars.
         objects: takes the metric objects that the function returns.
-        only_finite: leave values out that are not finite.
+        window: takes the values.
         summed: names the metric that is a sum over the samples, and not their mean; None where none is.
         has_no_return: whether the function cannot return anything, so that its first None is a mistake.
-        pool: makes the totals of all processes of those of this one.
 
     Attributes:
         weight: what the last batch weighs, where its step returned `weight`; whoever weighs its gradient takes it out.
@@ -50,16 +49,15 @@ class Returns:
         logged: Logged,
         warn: Callable[[str], None],
         objects: MetricObjects | None = None,
-        only_finite: bool = False,
+        window: Window | None = None,
         summed: "Loss | None" = None,
         has_no_return: bool = False,
-        pool: Callable[[Totals, dict[str, str]], Totals] | None = None,
     ) -> None:
         self.weight: float | None = None
         self.counts_left_out = True
         self._summed = summed
         self._has_no_return = has_no_return
-        self.window = Window(only_finite=only_finite, pool=pool)
+        self.window = window or Window()
         self.objects = objects or MetricObjects()
         self._logged = logged.values
         self._reductions = logged.reductions

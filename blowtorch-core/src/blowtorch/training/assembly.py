@@ -169,10 +169,9 @@ def assemble_steps(
         workspace.logged,
         workspace.lines.warn_new,
         MetricObjects(lambda: find_metric_objects(train.function, roots), workspace.world),
-        only_finite=state.options.on_nan == "skip",
+        Window(only_finite=state.options.on_nan == "skip", pool=workspace.pool),
         summed=loss if state.options.loss_is == "sum" else None,
         has_no_return=train.has_no_return,
-        pool=workspace.pool,
     )
     gradients = _build_gradients(script, workspace, batches, returns)
     return Steps(
@@ -220,7 +219,6 @@ def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder
         ),
         progress=SavedProgress(progress, state.options, store.path_of),
         triggers=Triggers({name: trigger for name, trigger in named.items() if trigger is not None}, progress.time),
-        window=steps.returns.window,
         others={"epoch_window": epoch_window, "data": plan.batches, **_checkpoint_parts(steps, script.kept)},
         frozen=None if state.options.checkpoint_frozen else FrozenWeights(state.model),
     )
@@ -315,6 +313,7 @@ def _refuse_closures(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
 def _checkpoint_parts(steps: Steps, kept: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything else that has a state to be saved, by the name that it has in checkpoints."""
     return {
+        "window": steps.returns.window,
         "metric_objects": steps.returns.objects,
         **({"gradients": steps.gradients} if steps.gradients.has_state else {}),
         **{f"optimizers/{name}": optimizer for name, optimizer in steps.workspace.optimizers.items()},
@@ -364,9 +363,9 @@ def _build_validations(workspace: Workspace, data: RunBatches, loss: Loss) -> li
                     workspace.logged,
                     workspace.lines.warn_new,
                     MetricObjects(world=workspace.world),
+                    Window(pool=workspace.pool),
                     summed=loss if options.loss_is == "sum" else None,
                     has_no_return=request.function.has_no_return,
-                    pool=workspace.pool,
                 ),
                 trigger=_trigger(request.every or options.validate_every),
                 is_at_start=options.validate_at_start if request.at_start is None else request.at_start,

@@ -73,7 +73,7 @@ class Session:
 
     A stage that leaves something behind is a context manager, and its undoing stands below its `yield`. So whatever
     fails, and wherever a run ends, no lock, handler, thread or hook stays. Stages of which nothing has to be undone say
-    why. What is said of processes holds once there are several.
+    why. Each says which of several processes it is about.
 
     Args:
         script: what the script has said.

@@ -12,6 +12,7 @@ from blowtorch.data.batches import Batches
 from blowtorch.data.tree import move
 from blowtorch.errors import CheckpointError, ScriptError
 from blowtorch.record.metric_objects import MetricObjects, find_metric_objects, put_aside
+from blowtorch.record.metrics import Window
 from blowtorch.runs.view import POINTERS, find_newest, read_pointer
 from blowtorch.script.functions import Function
 from blowtorch.script.returns import Loss, Returns
@@ -64,9 +65,9 @@ def _evaluate_one(script: Script, workspace: Workspace, request: ValidationReque
             workspace.logged,
             workspace.lines.warn_new,
             MetricObjects(world=workspace.world),
+            Window(pool=workspace.pool),
             summed=loss if state.options.loss_is == "sum" else None,
             has_no_return=request.function.has_no_return,
-            pool=workspace.pool,
         )
         return validate(Validation(request.name, function, batches, returns), workspace)
 
