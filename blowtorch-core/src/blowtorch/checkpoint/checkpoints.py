@@ -182,7 +182,7 @@ class Checkpoints:
         if error is not None:
             self._progress.best = writing.previous_best
             if isinstance(error, NotFiniteError):
-                raise error
+                self._world.refuse(error)
             if not isinstance(error, OSError | RuntimeError | BlowtorchError):  # torch calls a full disk RuntimeError
                 raise error
             raise CheckpointError(f"checkpoint {writing.checkpoint.name} could not be written: {error}") from error

@@ -42,14 +42,14 @@ class Media:
         lines: warn of what could not be kept.
     """
 
-    def __init__(self, folder: Path | None, record: Record, progress: Progress, lines: Lines) -> None:
+    def __init__(self, folder: Path, record: Record, progress: Progress, lines: Lines) -> None:
         self._folder = folder
         self._record = record
         self._progress = progress
         self._lines = lines
         self._step = 0
         self._names: list[str] = []  # of the files that were kept since that step
-        self._is_muted = folder is None
+        self._is_muted = False
 
     @contextlib.contextmanager
     def muted(self) -> Iterator[None]:
@@ -58,7 +58,10 @@ class Media:
         try:
             yield
         finally:
-            self._is_muted = self._folder is None
+            self._is_muted = False
+
+    def close(self) -> None:
+        """Give back what was only held; for a lone process, nothing is."""
 
     def log_image(self, name: str, image: Any) -> None:
         """Record an image; see `Run.log_image`.
@@ -139,7 +142,7 @@ class Media:
 
     def _keep(self, event: str, name: str, suffix: str, write: Callable[[Path], object]) -> None:
         """Write a file into the run's folder and record it."""
-        if self._is_muted or self._folder is None:
+        if self._is_muted:
             return
         stem = _short_name(name, _LONGEST_NAME) or "unnamed"
         num_before = self._count(stem)

@@ -50,6 +50,7 @@ class Window:
 
     Attributes:
         is_waiting: whether there are values on an accelerator, for which whoever reads the window has to wait.
+        lost: the names of which this process had a total that was not finite when those of all were made last.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Window:
         pool: Callable[[Totals, dict[str, str]], Totals] | None = None,
     ) -> None:
         self.is_waiting = False
+        self.lost: set[str] = set()
         self._pool = pool
         self.totals: Totals = {}  # of the values that have been read
         self.only_finite = only_finite
@@ -196,7 +198,10 @@ class Window:
 
     def _pooled(self) -> Totals:
         totals = self._read()
-        return totals if self._pool is None else self._pool(totals, self.reductions)
+        if self._pool is None:
+            return totals
+        self.lost = {name for name, total in totals.items() if not math.isfinite(total.value)}
+        return self._pool(totals, self.reductions)
 
     def _take_back(self) -> None:
         if self._lent is not None:

@@ -22,7 +22,7 @@ from blowtorch.errors import ScriptError
 from blowtorch.folder.folder import RunFolder
 from blowtorch.hookspecs import Schedule
 from blowtorch.options import RunOptions
-from blowtorch.parallel.agreement import Agreement
+from blowtorch.parallel.agreement import make_agreement
 from blowtorch.plugins import Plugin, Plugins
 from blowtorch.progress import Progress
 from blowtorch.record.logged import Logged
@@ -232,7 +232,7 @@ def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder
         record_trigger=record_trigger,
         checkpoint_trigger=checkpoint_trigger,
         coverage=Coverage(workspace, script.kept),
-        agreement=Agreement(workspace.world, progress, checkpoints) if workspace.world.is_shared else None,
+        agreement=make_agreement(workspace.world, progress, checkpoints, workspace.media),
     )
 
 

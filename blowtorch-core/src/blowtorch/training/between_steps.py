@@ -10,6 +10,8 @@ from typing import Any
 
 from blowtorch.clock import NEVER
 from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError, nearest
+from blowtorch.parallel.agreement import name_those
+from blowtorch.record.metrics import Window
 from blowtorch.script.returns import LEFT_OUT, Returns
 from blowtorch.streams import derive_seed, isolated_random, random_state, restore_random_state
 from blowtorch.training.recording import record_late, record_metrics, record_training
@@ -155,11 +157,11 @@ def notify(training: Training, moment: str, **at_hand: Any) -> None:
     """Call everybody who takes part in a moment outside of the steps; what they log is recorded at once."""
     workspace = training.workspace
     training.steps.callbacks.call(moment, **at_hand)
-    logged: dict[str, float] = {}
+    window = Window(pool=workspace.pool)
     if workspace.logged.values:
-        returns = Returns(f"what takes part in {moment}", workspace.logged, workspace.lines.warn)
-        logged = {name: float(value) for name, value in returns.as_scalars(None).items()}
-    record_metrics(training, workspace.world.decide(lambda: logged))
+        returns = Returns(f"what takes part in {moment}", workspace.logged, workspace.lines.warn, window=window)
+        window.add(returns.as_scalars(None), 1)
+    record_metrics(training, window.means())
     if training.agreement is not None:
         training.agreement.meet()
 
@@ -198,13 +200,13 @@ def heed_lost_loss(training: Training, loss: float, step: int) -> None:
         return
     spoiled = training.checkpoints.find_spoiled_weight()
     consequence = "the model is still finite" if spoiled is None else f"so is {spoiled!r} in the model"
-    text = f"train/{training.steps.loss.name} is {loss} at step {step}, and {consequence}"
+    name, world = training.steps.loss.name, training.workspace.world
+    place = name_those(world, name in training.steps.returns.window.lost)
+    text = f"train/{name} is {loss} at step {step}{place}, and {consequence}"
     if state.options.on_nan == "stop":
         wait_for_checkpoint(training)  # the last good checkpoint may be on its way
-        raise NotFiniteError(
-            f"{text}; {training.checkpoints.describe_last_good()}. Lower the learning rate, clip the gradients, or "
-            f"look for bad data; the option on_nan='warn' goes on"
-        )
+        text = f"{text}; {training.checkpoints.describe_last_good()}. Lower the learning rate, clip the gradients, or"
+        world.refuse(NotFiniteError(f"{text} look for bad data; the option on_nan='warn' goes on"))
     lines.warn_once("a loss is not finite", f"{text}; on_nan='warn' goes on, and says so once")
 
 
@@ -275,6 +277,8 @@ def can_decide(metric: str) -> bool:
 def save(training: Training, is_best: bool) -> None:
     """Save a checkpoint; one that cannot be written is tried again at the next occasion."""
     options = training.state.options
+    if training.agreement is not None:
+        training.agreement.meet()  # what others have logged belongs to the record that the checkpoint tells of
     training.workspace.share_buffers()
     try:
         training.checkpoints.save(is_best)

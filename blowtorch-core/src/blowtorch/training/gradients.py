@@ -17,12 +17,9 @@ from blowtorch.script.returns import Reader, Returns
 from blowtorch.state import RunState
 from blowtorch.training.precision import autocast
 
+TrainStep = Callable[..., Any]
 _SKIPPED = "skipped_steps"
 _MOST_SKIPPED = 100  # so many steps left out in a row are no accident
-
-TrainStep = Callable[..., Any]
-
-
 _ZERO_GRAD = torch.optim.Optimizer.zero_grad
 
 
@@ -225,19 +222,23 @@ class ChangedGradients(Gradients):
 
     def _report_skipped(self) -> None:
         self._progress.num_skipped += 1
-        step, on_nan = self._progress.step, self._state.options.on_nan
+        step, num_skipped, on_nan = self._progress.step, self._progress.num_skipped, self._state.options.on_nan
         if on_nan == "skip":  # else it is the scaler's, which looks for its scale by such steps
             self._logged.add({_SKIPPED: 1}, reduce="sum")
             self._lines.warn_once(
                 "a step is left out",
-                f"step {step} is left out, since its gradient is not finite; train/skipped_steps counts these",
+                f"step {step} is left out, since its gradient is not finite{self._name_lost()}; train/skipped_steps "
+                f"counts these",
             )
-        num_skipped = self._progress.num_skipped
         if num_skipped >= _MOST_SKIPPED and on_nan != "ignore":
             raise NotFiniteError(
                 f"the gradients of the last {num_skipped} steps, up to step {step}, were not finite, so all of "
                 f"them were left out; lower the learning rate, or look for the cause with detect_anomalies=True"
             )
+
+    def _name_lost(self) -> str:
+        """Return on which of several processes the loss of the step was not finite, for a message."""
+        return ""
 
     def _count_planned(self, num_uncounted: int) -> int:
         """Return how many batches the group will have whose first is done; `num_uncounted` are not counted yet."""

@@ -239,10 +239,8 @@ def end_run(training: Training) -> None:
         save(training, is_best=False)
         wait_for_checkpoint(training)
     if not checkpoints.is_current():
-        raise CheckpointError(
-            f"the last checkpoint of the run could not be written, see the warnings above; "
-            f"{checkpoints.describe_last_good()}"
-        )
+        text = "the last checkpoint of the run could not be written, see the warnings above"
+        training.workspace.world.refuse(CheckpointError(f"{text}; {checkpoints.describe_last_good()}"))
     training.workspace.optimizer_modes.end_training()
     if progress.interruption is None and state.averaged:
         state.model.load_state_dict({**state.model.state_dict(), **state.averaged})

@@ -22,8 +22,8 @@ from blowtorch.plugins import Plugins
 from blowtorch.progress import Progress
 from blowtorch.record.feed import LoggerFeed
 from blowtorch.record.lines import Lines
-from blowtorch.record.media import Media
 from blowtorch.record.record import NoRecord, Record
+from blowtorch.record.shared_media import make_media
 from blowtorch.runs.stored import note_backend
 from blowtorch.script.script import Script
 from blowtorch.state import RunInfo, RunState
@@ -234,10 +234,11 @@ class Session:
         lines = Lines(console, lambda text: record.append("warning", **progress.stamp(), text=text))
         account = progress, lines
         workspace = make_workspace(models, self._config, self._options, plan.surroundings, info, account)
-        media = Media(folder.path if self._world.is_first else None, record, progress, lines)
+        media = make_media(self._world, folder.path, record, progress, lines)
         try:
             yield dataclasses.replace(workspace, media=media), record
         finally:
+            media.close()
             if not record.close():
                 workspace.lines.warn_unrecorded(f"{folder.record} lacks its end, which the disk had no room for")
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blowtorch.errors import NotFiniteError
+from blowtorch.parallel.agreement import name_those
 from blowtorch.parallel.exchange import Exchange
 from blowtorch.parallel.world import World
 from blowtorch.script.returns import Reader
@@ -28,6 +30,7 @@ class SharedGradients(ChangedGradients):
         self._world = world
         self._exchange = Exchange(world)
         self._unit = 0.0  # what the weights of a group are divided by, so that losses keep their size; 0 before one
+        self._losses: list[Tensor] = []  # of the batches of a group
         self._shares: list[tuple[int, bool]] = []  # of each batch of a group: samples, and whether it has any at all
         super().__init__(**changed)
         self._returns.counts_left_out = self._is_self_driven
@@ -62,6 +65,7 @@ class SharedGradients(ChangedGradients):
     def _accumulate(self, loss: Tensor) -> None:
         samples = self._progress.samples - self._samples_before - self._samples
         weight = samples if self._returns.weight is None else self._returns.weight
+        self._losses.append(loss.detach())
         self._samples += samples
         self._weight += weight
         self.backward(loss * (weight / self._unit) if self._state.options.loss_is == "mean" else loss)
@@ -114,6 +118,16 @@ class SharedGradients(ChangedGradients):
         self._unit = 0.0
         self._shares.clear()
         super().finish_step()
+        self._losses.clear()
+
+    def _name_lost(self) -> str:
+        return name_those(self._world, any(not loss.isfinite().all() for loss in self._losses))
+
+    def _report_skipped(self) -> None:
+        try:
+            super()._report_skipped()
+        except NotFiniteError as error:  # which all of them raise
+            self._world.refuse(error)
 
     def _weigh(self, parameters: Any) -> None:
         """Leave it at that: the weight of a group is known once the gradients are added up."""

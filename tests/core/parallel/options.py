@@ -1,0 +1,82 @@
+"""Small runs, each with an option of its own, to be done in one process and in several: `options.py FOLDER NAME ...`.
+
+They leave what the scenarios do.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from blowtorch import BlowtorchError
+from tests.core.parallel.jobs import RANK, make_data, make_loaders, make_model, make_run, train
+
+SMALL = {"max_epochs": 2, "log_every": "4 steps"}
+OPTIONS = {
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "clipped_by_value": {"clip_grad_value": 0.01},
+    "looking_for_anomalies": {"detect_anomalies": True},
+    "overfitted": {"overfit_batches": 3},
+    "limited": {"limit_train_batches": 4, "limit_validate_batches": 2},
+    "saved_at_once": {"checkpoint_async": False, "checkpoint_every": "2 steps"},
+    "saved_by_the_clock": {"checkpoint_every": "0.05 seconds", "max_epochs": 6},
+    "recorded_by_the_clock": {"log_every": "0.05 seconds", "max_epochs": 6},
+    "out_of_time": {"max_time": "0.5 seconds", "max_epochs": 10_000},
+    "swapped": {"callbacks": [{"swa": {"start": "4 steps", "every": "2 steps"}}]},
+    "traced": {"trace": True},
+    "tried_before": {"sanity_batches": 1, "validate_at_start": True},
+    "by_samples": {"max_samples": 150, "max_epochs": None, "validate_every": "50 samples"},
+}
+
+
+def spoiled_loaders():
+    """Batches of which one has a sample that is not finite, which is the last process's."""
+    data, loader = make_data(96, 0), make_loaders()[1]
+    x, y = (tensor.clone() for tensor in data.tensors)
+    x[35] = math.nan
+    return DataLoader(TensorDataset(x, y), batch_size=12), loader
+
+
+class Net(nn.Module):
+    """A model that is compiled as a whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = make_model()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def spoiled(on_nan, **options):
+    def job(folder):
+        problem = None
+        try:
+            train(make_run(lr=0.1), folder, loaders=spoiled_loaders(), **{**SMALL, "on_nan": on_nan, **options})
+        except BlowtorchError as error:
+            problem = f"{type(error).__name__}: {error}"
+        (folder / f"problem-{RANK}.json").write_text(json.dumps(problem))
+
+    return job
+
+
+def with_options(options):
+    return lambda folder: train(make_run(lr=0.1), folder, **{**SMALL, **options})
+
+
+JOBS = {name: with_options(options) for name, options in OPTIONS.items()}
+JOBS["compiled"] = lambda folder: train(make_run(lr=0.1), folder, Net(), **SMALL, compile={"backend": "eager"})
+JOBS |= {f"spoiled_{on_nan}": spoiled(on_nan, log_every="1 steps") for on_nan in ("skip", "warn", "ignore", "stop")}
+JOBS["spoiled_fp16"] = spoiled("warn", precision="fp16", log_every="1 steps")
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    for name in sys.argv[2:] or JOBS:
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        JOBS[name](folder)
