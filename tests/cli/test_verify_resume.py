@@ -1,9 +1,15 @@
 """`blowtorch runs verify-resume`, on scripts of a user's own, some of which cannot be continued exactly."""
 
+import multiprocessing
+import os
+import re
 import subprocess
 import sys
 
 import pytest
+
+from blowtorch_cli.verify_resume.verification import Plan, Verification
+from tests.core.parallel.processes import LARGE, execute
 
 SCRIPT = """
 import os, time
@@ -14,6 +20,8 @@ from blowtorch import Run
 
 run = Run(config={"fault": "none"})
 fault = run["fault"]
+is_second = os.environ.get("RANK") == "1"
+own = torch.Generator().manual_seed(5)
 calls = []
 
 
@@ -26,7 +34,9 @@ class Data(Dataset):
 
     def __getitem__(self, index):
         generator = self.generator if fault == "dataset" else None
-        x = torch.full((4,), index / 48) + torch.rand(4, generator=generator)
+        x = torch.full((4,), index / 48)
+        if fault != "nothing random":
+            x = x + torch.rand(4, generator=generator)
         return x, x.sum()
 
 
@@ -46,6 +56,8 @@ def step(batch, model, is_validate, step):
     if fault == "error" and step == 9:
         raise ValueError("mine")
     calls.append(None)
+    if fault == "generator" and is_second:
+        x = x + torch.rand(x.shape, generator=own)
     scale = 1 + len(calls) / 1000 if fault == "counter" else 1.0
     return nn.functional.mse_loss(model(x)[:, 0], y) * scale
 
@@ -62,7 +74,7 @@ if __name__ == "__main__":
     sampler = Turning() if fault == "sampler" else None
     if fault == "unseeded":
         torch.manual_seed(time.time_ns() % 1_000_000)
-    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.0 if fault == "nothing random" else 0.5), nn.Linear(8, 1))
     loader = DataLoader(data, batch_size=8, sampler=sampler, shuffle=None if sampler else True)
     run(model, loader, DataLoader(data, batch_size=24), max_epochs=3, scheduler="cosine", log_every="4 steps",
         loggers=["there is none of this name"], save_path="mine")
@@ -111,6 +123,87 @@ def test_what_differs_first_is_named_with_what_may_cause_it(verify, tmp_path, fa
     assert different.startswith(what), done.stdout
     assert hint in " ".join(different.split())
     assert "in step " in different and "folders " in different
+
+
+class Forked:
+    """A process that is forked from one which has imported torch, since the import takes longer than these scripts."""
+
+    def __init__(self, words, variables, output):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(LARGE)
+        self._process = context.Process(target=begin, args=(words, dict(variables), [str(output)] * 2))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self):
+        return self._process.exitcode
+
+    def wait(self):
+        self._process.join()
+        return self.poll()
+
+
+def begin(words, variables, outputs):
+    os.setsid()
+    execute(words, variables, outputs)
+
+
+@pytest.fixture
+def verify_forked(tmp_path, capsys):
+    (tmp_path / "train.py").write_text(SCRIPT)
+
+    def verify(*words, sizes=(2,), kills=1):
+        plan = Plan(tmp_path / "train.py", ["with", *words], sizes, kills, 3, None, 1e-6)
+        is_same = Verification(plan, Forked).run(tmp_path / "kept")
+        return is_same, capsys.readouterr().out
+
+    return verify
+
+
+def test_two_processes_are_killed_together_and_one_alone_and_found_identical(verify_forked):
+    is_same, output = verify_forked("fault=none", kills=2)
+    assert is_same, output
+    straight, killed, continued, identical = output.splitlines()
+    assert re.fullmatch(r"straight   18 steps in [\d.]+ s on 2 processes", straight)
+    assert re.fullmatch(r"killed     after step \d+ \(all\), \d+ \(process [01]\), a checkpoint every 3 steps", killed)
+    assert re.fullmatch(r"continued  from step \d+, \d+", continued)
+    expected = "every batch, random stream and weight of 18 steps of 2 processes, and 10 metric lines"
+    assert identical == f"identical  {expected}"
+
+
+@pytest.mark.parametrize(("fault", "rank"), [("generator", 1), ("counter", 0)])
+def test_what_one_process_does_otherwise_than_before_is_named_with_the_process(verify_forked, fault, rank):
+    is_same, output = verify_forked(f"fault={fault}")
+    assert not is_same
+    different = output.partition("different  ")[2]
+    assert different.startswith("the metric 'loss' is "), output
+    assert re.search(rf"in step \d+ of process {rank}, which began at step \d+\n", different), output
+    assert "run.keep_state saves it" in " ".join(different.split())
+
+
+def test_one_process_goes_on_with_what_two_have_begun(verify):
+    done = verify("nothing random", "--processes", "2,1", "--kills", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    straight, killed, continued, close, _, bits, farthest = done.stdout.splitlines()
+    assert straight.endswith(" on 2 processes") and "(all), a checkpoint every" in killed
+    assert continued.startswith("continued  from step ") and continued.endswith(" on 1 process")
+    assert close == "close      the samples of 18 steps are the same, and within 1e-06 of their size"
+    assert bits.strip() == "on other numbers of processes, which add in another order"
+    assert farthest.startswith("farthest   ")
+
+
+def test_a_tolerance_that_is_exceeded_is_told_with_what_exceeds_it(verify_forked):
+    is_same, output = verify_forked("fault=none", sizes=(2, 1))
+    assert not is_same, "dropout is not the same on another number of processes"
+    different = " ".join(output.partition("different  ")[2].split())
+    assert different.startswith("the metric '") and "of the record, which is that of all processes" in different
+    assert "such as dropout" in different
+
+
+def test_numbers_of_processes_that_never_come_are_refused(verify):
+    done = verify("none", "--processes", "2,1,3", "--kills", "1")
+    assert done.returncode == 2
+    assert "3 numbers of processes need 2 kills or more" in done.stderr
 
 
 def test_a_script_that_fails_is_shown_with_its_own_error(verify):

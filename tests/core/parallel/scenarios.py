@@ -365,8 +365,9 @@ def distributed_sampler(folder):
 @scenario
 def dropped_out(folder):
     """Not the same on another number of processes; the same again on this one."""
-    model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.Linear(16, 1))
-    train(make_run(optimizer=torch.optim.AdamW), folder, model, max_epochs=2)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 1))
+    loaders = make_loaders(train=96)  # since BatchNorm refuses a share of one sample
+    train(make_run(optimizer=torch.optim.AdamW), folder, model, loaders, max_epochs=2, trace=True)
 
 
 @scenario

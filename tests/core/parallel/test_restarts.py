@@ -68,6 +68,13 @@ def test_torchrun_starts_all_again_after_a_kill_and_they_go_on_bit_for_bit(tmp_p
     assert [event["event"] for event in events_of(tmp_path)].count("start") == 1
 
 
+def test_a_run_that_is_killed_before_its_first_checkpoint_begins_anew_bit_for_bit(tmp_path, straight):
+    codes, problems = run(tmp_path, 2, 1, 2, "SIGKILL")
+    assert codes == [1, -signal.SIGKILL], problems
+    assert run(tmp_path, 2)[0] == [0, 0]
+    assert_same_bits(tmp_path, straight)
+
+
 def test_sigterm_to_torchrun_stops_all_and_they_go_on_bit_for_bit(tmp_path, straight):
     process = start_by_torchrun([*SCRIPT, tmp_path, 0, 20, "hang"], 2)
     while not any((tmp_path / "runs").glob("*/checkpoints/latest")):

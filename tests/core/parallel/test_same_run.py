@@ -82,6 +82,25 @@ def test_processes_draw_from_streams_of_their_own(several):
     assert len({tuple(state.tolist()) for state in states}) == len(states) == several[1]
 
 
+def test_each_process_traces_its_own_steps(several):
+    folder, size = several
+    names = ["trace.jsonl", *(f"trace-{rank}.jsonl" for rank in range(1, size))]
+    run = only_run(folder, "dropped_out")
+    assert {path.name for path in run.glob("trace*")} == set(names)
+    first, *others = ([json.loads(line) for line in (run / name).read_text().splitlines()] for name in names)
+    assert len(first) == 17 and "1.running_mean" in first[1]["weights"]
+    for start, *lines in others:
+        assert start == first[0]
+        for line, of_first in zip(lines, first[1:], strict=True):
+            for same in ("step", "epoch", "indices"):
+                assert line[same] == of_first[same]
+            for own in ("batch", "random", "metrics"):
+                assert line[own] != of_first[own]
+            buffers = of_first["weights"].keys() - line["weights"].keys()
+            assert buffers == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+            assert line["weights"].items() <= of_first["weights"].items()
+
+
 def test_a_function_for_the_first_process_is_called_there_alone(several):
     folder, size = several
     heard = [json.loads((folder / "moments" / f"heard-{rank}.json").read_text()) for rank in range(size)]

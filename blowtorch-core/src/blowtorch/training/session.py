@@ -27,7 +27,6 @@ from blowtorch.record.shared_media import make_media
 from blowtorch.runs.stored import note_backend
 from blowtorch.script.script import Script
 from blowtorch.state import RunInfo, RunState
-from blowtorch.streams import derive_seed, seed_everything
 from blowtorch.training.advice import advise
 from blowtorch.training.assembly import Plan, RunBatches, RunExtensions, assemble, describe_lengths
 from blowtorch.training.between_steps import notify, wait_for_checkpoint
@@ -37,7 +36,7 @@ from blowtorch.training.model import choose_device, compile_model, load_initial_
 from blowtorch.training.modes import put_in_training_mode
 from blowtorch.training.precision import detecting_anomalies
 from blowtorch.training.recording import last_metrics
-from blowtorch.training.start import agree_on_seed, find_starting_point, refuse_other_backend
+from blowtorch.training.start import agree_on_seed, find_starting_point, refuse_other_backend, seed_own_streams
 from blowtorch.training.trace import Trace
 from blowtorch.training.training import Training
 from blowtorch.training.workspace import Surroundings, Workspace, make_workspace
@@ -290,8 +289,7 @@ class Session:
         """
         progress, record = training.progress, training.record
         if not training.state.is_resumed:
-            if not self._world.is_first:  # the first one's streams are those of a lone process
-                seed_everything(derive_seed(plan.surroundings.seed, "process", self._world.rank) % 2**32)
+            seed_own_streams(plan.surroundings)
             return Restored()
         restored = training.checkpoints.restore_newest(training.state.warn, plan.start.at_most)
         if restored is None:
@@ -300,6 +298,7 @@ class Session:
             assert plan.start.folder is not None
             refuse_other_backend(plan.start.folder, self._options.checkpoint_backend)
             training.checkpoints.start_anew()
+            seed_own_streams(plan.surroundings)
             record.cut(0)
             name = None
         else:
@@ -315,10 +314,10 @@ class Session:
     def _begin(self, plan: Plan, folder: RunFolder, training: Training, restored: Restored) -> Iterator[None]:
         """Write down what is about to be trained, and feed the loggers; in the end, conclude. The first process alone.
 
-        To close the data and to call `run_end` is every process's.
+        To trace the steps, to close the data and to call `run_end` is every process's.
         """
         self._world.decide_alone(lambda: self._write_down(plan, folder, training, restored), otherwise=None)
-        if self._options.trace and self._world.is_first:
+        if self._options.trace:
             training.steps.callbacks.watch_steps(Trace(training.state, plan.batches.train))
         try:
             yield

@@ -11,7 +11,8 @@ from blowtorch.options import RunOptions
 from blowtorch.runs.stored import recorded_backend
 from blowtorch.runs.view import RunView, find_newest, read_pointer
 from blowtorch.script.script import Script
-from blowtorch.streams import seed_everything
+from blowtorch.streams import derive_seed, seed_everything
+from blowtorch.training.workspace import Surroundings
 
 
 @dataclass(frozen=True)
@@ -118,3 +119,10 @@ def agree_on_seed(folder: RunFolder, seed: int) -> int:
         )
         seed_everything(recorded)
     return recorded
+
+
+def seed_own_streams(surroundings: Surroundings) -> None:
+    """Give a process that begins anew random streams of its own; the first one's are those of a lone process."""
+    world = surroundings.world
+    if not world.is_first:
+        seed_everything(derive_seed(surroundings.seed, "process", world.rank) % 2**32)

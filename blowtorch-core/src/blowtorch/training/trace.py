@@ -12,14 +12,16 @@ from blowtorch.data.digests import digest
 from blowtorch.state import RunState
 from blowtorch.streams import random_state
 
-FILE_NAME = "trace.jsonl"
-
 
 class Trace:
     """The file `trace.jsonl` of a run folder, with a line for each step; it is called after each step.
 
     A process begins with a line `{"start": step}`. The line of a step has the `indices` of its batch where the loader
     has any, digests of the `batch`, of the `random` streams and of the `weights` after the step, and the `metrics`.
+
+    Of several processes, each but the first has a file of its own, such as `trace-1.jsonl`. Its `batch` and `metrics`
+    are those of its share, and its `weights` are the parameters: buffers are the first process's, whose own are put
+    into their place before each validation and checkpoint.
     """
 
     def __init__(self, state: RunState, batches: Batches) -> None:
@@ -27,7 +29,7 @@ class Trace:
         self._batches = batches
         self._position = state.batch
         batches.note_indices()
-        self._path = state.folder / FILE_NAME
+        self._path = state.folder / (f"trace-{state.rank}.jsonl" if state.rank else "trace.jsonl")
         if self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n"):
             self._append(b"\n")  # the process before was killed in the middle of a line
         self._write({"start": state.step})
@@ -43,11 +45,16 @@ class Trace:
                 "batch": digest(batch),
                 "random": {name: digest(stream) for name, stream in random_state().items()},
                 "metrics": {name: _number(value) for name, value in metrics.items()},
-                "weights": {
-                    name: digest(value) for name, value in state.model.state_dict().items() if not is_lazy(value)
-                },
+                "weights": self._weights(),
             }
         )
+
+    def _weights(self) -> dict[str, str]:
+        """Return a digest of each weight that has a shape."""
+        model, rank = self._state.model, self._state.rank
+        left_out = {name for name, _ in model.named_buffers(remove_duplicate=False)} if rank else ()
+        weights = model.state_dict().items()
+        return {name: digest(value) for name, value in weights if not is_lazy(value) and name not in left_out}
 
     def _indices(self, position: int) -> Any:
         """Return the indices of the batch of a step, or those of each batch of its group."""

@@ -1,0 +1,1 @@
+"""`blowtorch runs verify-resume`: a run that is killed and continued, compared with one that is left alone."""
