@@ -1,11 +1,11 @@
 """The page on coming from another loop: each script of others and ours print the same numbers."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 PAGE = (Path(__file__).parents[1] / "docs" / "coming-from.md").read_text()
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))
@@ -23,9 +23,7 @@ def last_numbers(folder, code):
     for name, text in FILES.items():
         (folder / name).write_text(text)
     (folder / "train.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, "train.py"], cwd=folder, capture_output=True, text=True, check=False, timeout=300
-    )
+    done = forked.run("train.py", folder=folder, timeout=300)
     assert done.returncode == 0, done.stderr
     return [float(number) for number in NUMBER.findall(done.stdout.splitlines()[-1])]
 

@@ -3,10 +3,7 @@
 import dataclasses
 import importlib
 import inspect
-import os
 import re
-import subprocess
-import sys
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,6 +19,7 @@ from blowtorch.plugins import SPECS
 from blowtorch.record.logged import REDUCTIONS
 from blowtorch.script.decorators import Decorators
 from blowtorch.script.functions import ARGUMENTS
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -35,12 +33,9 @@ def execute(folder, page, code):
     for path, text in re.findall(r"```yaml\n# (\S+)\n(.*?)```", PAGES[page], re.DOTALL):
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(f"# {path}\n{text}")
-    (folder / "train.py").write_text(code)
-    command = [sys.executable, "-W", "error::UserWarning:__main__", "train.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, env=environment, timeout=300
-    )
+    strict = 'import warnings\nwarnings.filterwarnings("error", category=UserWarning, module="__main__")\n'
+    (folder / "train.py").write_text(strict + code)
+    done = forked.run("train.py", folder=folder, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

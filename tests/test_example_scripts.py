@@ -2,17 +2,15 @@
 
 import functools
 import math
-import os
 import signal
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from blowtorch import find_runs
+from tests.forked import Forked
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = {
@@ -29,12 +27,8 @@ SHORT = {
 
 
 def start(folder, name, *items):
-    command = [sys.executable, str(EXAMPLES / name / "train.py"), "with", *items]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        command, cwd=folder, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    return Forked(EXAMPLES / name / "train.py", "with", *items, folder=folder)
 
 
 def finish(process):
@@ -55,10 +49,8 @@ def trained(tmp_path_factory):
     def train(name):
         folders = tmp_path_factory.mktemp(name) / "alone", tmp_path_factory.mktemp(name) / "stopped"
         alone, stopped = (start(folder, name, *SHORT[name]) for folder in folders)
-        for line in stopped.stdout:
-            if "val/" in line:
-                stopped.send_signal(signal.SIGINT)
-                break
+        stopped.wait_for("val/")
+        stopped.send_signal(signal.SIGINT)
         finish(alone)
         finish(stopped)
         assert newest(folders[1]).status == "stopped"

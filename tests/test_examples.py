@@ -13,12 +13,21 @@ from pathlib import Path
 import pytest
 
 import blowtorch
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def execute(folder, *command, **environment):
+def execute(folder, *words):
+    """Do a script in a process that is forked; return its output."""
+    done = forked.run(*words, folder=folder, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def execute_anew(folder, *command, **environment):
+    """Do a script or a module in a process that is started anew; return its output."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(
         [sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False, env=variables, timeout=300
@@ -36,7 +45,7 @@ def marked(mark):
 
 def test_the_script_of_the_readme_runs(tmp_path):
     (tmp_path / "train.py").write_text(marked("example: script"))
-    output = execute(tmp_path, "train.py")
+    output = execute_anew(tmp_path, "train.py")
     assert re.search(r"^finished 0\.\d+ .*train_logs", output, re.MULTILINE)
 
 
@@ -46,15 +55,17 @@ def test_the_logger_of_the_readme_is_a_package_that_is_listed_and_receives_every
     assert len(marked("file: line_logger.py").splitlines()) <= 20
     for name in ("line_logger.py", "pyproject.toml"):
         (package / name).write_text(marked(f"file: {name}"))
-    execute(tmp_path, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(package))
+    execute_anew(
+        tmp_path, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(site), str(package)
+    )
     path = {"PYTHONPATH": str(site)}
-    listed = json.loads(execute(tmp_path, "-m", "blowtorch.plugins", "--json", **path))
+    listed = json.loads(execute_anew(tmp_path, "-m", "blowtorch.plugins", "--json", **path))
     mine = [each for each in listed if each["name"] == "lines"]
     assert [(each["kind"], each["package"], each["status"]) for each in mine] == [("logger", "line-logger", "ok")]
 
     (tmp_path / "train.py").write_text(marked("example: script"))
     command = ["train.py", "with", "run.log_every=4 steps", "run.loggers=[{lines: {file_name: all.txt}}]"]
-    execute(tmp_path, *command, **path)
+    execute_anew(tmp_path, *command, **path)
     (folder,) = (tmp_path / "train_logs").iterdir()
     events = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
     expected = [
@@ -69,7 +80,7 @@ def test_the_logger_of_the_readme_is_a_package_that_is_listed_and_receives_every
 
 def test_the_plugin_list_of_the_readme_is_what_is_printed(tmp_path):
     shown = re.search(r"\$ blowtorch plugins list\n(.*?)```", README, re.DOTALL)
-    printed = execute(tmp_path, "-m", "blowtorch_cli", "plugins", "list")
+    printed = execute_anew(tmp_path, "-m", "blowtorch_cli", "plugins", "list")
     assert [line.split() for line in shown.group(1).splitlines()] == [line.split() for line in printed.splitlines()]
 
 

@@ -1,15 +1,15 @@
 """`blowtorch runs verify-resume`, on scripts of a user's own, some of which cannot be continued exactly."""
 
 import multiprocessing
-import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from blowtorch_cli.verify_resume.verification import Plan, Verification
-from tests.core.parallel.processes import LARGE, execute
+from tests.forked import LARGE, execute
 
 SCRIPT = """
 import os, time
@@ -131,7 +131,8 @@ class Forked:
     def __init__(self, words, variables, output):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(LARGE)
-        self._process = context.Process(target=begin, args=(words, dict(variables), [str(output)] * 2))
+        given = words, str(Path.cwd()), dict(variables), [Path(output)] * 2
+        self._process = context.Process(target=execute, args=given)
         self._process.start()
         self.pid = self._process.pid
 
@@ -141,11 +142,6 @@ class Forked:
     def wait(self):
         self._process.join()
         return self.poll()
-
-
-def begin(words, variables, outputs):
-    os.setsid()
-    execute(words, variables, outputs)
 
 
 @pytest.fixture

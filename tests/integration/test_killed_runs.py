@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import Forked
+
 SCRIPT = """
 import sys, time
 import torch
@@ -47,16 +49,12 @@ if __name__ == "__main__":
 def start(folder, workers, pause=0.0):
     folder.mkdir(exist_ok=True)
     (folder / "train.py").write_text(SCRIPT)
-    command = [sys.executable, "train.py", "with", f"workers={workers}", f"pause={pause}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::UserWarning"}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    return Forked("train.py", "with", f"workers={workers}", f"pause={pause}", folder=folder)
 
 
 def finish(process):
-    output = process.communicate(timeout=120)[0].decode()
-    assert process.returncode == 0, output
+    output, problem = process.communicate(timeout=120)
+    assert process.returncode == 0, output + problem
     assert "RESULT finished" in output
     return output
 
@@ -84,12 +82,15 @@ def checkpoints(folder):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """What uninterrupted runs give, by number of workers."""
+    """What uninterrupted runs give, by number of workers, in processes whose hashes are their own."""
     root = tmp_path_factory.mktemp("straight")
     found = {}
     for workers in (0, 2):
         folder = root / str(workers)
-        finish(start(folder, workers))
+        folder.mkdir()
+        (folder / "train.py").write_text(SCRIPT)
+        command = [sys.executable, "-W", "ignore::UserWarning", "train.py", "with", f"workers={workers}", "pause=0"]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
         found[workers] = outcome(folder)
     return found
 
@@ -105,7 +106,6 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, straight, workers):
         time.sleep(0.05 * number)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        process.stdout.close()
     output = finish(start(tmp_path / "run", workers))
     assert "goes on" in output
     assert outcome(tmp_path / "run") == straight[workers]
@@ -119,7 +119,6 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again_in_its_own_folder
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    process.stdout.close()
     assert checkpoints(folder) == 0
     finish(start(folder, 0))
     assert outcome(folder) == straight[0]
@@ -132,9 +131,9 @@ def test_ctrl_c_ends_a_run_tidily_and_the_same_command_goes_on(tmp_path, straigh
     while not checkpoints(folder) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-    output = process.communicate(timeout=60)[0].decode()
+    output, problem = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "RESULT stopped" in output and "Traceback" not in output
+    assert "RESULT stopped" in output and "Traceback" not in output + problem
     assert "run.resume=auto" in output
     finish(start(folder, 2))
     assert outcome(folder) == straight[2]
@@ -147,12 +146,11 @@ def test_a_run_that_a_living_process_owns_is_refused(tmp_path):
     while not list(folder.glob("train_logs/*/model.txt")) and time.monotonic() < deadline:
         time.sleep(0.01)
     second = start(folder, 0)
-    output = second.communicate(timeout=60)[0].decode()
+    problem = second.communicate(timeout=60)[1]
     process.kill()
     process.wait()
-    process.stdout.close()
     assert second.returncode == 1
-    assert f"is being trained by process {process.pid} on host" in output
+    assert f"is being trained by process {process.pid} on host" in problem
 
 
 def test_a_worker_that_outlives_a_killed_run_does_not_keep_its_lock(tmp_path):
@@ -164,6 +162,5 @@ def test_a_worker_that_outlives_a_killed_run_does_not_keep_its_lock(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    process.stdout.close()
     finish(start(folder, 2))
     assert Path(run_folder(folder) / "owner.lock").read_text() == ""

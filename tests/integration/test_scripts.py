@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from tests import forked
+
 MY_PROJECT = """
 import torch
 from torch import nn
@@ -66,7 +68,12 @@ def script(tmp_path):
     return write
 
 
-def execute(folder, *arguments, **environment):
+def execute(folder, *arguments):
+    return forked.run("train.py", *arguments, folder=folder)
+
+
+def execute_anew(folder, *arguments, **environment):
+    """In a process that is started anew, as a user does it."""
     command = [sys.executable, "train.py", *arguments]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=variables, timeout=120)
@@ -79,7 +86,7 @@ def only_run(folder):
 
 def test_the_public_script_works_as_printed(script):
     folder = script()
-    done = execute(folder)
+    done = execute_anew(folder)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert re.search(r"finished .*epoch 10.* step 80", done.stdout)
@@ -101,7 +108,7 @@ def test_a_loss_that_is_no_scalar_is_averaged_with_one_warning(script):
 @pytest.mark.parametrize("context", ["spawn", "forkserver"])
 def test_workers_that_import_the_script_again_are_silent(script, context):
     folder = script(workers=1, context=context)
-    done = execute(folder, "with", "run.max_epochs=1", "unknown=1")
+    done = execute_anew(folder, "with", "run.max_epochs=1", "unknown=1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("begins") == 1
     assert done.stderr.count("no source has 'unknown'") == 1
@@ -110,7 +117,7 @@ def test_workers_that_import_the_script_again_are_silent(script, context):
 
 def test_a_script_without_the_guard_is_told_of_it(script):
     unguarded = PLAIN.replace('if __name__ == "__main__":', "if True:")
-    done = execute(script(unguarded, workers=1, context="spawn"))
+    done = execute_anew(script(unguarded, workers=1, context="spawn"))
     assert done.returncode != 0
     assert 'put the call behind `if __name__ == "__main__":`' in done.stderr
 
@@ -159,7 +166,7 @@ def test_a_disk_that_is_full_fails_the_run_loudly_and_a_later_start_goes_on(scri
     limited = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     limited += "import os\nif os.environ.get('FULL'): resource.setrlimit(resource.RLIMIT_FSIZE, (3500, 3500))\n"
     folder = script(limited + PLAIN)
-    done = execute(folder, "with", "run.max_epochs=2", "run.resume=auto", FULL="1", PYTHONDONTWRITEBYTECODE="1")
+    done = execute_anew(folder, "with", "run.max_epochs=2", "run.resume=auto", FULL="1", PYTHONDONTWRITEBYTECODE="1")
     assert done.returncode == 1
     assert "could not be written" in done.stderr
     again = execute(folder, "with", "run.max_epochs=2", "run.resume=auto")

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.forked import finish, start
+from tests.forked import Forked
 
 SCRIPTS = sorted((Path(__file__).parent / "strange").glob("*.py"))
 NEEDED = {"bert": "transformers", "gnn": "torch_geometric"}
+BY_HAND = Path(__file__).with_name("by_hand.py")
 EVERY = "run.checkpoint_every=4 steps"
 
 
@@ -26,6 +27,18 @@ def script(request):
     return request.param
 
 
+def start(folder, *words):
+    folder.mkdir(exist_ok=True)
+    return Forked(*words, folder=folder)
+
+
+def finish(process, folder):
+    """Wait for the end, which has to be a good one, and return the weights that were saved."""
+    problem = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, problem[-3000:]
+    return torch.load(folder / "weights.pt", weights_only=True)
+
+
 def assert_same(weights, expected):
     assert weights.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
@@ -34,15 +47,15 @@ def assert_same(weights, expected):
 def test_a_script_trains_the_bits_of_its_loop_by_hand_also_killed_and_continued(script, tmp_path):
     folders = [tmp_path / name for name in ("by_hand", "straight", "killed")]
     by_hand, straight, killed = folders
-    expected = finish(start(script, by_hand, function="by_hand"), by_hand)
+    expected = finish(start(by_hand, BY_HAND, script), by_hand)
 
     started = time.monotonic()
-    assert_same(finish(start(script, straight, "with", EVERY), straight), expected)
+    assert_same(finish(start(straight, script, "with", EVERY), straight), expected)
     seconds = time.monotonic() - started
 
     for _ in range(2):
-        process = start(script, killed, "with", EVERY, "run.resume=auto")
+        process = start(killed, script, "with", EVERY, "run.resume=auto")
         time.sleep(random.uniform(0.2, 0.9) * seconds)
         process.kill()
-        process.join()
-    assert_same(finish(start(script, killed, "with", EVERY, "run.resume=auto"), killed), expected)
+        process.wait()
+    assert_same(finish(start(killed, script, "with", EVERY, "run.resume=auto"), killed), expected)

@@ -6,12 +6,13 @@ validates in the middle of epochs with the metric object of its training, and lo
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from tests import forked
 
 ALSO = {
     "nothing": [],
@@ -111,14 +112,18 @@ if __name__ == "__main__":
 '''
 
 
-def train(folder, also, kill_at=None, stop_at=None):
+def run_anew(*words, folder):
+    """In a process that is started anew, whose hashes are its own."""
+    command = [sys.executable, "-W", "ignore::UserWarning", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def train(folder, also, kill_at=None, stop_at=None, execute=forked.run):
     """One process; what it printed, or the signal that ended it."""
     folder.mkdir(exist_ok=True)
     (folder / "train.py").write_text(SCRIPT)
     words = [f"kill_at={json.dumps(kill_at)}", f"stop_at={json.dumps(stop_at)}", f"also={json.dumps(also)}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::UserWarning"}
-    command = [sys.executable, "train.py", "with", *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    done = execute("train.py", "with", *words, folder=folder)
     assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
     return done.stdout if done.returncode == 0 else signal.SIGKILL
 
@@ -146,7 +151,7 @@ def straight(tmp_path_factory):
     found = {}
     for name, also in ALSO.items():
         folder = tmp_path_factory.mktemp("straight") / "run"
-        assert "RESULT finished" in train(folder, also)
+        assert "RESULT finished" in train(folder, also, execute=run_anew)
         found[name] = outcome(folder)
     return found
 

@@ -18,7 +18,7 @@ import torch
 
 from blowtorch import find_runs
 
-SIGNALS = int(os.environ.get("BLOWTORCH_SOAK_SIGNALS", "6"))
+SIGNALS = int(os.environ.get("BLOWTORCH_SOAK_SIGNALS", "2"))
 SEED = int(os.environ.get("BLOWTORCH_SOAK_SEED", "1"))
 KINDS = list(itertools.product((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), (os.kill, os.killpg)))
 

@@ -7,17 +7,16 @@ at many of these instants: one is due every third step, and takes about as long 
 import hashlib
 import os
 import random
-import signal
 import subprocess
-import sys
 
 import pytest
 import torch
 
 from blowtorch import find_runs
+from tests.forked import Forked
 
-KILLS = int(os.environ.get("BLOWTORCH_SOAK_KILLS", "20"))
-LONGEST_SECONDS = 6.0  # of a process before it is killed; about three of them are its start
+KILLS = int(os.environ.get("BLOWTORCH_SOAK_KILLS", "6"))
+LONGEST_SECONDS = 3.0  # of a process before it is killed
 VARIANTS = {  # the number of workers of each process is one of these
     "without workers": [0],
     "workers that stay": [2],
@@ -79,20 +78,12 @@ def start(folder, variant):
     folder.mkdir(exist_ok=True)
     (folder / "train.py").write_text(SCRIPT)
     workers, stays = random.choice(VARIANTS[variant]), variant == "workers that stay"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::UserWarning"}
-    with (folder / "output.txt").open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "train.py", "with", f"workers={workers}", f"stay={str(stays).lower()}"],
-            cwd=folder,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    return Forked("train.py", "with", f"workers={workers}", f"stay={str(stays).lower()}", folder=folder)
 
 
-def ends_well(process, folder):
-    assert process.wait(timeout=300) == 0, (folder / "output.txt").read_text()[-3000:]
+def ends_well(process):
+    _, problem = process.communicate(timeout=300)
+    assert process.returncode == 0, problem[-3000:]
 
 
 def is_finished(folder):
@@ -115,7 +106,7 @@ def test_whenever_a_run_is_killed_it_ends_as_if_nobody_had_touched_it(tmp_path, 
     kills = KILLS // len(VARIANTS) + (place < KILLS % len(VARIANTS))
     random.seed(place + 1000 * int(os.environ.get("BLOWTORCH_SOAK_SEED", "1")))
     straight = tmp_path / "straight"
-    ends_well(start(straight, variant), straight)
+    ends_well(start(straight, variant))
     expected = outcome(straight)
     assert len(expected[1]) > 30
     spent = runs = while_writing = before_the_first = 0
@@ -127,13 +118,13 @@ def test_whenever_a_run_is_killed_it_ends_as_if_nobody_had_touched_it(tmp_path, 
             try:
                 process.wait(random.uniform(0, LONGEST_SECONDS) if spent < kills else None)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                process.kill_group()
                 process.wait()
                 spent += 1
                 while_writing += bool(list(folder.glob("train_logs/*/checkpoints/.tmp-step-*")))
                 before_the_first += not list(folder.glob("train_logs/*/checkpoints/step-*"))
             else:
-                ends_well(process, folder)
+                ends_well(process)
         assert outcome(folder) == expected
     print(
         f"\n{variant}: {spent} kills in {runs} runs, {while_writing} of them while a checkpoint was being written, "

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from blowtorch.extension.found import GROUPS
 
 COMMAND = str(Path(sys.executable).with_name("blowtorch"))
@@ -18,19 +16,20 @@ def execute(*words, folder):
     return done.stdout
 
 
-@pytest.mark.parametrize("kind", GROUPS)
-def test_a_new_package_is_listed_passes_its_tests_and_is_sound(kind, tmp_path):
-    name = f"fresh-{kind}"
-    execute(COMMAND, "plugins", "new", kind, name, folder=tmp_path)
-    folder = tmp_path / f"blowtorch-{name}"
-    install = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", str(folder))
-    execute(*install, folder=tmp_path)
+def test_new_packages_of_all_kinds_are_listed_pass_their_tests_and_are_sound(tmp_path):
+    names = [f"fresh-{kind}" for kind in GROUPS]
+    packages = [f"blowtorch-{name}" for name in names]
+    for kind, name in zip(GROUPS, names, strict=True):
+        execute(COMMAND, "plugins", "new", kind, name, folder=tmp_path)
+    install = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation")
+    execute(*install, *(str(tmp_path / package) for package in packages), folder=tmp_path)
     try:
         listed = json.loads(execute(COMMAND, "plugins", "list", "--json", folder=tmp_path))
-        [entry] = [each for each in listed if each["name"] == name]
-        assert (entry["kind"], entry["package"], entry["status"]) == (kind, f"blowtorch-{name}", "ok")
-        [checked] = json.loads(execute(COMMAND, "plugins", "check", name, "--json", folder=tmp_path))
-        assert (checked["status"], checked["reason"]) == ("ok", "")
-        assert "passed" in execute(sys.executable, "-m", "pytest", "-q", folder=folder)
+        fresh = [(row["kind"], row["name"], row["package"], row["status"]) for row in listed if row["name"] in names]
+        assert sorted(fresh) == sorted((*each, "ok") for each in zip(GROUPS, names, packages, strict=True))
+        checked = json.loads(execute(COMMAND, "plugins", "check", *names, "--json", folder=tmp_path))
+        assert [(row["status"], row["reason"]) for row in checked] == [("ok", "")] * len(names)
+        for package in packages:
+            assert "passed" in execute(sys.executable, "-m", "pytest", "-q", folder=tmp_path / package)
     finally:
-        execute(sys.executable, "-m", "pip", "uninstall", "-q", "-y", f"blowtorch-{name}", folder=tmp_path)
+        execute(sys.executable, "-m", "pip", "uninstall", "-q", "-y", *packages, folder=tmp_path)

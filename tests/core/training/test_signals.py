@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from blowtorch import find_runs, open_run
+from tests import forked
 from tests.core.small_runs import QUIET
+from tests.forked import Forked
 
 SCRIPT = """
 import sys, time
@@ -81,21 +83,11 @@ if __name__ == "__main__":
 )
 def test_a_signal_to_the_whole_group_stops_the_run_with_a_checkpoint(tmp_path, number, kind, context):
     Path("train.py").write_text(SCRIPT)
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "train.py", kind, context],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-    ) as process:
-        assert process.stdout is not None
-        output = ""
-        for line in process.stdout:
-            output += line
-            if "READY" in line:
-                os.killpg(process.pid, number)
-    assert process.returncode == 0, output
+    process = Forked("train.py", kind, context)
+    process.wait_for("READY")
+    os.killpg(process.pid, number)
+    output, problem = process.communicate(timeout=60)
+    assert process.returncode == 0, output + problem
     assert "RESULT stopped" in output
     (view,) = find_runs()
     assert view.status == "stopped" and len(view.checkpoints) == 1
@@ -259,7 +251,6 @@ print("RESULT", result.status, result.step, flush=True)
 def test_a_signal_while_it_is_written_what_becomes_of_a_run_leaves_nothing_untrue(tmp_path, wanted, ends, name):
     Path("train.py").write_text(AMID_FILES)
     for number, end in zip((wanted, 0), ends, strict=True):
-        command = [sys.executable, "-W", "ignore", "train.py", str(number), name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = forked.run("train.py", number, name, timeout=60)
         assert (done.returncode, done.stdout) == (0, f"RESULT {end}\n"), done.stderr
         assert find_runs()[0].status == end.split()[0]
