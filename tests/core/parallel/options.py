@@ -68,10 +68,44 @@ def with_options(options):
     return lambda folder: train(make_run(lr=0.1), folder, **{**SMALL, **options})
 
 
+def stepped_now_and_then(folder):
+    """Each step of an optimizer has the gradients of several batches, of different shares and sizes."""
+    run = make_run(lr=0.1)
+
+    @run.train_step
+    def train_step(batch, model, optimizers, state):
+        x, y = batch
+        loss = nn.functional.mse_loss(model(x), y) / 3
+        loss.backward()
+        if state.batch % 3 == 2:
+            optimizers["optimizer"].step()
+            optimizers["optimizer"].zero_grad()
+        return loss
+
+    train(run, folder, loaders=make_loaders(batch_size=5, train=51), **SMALL)
+
+
+def stepped_in_ones_own_epoch(folder):
+    """The same by a function that drives the epoch; the last batch has one sample, and so is one process's alone."""
+    run = make_run(lr=0.1)
+
+    @run.train_epoch
+    def train_epoch(data_loader, model, optimizers):
+        for number, (x, y) in enumerate(data_loader):
+            loss = nn.functional.mse_loss(model(x), y) / 3
+            loss.backward()
+            if number % 3 == 1:
+                optimizers["optimizer"].step()
+                optimizers["optimizer"].zero_grad()
+
+    train(run, folder, loaders=make_loaders(batch_size=5, train=51), **SMALL)
+
+
 JOBS = {name: with_options(options) for name, options in OPTIONS.items()}
 JOBS["compiled"] = lambda folder: train(make_run(lr=0.1), folder, Net(), **SMALL, compile={"backend": "eager"})
 JOBS |= {f"spoiled_{on_nan}": spoiled(on_nan, log_every="1 steps") for on_nan in ("skip", "warn", "ignore", "stop")}
 JOBS["spoiled_fp16"] = spoiled("warn", precision="fp16", log_every="1 steps")
+JOBS |= {job.__name__: job for job in (stepped_now_and_then, stepped_in_ones_own_epoch)}
 
 
 if __name__ == "__main__":

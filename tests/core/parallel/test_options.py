@@ -12,7 +12,7 @@ CLOSE = 1e-6  # what another order of additions makes of weights and metrics her
 BY_THE_CLOCK = ["out_of_time", "recorded_by_the_clock"]
 ROUNDED = ["bf16", "fp16"]
 EXACT = """by_samples clipped_by_value compiled limited looking_for_anomalies overfitted saved_at_once
-    saved_by_the_clock swapped traced tried_before""".split()
+    saved_by_the_clock stepped_in_ones_own_epoch stepped_now_and_then swapped traced tried_before""".split()
 
 
 @pytest.fixture(scope="module")

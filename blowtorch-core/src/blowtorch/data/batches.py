@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class Batches:
 
     Attributes:
         share: how much of the batch that was given last is this process's; None where it is alone.
+        before_share: is given the share of each batch before that is given; None where nobody asks for it.
         num_batches: the number of batches in an epoch, with `limit`, as the loader says; None when unknown.
         has_state: whether an epoch is more than a function of (seed, epoch), or a position in it more than a number, so
             that a checkpoint needs `state_dict`.
@@ -62,6 +63,7 @@ class Batches:
         self._repeated: list[Any] | None = None
         self._slicer = slicer
         self.share: Share | None = None
+        self.before_share: Callable[[Share], None] | None = None
         self._own_samples = 0
         self._seed = derive_seed(seed, name)
         self._name = name
@@ -181,6 +183,8 @@ class Batches:
     def _telling_shares(self, batches: Iterator[tuple[Any, Share]]) -> Iterator[Any]:
         self._own_samples = 0
         for batch, share in batches:
+            if self.before_share is not None:
+                self.before_share(share)
             self.share = share
             self._own_samples += share.samples
             yield batch

@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blowtorch.data.slices import Share
 from blowtorch.errors import NotFiniteError
 from blowtorch.parallel.agreement import name_those
 from blowtorch.parallel.exchange import Exchange
 from blowtorch.parallel.world import World
 from blowtorch.script.returns import Reader
 from blowtorch.training.gradients import ChangedGradients, TrainStep
+
+_NEXT_TO_NOTHING = 2.0**-60  # of a gradient; a power of two, so that what is divided by it and weighed again is exact
 
 
 class SharedGradients(ChangedGradients):
@@ -34,6 +37,8 @@ class SharedGradients(ChangedGradients):
         self._shares: list[tuple[int, bool]] = []  # of each batch of a group: samples, and whether it has any at all
         super().__init__(**changed)
         self._returns.counts_left_out = self._is_self_driven
+        if self._is_self_driven and self._state.options.loss_is == "mean":
+            self._batches.before_share = self._carry_over
 
     def share_batches(self, train_step: TrainStep, read: Reader) -> tuple[TrainStep, Reader]:
         """Return a train step and a reader of what it returns, for which a process may have nothing of a batch."""
@@ -86,9 +91,18 @@ class SharedGradients(ChangedGradients):
         share = self._batches.share
         if self._is_self_driven and share is not None:
             if self._state.options.loss_is == "mean":
-                self._scale([optimizer], share.samples / share.whole)
+                self._scale([optimizer], _fraction(share))
             self._add_up([optimizer], [])
         super().prepare_one(name, optimizer)
+
+    def _carry_over(self, share: Share) -> None:
+        """Have gradients that earlier batches have left weigh as much as before beside those of the next batch.
+
+        They are weighed all together, by the share of the batch at which the optimizer steps.
+        """
+        before = self._batches.share
+        if before is not None and _fraction(before) != _fraction(share):
+            self._scale([*self._state.optimizers.values()], _fraction(before) / _fraction(share))
 
     def _hook(self, name: str) -> Any:
         """Return the hook before the steps of one optimizer; a closure that one is given answers for all processes."""
@@ -140,4 +154,9 @@ class SharedGradients(ChangedGradients):
         every = [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]
         for parameter in dict.fromkeys(every):
             if parameter.grad is not None:
-                parameter.grad = parameter.grad.mul_(factor) if factor else torch.zeros_like(parameter.grad)
+                parameter.grad.mul_(factor)
+
+
+def _fraction(share: Share) -> float:
+    """Return what part of a batch is this process's, or next to nothing: by zero, nothing could be divided."""
+    return share.samples / share.whole if share.samples else _NEXT_TO_NOTHING
