@@ -49,8 +49,8 @@ LAYERS = [
 ROOMS = {
     "trial": ["dry_run", "forecast", "doubts", "overlap", "batch_size", "evaluation", "untouched"],
     "training": """session claim loop between_steps recording writing advice assembly training coverage compilation
-        waiting model start interruption trace validation callbacks shared_gradients gradients precision workspace modes
-        snapshot""".split(),
+        waiting model start interruption trace validation callbacks run_batches shared_gradients gradients
+        precision workspace modes snapshot""".split(),
     "runs": ["view", "stored"],
     "script": ["decorators", "script", "returns", "functions", "command_line"],
     "checkpoint": ["checkpoints", "retention", "store", "contents", "own", "frozen", "finiteness", "tensors", "plain"],
@@ -69,6 +69,7 @@ ROOMS = {
     "schedule": ["configured", "returned", "schedules", "option", "groups", "rates", "sequence"],
     "data": [
         "batches",
+        "apart",
         "sources",
         "transfer",
         "workers",

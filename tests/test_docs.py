@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {path.stem: path.read_text() for path in DOCS.glob("*.md")}
 REFERENCE = ("options", "training", "callbacks", "configuration", "schedulers", "logging", "reproducibility", "gpu")
-CHOSEN = ("precision", "on_nan", "loss_is")  # options whose value is one of a few
+CHOSEN = ("precision", "on_nan", "loss_is", "split")  # options whose value is one of a few
 
 
 def execute(folder, page, code):

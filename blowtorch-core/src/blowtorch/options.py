@@ -73,6 +73,9 @@ class RunOptions:
     limit_train_batches: int | None = _option(None, "train on at most so many batches of each epoch")
     limit_validate_batches: int | None = _option(None, "validate on at most so many batches")
     overfit_batches: int | None = _option(None, "train on the same so many batches in each epoch, to see it overfit")
+    split: str | Mapping[str, str] = _option(
+        "auto", "several processes share each batch; `never` where each loads its own; or {loader: one of these}"
+    )
     dry_run: bool = _option(
         False, "try everything with two steps, estimate what the run takes, and leave nothing behind"
     )
@@ -104,6 +107,11 @@ class RunOptions:
                 raise OptionError(
                     f"option {name}: expected {', '.join(map(repr, choices))}, got {value!r}.{nearest(value, choices)}"
                 )
+        for split in [self.split] if isinstance(self.split, str) else self.split.values():
+            if split not in _SPLITS:
+                raise OptionError(
+                    f"option split: expected 'auto', 'never' or a mapping of loaders to these, got {self.split!r}"
+                )
         for name in ("clip_grad_norm", "clip_grad_value"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -112,6 +120,7 @@ class RunOptions:
 
 _TIMES = ("max_time", "logger_timeout")
 _INTERVALS = ("validate_every", "log_every", "checkpoint_every", *_TIMES)
+_SPLITS = ("auto", "never")
 _CHOICES = {
     "on_nan": ("stop", "warn", "skip", "ignore"),
     "precision": ("fp32", "bf16", "fp16"),

@@ -28,7 +28,7 @@ from blowtorch.training.loop import train
 from blowtorch.training.recording import last_metrics
 from blowtorch.training.session import Session
 from blowtorch.training.start import recorded_seed
-from blowtorch.training.workspace import Workspace
+from blowtorch.training.workspace import Workspace, count_shares
 from blowtorch.trial.batch_size import find_batch_size
 from blowtorch.trial.dry_run import do_dry_run
 from blowtorch.trial.evaluation import evaluate, load_checkpoint, predict
@@ -293,7 +293,7 @@ class Run(Decorators):
         Raises:
             ScriptError: something is missing for that, or a single sample does not fit.
         """
-        size = self._world.size
+        size = count_shares(self._world, resolve_options(options, self._configured_options()), "train")
         most = None if largest is None else largest // size
         with self._in_progress(self._detach(model, None, options, World(), is_judged=False)) as workspace:
             return size * min(self._world.gather(find_batch_size(self._script, workspace, loader, most, size)))

@@ -9,7 +9,7 @@ from blowtorch.record.metrics import Window
 from blowtorch.record.pool import add_up
 from blowtorch.streams import isolated_random, random_state
 
-OWN = ("window", "metric_objects")  # the parts of a checkpoint that differ between processes
+OWN = ("window", "metric_objects", "own_data")  # the parts of a checkpoint that differ between processes
 
 
 def choose_own(
@@ -42,6 +42,11 @@ def choose_own(
             f"the checkpoint was taken amid an epoch by {len(saved)} processes, each of which has metric objects of "
             f"its own, and there are {size} now: go on with {len(saved)}, or with resume_without=['metric_objects'], "
             f"which begins them anew"
+        )
+    if "own_data" in parts and not parts["state"]["is_epoch_done"]:
+        raise CheckpointError(
+            f"the checkpoint was taken amid an epoch by {len(saved)} processes with split='never', each with batches "
+            f"of its own, and there are {size} now: go on with {len(saved)}, or from a checkpoint of an epoch's end"
         )
     if rank == 0:
         windows = _merge([of_one["parts"]["window"] for of_one in saved])

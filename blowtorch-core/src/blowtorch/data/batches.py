@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from blowtorch.data.apart import Apart
 from blowtorch.data.loaders import has_firm_length, is_empty, length_of
 from blowtorch.data.slices import Share, Slicer
 from blowtorch.data.sources import choose_source, holders_of_position
@@ -30,7 +31,8 @@ class Batches:
         limit: the most batches of an epoch.
         name: of the loader in messages; loaders of one run with different names have different orders.
         is_repeated: whether each epoch has the batches of the first, which are then kept in memory.
-        slicer: takes the share of this process of each batch; None where it is alone.
+        shared: how several processes come to their shares: by the share of this one of each batch, or by batches of its
+            own; None where it is alone.
 
     Attributes:
         share: how much of the batch that was given last is this process's; None where it is alone.
@@ -51,7 +53,7 @@ class Batches:
         limit: int | None = None,
         name: str = "train",
         is_repeated: bool = False,
-        slicer: Slicer | None = None,
+        shared: Slicer | Apart | None = None,
     ) -> None:
         if not isinstance(loader, Iterable):
             hint = "; wrap it in a DataLoader" if hasattr(loader, "__getitem__") else ""
@@ -61,7 +63,7 @@ class Batches:
         self._limit = limit
         self._is_repeated = is_repeated
         self._repeated: list[Any] | None = None
-        self._slicer = slicer
+        self._shared = shared
         self.share: Share | None = None
         self.before_share: Callable[[Share], None] | None = None
         self._own_samples = 0
@@ -74,7 +76,11 @@ class Batches:
             raise self._empty()
         self._has_told_length = False
         self.num_batches = self._count()
-        self._source = choose_source(loader, name, self._seed, device, slicer)
+        self._source = choose_source(loader, name, self._seed, device, shared if isinstance(shared, Slicer) else None)
+        self._agreed: tuple[int | None, bool] | None = None
+        if isinstance(shared, Apart):
+            self._agreed = shared.agree_on_length(self.num_batches, has_firm_length(loader))
+            self.num_batches = self._agreed[0]
         self.has_state = self._source.has_state and not is_repeated
 
     @property
@@ -95,7 +101,12 @@ class Batches:
     @property
     def weight_of_given(self) -> int:
         """What a mean over the batches that were given since the last `iterate` weighs beside those of others."""
-        return 1 if self._slicer is None else self._own_samples
+        return 1 if self._shared is None else self._own_samples
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the loader of each process is one of its own."""
+        return isinstance(self._shared, Apart)
 
     @property
     def batch_size(self) -> int | None:
@@ -106,6 +117,8 @@ class Batches:
     @property
     def has_firm_length(self) -> bool:
         """Whether an epoch has no more batches than `num_batches`."""
+        if self._agreed is not None:
+            return self._agreed[1]
         return self.num_batches is not None and has_firm_length(self._loader) and self._count() == self.num_batches
 
     def _count(self) -> int | None:
@@ -166,17 +179,19 @@ class Batches:
 
     def _with_shares(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield what is this process's of each batch, with how much that is; for a lone process, the batches alone."""
-        if self._slicer is None:
+        if self._shared is None:
             return batches
+        if isinstance(self._shared, Apart):
+            return self._shared.pair(batches, self._name)
         order = self._source.order
         if order is not None and self._source.is_cut:
             return ((batch, order.shares.popleft()) for batch in batches)
-        slicer, name = self._slicer, self._name
+        slicer, name = self._shared, self._name
         return (slicer.cut(batch, name) for batch in batches)
 
     def _given(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Return batches on the device; `share` tells of the one that was given last."""
-        if self._slicer is None:
+        if self._shared is None:
             return self._on_device(batches)
         return self._telling_shares(self._on_device(batches))
 

@@ -40,16 +40,17 @@ from blowtorch.schedule.option import (
 from blowtorch.schedule.returned import as_schedule, read_configured
 from blowtorch.schedule.schedules import Schedules
 from blowtorch.script.returns import Loss, Returns
-from blowtorch.script.script import Script, ValidationRequest
+from blowtorch.script.script import Script
 from blowtorch.state import RunState
 from blowtorch.training.callbacks import Callbacks
 from blowtorch.training.coverage import Coverage
 from blowtorch.training.gradients import ChangedGradients, Gradients, are_changed, check_self_driven
+from blowtorch.training.run_batches import RunBatches
 from blowtorch.training.shared_gradients import SharedGradients
 from blowtorch.training.start import StartingPoint
 from blowtorch.training.training import Steps, Training
 from blowtorch.training.validation import Validation
-from blowtorch.training.workspace import Surroundings, Workspace, make_slicer
+from blowtorch.training.workspace import Surroundings, Workspace
 
 
 @dataclass(frozen=True)
@@ -74,52 +75,6 @@ class RunExtensions:
             backend=plugins.create("checkpoint-backend", options.checkpoint_backend),
             scheduler=None if options.scheduler is None else read_scheduler_option(options.scheduler, plugins),
         )
-
-
-@dataclass(frozen=True)
-class RunBatches:
-    """The batches to train on, and each validation with its own."""
-
-    train: Batches
-    validations: list[tuple[ValidationRequest, Batches]]
-
-    @classmethod
-    def choose(
-        cls, script: Script, options: RunOptions, loaders: tuple[Any, Any], surroundings: Surroundings
-    ) -> "RunBatches":
-        """Take those of the call, the train and the validation loader, or else those of the decorators.
-
-        Raises:
-            ScriptError: there is none to train on, or one is of no use.
-        """
-        requests, train_loader = script.choose_validations(loaders[1]), script.choose_train_loader(loaders[0])
-        limits = [limit for limit in (options.limit_train_batches, options.overfit_batches) if limit is not None]
-        is_repeated = options.overfit_batches is not None
-        seed, device, slicer = surroundings.seed, surroundings.device, make_slicer(surroundings.world)
-        train = Batches(train_loader, seed, device, min(limits, default=None), is_repeated=is_repeated, slicer=slicer)
-        most = options.limit_validate_batches
-        validations = [
-            (request, Batches(request.loader, seed, device, most, request.name, slicer=slicer)) for request in requests
-        ]
-        return cls(train, validations)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what each loader that has a state has come to, by the name of its validation; or `train`."""
-        return {name: batches.state_dict() for name, batches in self._named().items() if batches.has_state}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let each loader keep what it had come to; a validation may be new."""
-        for name, batches in self._named().items():
-            if batches.has_state and name in state:
-                batches.load_state_dict(state[name])
-
-    def _named(self) -> dict[str, Batches]:
-        return {"train": self.train, **{request.name: batches for request, batches in self.validations}}
-
-    def close(self) -> None:
-        """End the workers of all loaders."""
-        for batches in (self.train, *(batches for _, batches in self.validations)):
-            batches.close()
 
 
 @dataclass(frozen=True)
@@ -219,7 +174,7 @@ def assemble(script: Script, workspace: Workspace, plan: Plan, folder: RunFolder
         ),
         progress=SavedProgress(progress, state.options, store.path_of),
         triggers=Triggers({name: trigger for name, trigger in named.items() if trigger is not None}, progress.time),
-        others={"epoch_window": epoch_window, "data": plan.batches, **_checkpoint_parts(steps, script.kept)},
+        others={"epoch_window": epoch_window, **plan.batches.parts(), **_checkpoint_parts(steps, script.kept)},
         frozen=None if state.options.checkpoint_frozen else FrozenWeights(state.model),
     )
     checkpoints = Checkpoints(workspace.world, state, progress, contents, store, record)

@@ -28,7 +28,7 @@ from blowtorch.runs.stored import note_backend
 from blowtorch.script.script import Script
 from blowtorch.state import RunInfo, RunState
 from blowtorch.training.advice import advise
-from blowtorch.training.assembly import Plan, RunBatches, RunExtensions, assemble, describe_lengths
+from blowtorch.training.assembly import Plan, RunExtensions, assemble, describe_lengths
 from blowtorch.training.between_steps import notify, wait_for_checkpoint
 from blowtorch.training.claim import give_back, take_folder
 from blowtorch.training.interruption import interruptible
@@ -36,6 +36,7 @@ from blowtorch.training.model import choose_device, compile_model, load_initial_
 from blowtorch.training.modes import put_in_training_mode
 from blowtorch.training.precision import detecting_anomalies
 from blowtorch.training.recording import last_metrics
+from blowtorch.training.run_batches import RunBatches
 from blowtorch.training.start import agree_on_seed, find_starting_point, refuse_other_backend, seed_own_streams
 from blowtorch.training.trace import Trace
 from blowtorch.training.training import Training

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from blowtorch.config.config import Config
+from blowtorch.data.apart import Apart
 from blowtorch.data.slices import Slicer
 from blowtorch.errors import ScriptError
 from blowtorch.options import RunOptions
@@ -66,10 +67,9 @@ class Workspace:
     lines: Lines
     media: Media | None = None
 
-    @property
-    def slicer(self) -> Slicer | None:
-        """What takes the share of this process of each batch; None where it is alone."""
-        return make_slicer(self.world)
+    def shared(self, name: str) -> Slicer | Apart | None:
+        """Return how processes come to their shares of the batches of a loader; None for a lone process."""
+        return how_to_share(self.world, self.state.options, name)
 
     @property
     def pool(self) -> Pool | None:
@@ -111,9 +111,17 @@ class Workspace:
             self.world.share([*self.state.model.buffers()])
 
 
-def make_slicer(world: World) -> Slicer | None:
-    """Return what takes the share of this process of each batch; None where it is alone."""
-    return Slicer(world.rank, world.size) if world.is_shared else None
+def how_to_share(world: World, options: RunOptions, name: str) -> Slicer | Apart | None:
+    """Return how processes come to their shares of the batches of a loader; None for a lone process."""
+    if not world.is_shared:
+        return None
+    split = options.split if isinstance(options.split, str) else options.split.get(name, "auto")
+    return Apart(world) if split == "never" else Slicer(world.rank, world.size)
+
+
+def count_shares(world: World, options: RunOptions, name: str) -> int:
+    """Return by how many processes each batch of a loader is shared."""
+    return world.size if isinstance(how_to_share(world, options, name), Slicer) else 1
 
 
 def make_workspace(

@@ -49,8 +49,8 @@ def _evaluate_one(script: Script, workspace: Workspace, request: ValidationReque
     """Do one validation, with the data that was chosen for it."""
     state, loader = workspace.state, request.loader
     assert request.function is not None
-    most, slicer = state.options.limit_validate_batches, workspace.slicer
-    batches = Batches(loader, state.seed, state.device, most, request.name, slicer=slicer)
+    most, shared = state.options.limit_validate_batches, workspace.shared(request.name)
+    batches = Batches(loader, state.seed, state.device, most, request.name, shared=shared)
     objects = find_metric_objects(request.function.function, {"model": state.model, **script.kept})
     before = take_snapshot(state.model, [request.function.function], batches.holders_of_position, is_trained=False)
     with (
@@ -82,7 +82,7 @@ def predict(script: Script, workspace: Workspace, loader: Any) -> Iterator[Any]:
         raise ScriptError("run.predict needs a function decorated with @run.predict_step")
     state = workspace.state
     loader = _choose_loader(loader, script.predict_loader, "predict", "predict_step")
-    batches = Batches(loader, state.seed, state.device, name="predict", slicer=workspace.slicer)
+    batches = Batches(loader, state.seed, state.device, name="predict", shared=workspace.shared("predict"))
     return _predictions(script.predict.bind(state), workspace, batches)
 
 
@@ -106,7 +106,8 @@ def _predictions(function: Function, workspace: Workspace, batches: Batches) -> 
                     output = None if batches.is_stand_in else function.call(batch=batch, batch_index=index)
                     output = _of_all(move(output, _CPU), batches, workspace)
                 versions = before.versions()
-                yield output
+                if not (batches.is_apart and batches.is_stand_in):
+                    yield output
     finally:
         if before.versions() == versions:
             before.put_back()
@@ -121,7 +122,7 @@ def _of_all(output: Any, batches: Batches, workspace: Workspace) -> Any:
     Raises:
         ScriptError: it is no prediction for each sample, so that the shares cannot be joined.
     """
-    if not workspace.world.is_shared:
+    if not workspace.world.is_shared or batches.is_apart:
         return output
     shares = workspace.world.gather((batches.share, output))
     outputs = [output for share, output in shares if share is not None and share.samples]
