@@ -1,7 +1,11 @@
+import importlib
 import importlib.metadata
+import tomllib
+from pathlib import Path
 
 import pytest
 
+PACKAGE = Path(__file__).parents[2] / "blowtorch-cli"
 GOOD = """
     import click
 
@@ -105,3 +109,11 @@ def test_importing_the_command_imports_little(blowtorch):
         print(sorted(heavy & set(sys.modules)))
     """
     assert blowtorch(code=code).stdout == "[]\n"
+
+
+def test_every_command_that_the_package_declares_is_there():
+    declared = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]["entry-points"]["blowtorch.commands"]
+    assert "doctor" in declared
+    for name, target in declared.items():
+        module, _, attribute = target.partition(":")
+        assert getattr(importlib.import_module(module), attribute).name == name

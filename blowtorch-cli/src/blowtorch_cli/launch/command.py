@@ -40,7 +40,8 @@ def _read_nodes(ctx: click.Context, option: click.Parameter, text: str) -> tuple
     return int(fewest), int(most or fewest)
 
 
-def _read_address(ctx: click.Context, option: click.Parameter, text: str | None) -> str | None:
+def read_address(ctx: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    """Return the address that an option gives, with a port."""
     if text is None:
         return None
     match = re.fullmatch(r"(\[[^]]+\]|[^:\s]+)(?::(\d{1,5}))?", text)
@@ -69,7 +70,7 @@ def _read_address(ctx: click.Context, option: click.Parameter, text: str | None)
     "--nodes", callback=_read_nodes, default="1", show_default=True, metavar="N|MIN:MAX", help="How many machines.",
 )  # fmt: skip
 @click.option(
-    "--rendezvous", callback=_read_address, metavar="HOST:PORT",
+    "--rendezvous", callback=read_address, metavar="HOST:PORT",
     help="Where the machines meet: the same on each, an address of one.",
 )  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Show what the others print only of one that fails.")
