@@ -52,11 +52,25 @@ def load_verified_weights(model: nn.Module, directory: Path) -> None:
     Raises:
         CheckpointError: it is damaged, or of another model.
     """
+    weights, frozen = read_verified_weights(directory), read_manifest(directory).frozen
+    load_weights(model, fill_in(weights, model, frozen, str(directory)), str(directory))
+
+
+def read_verified_weights(directory: Path, is_mapped: bool = False) -> dict[str, Any]:
+    """Return the weights that a checkpoint holds, by name.
+
+    Args:
+        directory: the checkpoint.
+        is_mapped: read each when it is used; the directory has to stay meanwhile.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     problems = verify(directory, ["model.pt"])
     if problems:
         raise CheckpointError(f"{directory} is damaged: {'; '.join(problems)}")
-    weights, frozen = read_tensors(directory / "model.pt"), read_manifest(directory).frozen
-    load_weights(model, fill_in(weights, model, frozen, str(directory)), str(directory))
+    weights: dict[str, Any] = read_tensors(directory / "model.pt", is_mapped)
+    return weights
 
 
 def fill_in(weights: dict[str, Any], model: nn.Module, frozen: Mapping[str, Any], origin: str) -> dict[str, Any]:

@@ -75,14 +75,18 @@ def write_tensors(value: Any, path: Path) -> dict[str, Any]:
         raise
 
 
-def read_tensors(path: Path) -> Any:
+def read_tensors(path: Path, is_mapped: bool = False) -> Any:
     """Read what `write_tensors` wrote, on the CPU; nothing in the file can run code.
+
+    Args:
+        path: of the file.
+        is_mapped: read each tensor when it is used, and let the system forget it; the file has to stay meanwhile.
 
     Raises:
         CheckpointError: the file holds something else.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except Exception as error:  # torch raises whatever its unpickler does
         named = re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.[\w.]+) was not", str(error))
         # What torch says at length ends with how to load such a file all the same.

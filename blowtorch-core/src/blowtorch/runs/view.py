@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +34,20 @@ class Series(NamedTuple):
 
     steps: "np.ndarray[Any, Any]"
     values: "np.ndarray[Any, Any]"
+
+
+class StoredWeights(NamedTuple):
+    """The weights that a checkpoint holds: those that were validated.
+
+    Attributes:
+        checkpoint: which one.
+        tensors: by name, on the CPU; and what else is in the state of a model.
+        left_out: the names of those that it does not hold, since they were not trained (`checkpoint_frozen=False`).
+    """
+
+    checkpoint: Checkpoint
+    tensors: Mapping[str, Any]
+    left_out: tuple[str, ...]
 
 
 class RunView:
@@ -189,13 +203,32 @@ class RunView:
         """
         from blowtorch.checkpoint.frozen import load_verified_weights
 
+        with self._fetched(self.checkpoint(which)) as directory:
+            load_verified_weights(model, directory)
+        return model
+
+    @contextlib.contextmanager
+    def stored_weights(self, which: str = "best") -> Iterator["StoredWeights"]:
+        """Have the weights of a verified checkpoint inside, without a model; each tensor is read when it is used.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it is damaged.
+        """
+        from blowtorch.checkpoint.frozen import read_verified_weights
+
         checkpoint = self.checkpoint(which)
+        with self._fetched(checkpoint) as directory:
+            tensors = read_verified_weights(directory, is_mapped=True)
+            yield StoredWeights(checkpoint, tensors, tuple(read_manifest(directory).frozen))
+
+    @contextlib.contextmanager
+    def _fetched(self, checkpoint: Checkpoint) -> Iterator[Path]:
+        """Have a directory with the weights of a checkpoint and its manifest inside."""
         if self._store is None:
-            load_verified_weights(model, checkpoint.path)
+            yield checkpoint.path
         else:
             with self._store.weights_of(checkpoint.name) as directory:
-                load_verified_weights(model, directory)
-        return model
+                yield directory
 
     def __repr__(self) -> str:
         return f"<RunView {self.name} {self.status}>"
