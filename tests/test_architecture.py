@@ -53,7 +53,7 @@ ROOMS = {
         precision workspace modes snapshot""".split(),
     "runs": ["view", "stored"],
     "script": ["decorators", "script", "returns", "functions", "command_line"],
-    "checkpoint": ["checkpoints", "retention", "store", "contents", "own", "frozen", "finiteness", "tensors", "plain"],
+    "checkpoint": "checkpoints retention store contents own frozen finiteness copied shards tensors plain".split(),
     "record": [
         "feed",
         "shared_media",
@@ -82,7 +82,7 @@ ROOMS = {
         "sizes",
         "tree",
     ],
-    "parallel": ["exchange", "agreement", "world", "alarm"],
+    "parallel": ["sharding", "exchange", "agreement", "world", "alarm", "pieces"],
     "folder": ["folder", "provenance", "secrets", "lock", "manifest", "files"],
     "extension": ["found", "packages", "contracts"],
     "config": ["config", "yaml12", "containers"],

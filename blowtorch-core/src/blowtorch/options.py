@@ -49,6 +49,11 @@ class RunOptions:
     )
     precision: str = _option("fp32", "`fp32`, or `bf16` or `fp16` where torch's autocast thinks it safe")
     compile: bool | Mapping[str, Any] = _option(False, "train with `torch.compile(model)`; a mapping is its options")
+    parallel: Any = _option(
+        "auto",
+        "how several processes train: `ddp`, which `auto` is, each with the whole model, or `fsdp`, which divides it; "
+        "or one of these with its own options, such as {fsdp: {precision: bf16}}",
+    )
     device: str = _option("auto", "`auto`, or a torch device such as `cpu` or `cuda:1`")
     save_path: str = _option("train_logs", "folder that holds the run folders")
     run_name: str | None = _option(None, "name of the run folder; two random words when not given")

@@ -8,8 +8,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from blowtorch import Run
+from blowtorch.parallel.pieces import whole
 
 RANK = os.environ.get("RANK", "0")
+PARALLEL = os.environ.get("TEST_PARALLEL", "auto")  # the option, for all that follows
 
 
 def make_data(count, seed):
@@ -52,14 +54,21 @@ def make_run(run=None, lr=1e-2, optimizer=torch.optim.SGD):
 
 def train(run, folder, model=None, loaders=None, **options):
     model = make_model() if model is None else model
-    given = {"max_epochs": 3, "log_every": "5 steps", "save_path": str(folder / "runs"), "progress": False, **options}
+    given = {
+        "max_epochs": 3,
+        "log_every": "5 steps",
+        "save_path": str(folder / "runs"),
+        "progress": False,
+        "parallel": PARALLEL,
+        **options,
+    }
     result = run(model, *(make_loaders() if loaders is None else loaders), **given)
     keep(folder, model, result.metrics, result.status, result.step)
     return result
 
 
 def keep(folder, model, metrics, status="finished", step=0):
-    torch.save(dict(model.state_dict()), folder / f"weights-{RANK}.pt")
+    torch.save({name: whole(value) for name, value in model.state_dict().items()}, folder / f"weights-{RANK}.pt")
     (folder / f"metrics-{RANK}.json").write_text(json.dumps({"metrics": metrics, "status": status, "step": step}))
 
 

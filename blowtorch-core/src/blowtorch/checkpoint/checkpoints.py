@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from blowtorch.checkpoint.contents import Contents, check_plain
+from blowtorch.checkpoint.copied import Copied
 from blowtorch.checkpoint.retention import delete_superseded
+from blowtorch.checkpoint.shards import Piece, find_pieces, with_own_pieces
 from blowtorch.checkpoint.store import Store
-from blowtorch.checkpoint.tensors import WarmCopies, write_tensors
+from blowtorch.checkpoint.tensors import WarmCopies
+from blowtorch.data.tree import Place
 from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError
 from blowtorch.folder.files import replace_files
 from blowtorch.folder.folder import RunFolder
@@ -38,8 +41,7 @@ class Writing:
         checkpoint: what it will be.
         epoch: the epoch under way when it was taken.
         metrics: what was recorded at just that step.
-        files: name → content, still in memory.
-        frozen: the digests of the parameters that are left out.
+        copied: what it will hold; None where another process writes it.
         position: tells its moment from others, also those of the same step.
         is_best: whether it is the best so far.
         previous_best: what was the best before it, and is again if it cannot be written.
@@ -49,8 +51,7 @@ class Writing:
     checkpoint: Checkpoint
     epoch: int
     metrics: Mapping[str, float]
-    files: Mapping[str, Any]
-    frozen: Mapping[str, Mapping[str, str]]
+    copied: Copied | None
     position: Any
     is_best: bool
     previous_best: Checkpoint | None
@@ -60,7 +61,8 @@ class Writing:
 class Checkpoints:
     """The checkpoints of one run; one at a time is on its way.
 
-    Of several processes, the first makes and stores them, and all come back to them.
+    Of several processes, the first makes and stores them, and all come back to them. Where the model is divided, each
+    writes its own pieces.
 
     Args:
         world: the processes.
@@ -141,7 +143,7 @@ class Checkpoints:
         if is_best:
             progress.best = checkpoint
         try:
-            files, frozen = self._gather(name)
+            copied = self._copy(name)
         except (OSError, RuntimeError, BlowtorchError) as error:  # the record has no disk, or torch no memory
             progress.best = previous_best
             raise CheckpointError(f"checkpoint {name} could not be taken: {error}") from error
@@ -149,18 +151,21 @@ class Checkpoints:
         if unfit is not None:
             self._state.warn(unfit)
         best, position = progress.best, self._position()
-        writing = Writing(checkpoint, progress.epoch, metrics, files, frozen, position, is_best, previous_best)
+        writing = Writing(checkpoint, progress.epoch, metrics, copied, position, is_best, previous_best)
         self._writing = writing
 
         def write() -> None:
+            assert copied is not None
             try:
-                self._publish(writing)
-                writing.outcome.set_result(self._tidy_up(writing, best))
+                entries = self._write(writing, copied)
+                if self._world.is_first:
+                    self._publish(writing, copied, entries)
+                writing.outcome.set_result(self._tidy_up(writing, best) if self._world.is_first else None)
             except BaseException as error:  # `wait` raises it in the loop
                 writing.outcome.set_exception(error)
             progress.look_soon()  # so the loop need not ask after each step
 
-        if not self._world.is_first:
+        if copied is None:
             writing.outcome.set_result(None)
         elif options.checkpoint_async:
             threading.Thread(target=write, name=f"blowtorch {name}", daemon=True).start()
@@ -177,6 +182,7 @@ class Checkpoints:
         if self._writing is None:
             return None
         writing = self._writing
+        writing.outcome.exception()  # what is copied next takes the memory of what is written
         error = self._world.decide(writing.outcome.exception)
         self._writing = None
         if error is not None:
@@ -264,9 +270,9 @@ class Checkpoints:
         progress = self._progress
         return progress.step, progress.is_epoch_done, self._contents.triggers.state_dict()
 
-    def _refuse_spoiled(self, writing: Writing) -> None:
+    def _refuse_spoiled(self, writing: Writing, copied: Copied) -> None:
         """Raise a `NotFiniteError` if training has spoiled what is about to be written."""
-        spoiled = self._contents.find_spoiled(writing.files)
+        spoiled = self._contents.find_spoiled(copied.files)
         if spoiled is not None:
             raise NotFiniteError(
                 f"checkpoint {writing.checkpoint.name} is not written: at step {writing.checkpoint.step} {spoiled} is "
@@ -274,34 +280,49 @@ class Checkpoints:
                 f"learning rate, clip the gradients, look for bad data, or find the operation by detect_anomalies=True"
             )
 
-    def _gather(self, name: str) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-        """Return the content of the files of a checkpoint, copied unless it is written at once, and digests."""
+    def _copy(self, name: str) -> Copied | None:
+        """Copy the content of the files of a checkpoint, unless it is written at once; None if another process does."""
         own = self._world.gather(self._contents.read_own()) if self._world.is_shared else ()
-        nothing: tuple[dict[str, Any], dict[str, dict[str, str]]] = ({}, {})
-        return self._world.decide_alone(lambda: self._copy(name, own), otherwise=nothing)
+        if not self._contents.is_divided:
+            return self._world.decide_alone(
+                lambda: Copied(*self._take(name, own), self._make_directory(name)), otherwise=None
+            )
+        taken = self._world.do_all(lambda: self._take(name, own))
+        return Copied(*taken, self._world.decide(lambda: self._make_directory(name)))
 
-    def _copy(self, name: str, own: Sequence[Any]) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    def _take(self, name: str, own: Sequence[Any]) -> tuple[dict[str, Any], dict[Place, Piece], dict[str, Any]]:
         files, left_out = self._contents.gather(self._record.flush(), own)
+        pieces = find_pieces(files)
+        files = with_own_pieces(files) if pieces else files
         check_plain(files, name)
-        return (self._copies.take(files) if self._state.options.checkpoint_async else files), left_out
+        is_async = self._state.options.checkpoint_async
+        return (self._copies.take(files) if is_async else files), pieces, left_out
 
-    def _publish(self, writing: Writing) -> None:
-        """Write and publish, and move the pointers."""
-        name = writing.checkpoint.name
-        self._refuse_spoiled(writing)
-        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=self._folder))
+    def _make_directory(self, name: str) -> Path:
+        return Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=self._folder))
+
+    def _write(self, writing: Writing, copied: Copied) -> dict[str, Any]:
+        """Write the files that are up to this process; whatever it cannot write goes with what there is of it."""
+        place = (self._world.rank, self._world.size if copied.pieces else 1)
         try:
+            self._refuse_spoiled(writing, copied)
             self._record.make_durable()
-            entries = {}
-            for file, content in writing.files.items():
-                self._check_goes_on()
-                entries[file] = write_tensors(content, temporary / file)
-            step, epoch, metrics = writing.checkpoint.step, writing.epoch, writing.metrics
-            write_manifest(temporary, step, epoch, metrics, entries, writing.frozen)
+            return copied.write(*place, self._check_goes_on)
+        except BaseException as error:
+            copied.fail(*place, error)
+            if self._world.is_first:
+                shutil.rmtree(copied.directory, ignore_errors=True)
+            raise
+
+    def _publish(self, writing: Writing, copied: Copied, entries: Mapping[str, Any]) -> None:
+        """Publish what is written."""
+        step, epoch, metrics = writing.checkpoint.step, writing.epoch, writing.metrics
+        try:
+            write_manifest(copied.directory, step, epoch, metrics, entries, copied.frozen)
             self._check_goes_on()
-            self._store.publish(name, temporary)
+            self._store.publish(writing.checkpoint.name, copied.directory)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(copied.directory, ignore_errors=True)
 
     def _check_goes_on(self) -> None:
         if self._is_abandoned:

@@ -14,19 +14,21 @@ from blowtorch.checkpoint.finiteness import Finiteness
 from blowtorch.checkpoint.frozen import FrozenWeights, fill_in
 from blowtorch.checkpoint.own import OWN, choose_own
 from blowtorch.checkpoint.plain import find_unplain, make_original, make_plain
+from blowtorch.checkpoint.shards import read_files
 from blowtorch.checkpoint.tensors import (
     KeptModule,
     by_own_names,
     load_weights,
     plain_name,
     read_shaped_weights,
-    read_tensors,
     read_weights,
 )
 from blowtorch.clock import Triggers, monotonic_seconds
+from blowtorch.data.tree import Place, map_leaves, walk
 from blowtorch.errors import CheckpointError, describe, nearest
 from blowtorch.folder.manifest import read_manifest
 from blowtorch.options import RunOptions
+from blowtorch.parallel.pieces import fit, is_divided
 from blowtorch.progress import Checkpoint, Progress
 from blowtorch.schedule.configured import Configured
 from blowtorch.state import JudgedWeights
@@ -178,6 +180,11 @@ class Contents:
         """What the script sets otherwise than it did for the checkpoint that was put back, in sentences."""
         return [*self._progress.changes, *self._configured.changes]
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether the model is divided among processes, each of which then writes its own pieces."""
+        return any(map(is_divided, self._model.parameters()))
+
     def check(self) -> None:
         """Make sure that every part can be stored, before hours are spent on it.
 
@@ -291,7 +298,7 @@ class Contents:
         Raises:
             CheckpointError: it belongs to another model, or holds not just what this script needs.
         """
-        training, weights = read_tensors(directory / "training.pt"), read_tensors(directory / "model.pt")
+        training, weights = read_files(directory, ["training.pt", "model.pt"], is_mapped=self.is_divided)
         streams = [f"random/{stream}" for stream in training["random"]]
         own_streams = [f"random/{stream}" for stream in random_state()]
         check_names(checkpoint, [*training["parts"], *streams], [*self._parts, *own_streams], without)
@@ -312,10 +319,35 @@ class Contents:
         parts |= own["parts"]
         for name, part in self._parts.items():
             if name not in without and part is not self._progress:
-                _load(part, parts[name], name, checkpoint)
+                state = self._divide(part, parts[name]) if self.is_divided else parts[name]
+                _load(part, state, name, checkpoint)
         self._configured.settle(parts, without)
         random = {stream: state for stream, state in own["random"].items() if f"random/{stream}" not in without}
         return training["record_length"], random
+
+    def _divide(self, part: Part, state: Any) -> Any:
+        """Return the state of a part with its tensors divided as the parameters to which they belong.
+
+        In the state of an optimizer these are known by their numbers, in any other by their names.
+        """
+        if isinstance(part, nn.Module | KeptModule):
+            return state
+        targets: dict[Any, Any] = {plain_name(name): own for name, own in self._model.named_parameters()}
+        if isinstance(part, torch.optim.Optimizer):
+            pairs = zip(part.param_groups, state["param_groups"], strict=False)
+            targets = {
+                number: own
+                for mine, saved in pairs
+                for number, own in zip(saved["params"], mine["params"], strict=False)
+            }
+
+        def divided(place: Place, leaf: Any) -> Any:
+            target = next((targets[key] for key in reversed(place) if key in targets), None)
+            is_alike = target is not None and getattr(leaf, "shape", None) == target.shape
+            return fit(leaf, target if is_alike else None)
+
+        leaves = iter([divided(place, leaf) for place, leaf in walk(state)])
+        return map_leaves(lambda leaf: next(leaves), state)
 
 
 def check_plain(state: Any, name: str) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from blowtorch.data.tree import Place, walk
+from blowtorch.parallel.pieces import own_piece
 
 
 class Finiteness:
@@ -79,7 +80,7 @@ def _numbers_of(tensor: Tensor) -> Tensor | None:
     """Return the real numbers that a tensor is made of, or None if they cannot but be finite."""
     if is_lazy(tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
         return None
-    tensor = tensor.detach()
+    tensor = own_piece(tensor.detach())
     if tensor.layout is not torch.strided:
         tensor = tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
     if tensor.is_complex():
@@ -97,4 +98,4 @@ def _kinds_of(numbers: Tensor) -> Tensor:
 def _shape_of(leaf: Tensor | float) -> torch.Size | None:
     if not isinstance(leaf, Tensor):
         return torch.Size()
-    return None if is_lazy(leaf) else leaf.shape
+    return None if is_lazy(leaf) else own_piece(leaf).shape

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from blowtorch.checkpoint.tensors import load_weights, read_tensors, read_weights
+from blowtorch.checkpoint.shards import read_files
+from blowtorch.checkpoint.tensors import load_weights, read_weights
 from blowtorch.errors import CheckpointError
 from blowtorch.folder.manifest import checksum_of, read_manifest, verify
+from blowtorch.parallel.pieces import is_divided, whole
 
 
 class FrozenWeights:
@@ -52,8 +54,9 @@ def load_verified_weights(model: nn.Module, directory: Path) -> None:
     Raises:
         CheckpointError: it is damaged, or of another model.
     """
-    weights, frozen = read_verified_weights(directory), read_manifest(directory).frozen
-    load_weights(model, fill_in(weights, model, frozen, str(directory)), str(directory))
+    manifest = read_manifest(directory)
+    weights = read_verified_weights(directory, is_mapped=any(map(is_divided, model.parameters())))
+    load_weights(model, fill_in(weights, model, manifest.frozen, str(directory)), str(directory))
 
 
 def read_verified_weights(directory: Path, is_mapped: bool = False) -> dict[str, Any]:
@@ -61,15 +64,16 @@ def read_verified_weights(directory: Path, is_mapped: bool = False) -> dict[str,
 
     Args:
         directory: the checkpoint.
-        is_mapped: read each when it is used; the directory has to stay meanwhile.
+        is_mapped: read each when it is used, and leave those in pieces that were written so; the directory has to stay
+            meanwhile.
 
     Raises:
         CheckpointError: it is damaged.
     """
-    problems = verify(directory, ["model.pt"])
+    problems = verify(directory, ["model.pt", *read_manifest(directory).shards])
     if problems:
         raise CheckpointError(f"{directory} is damaged: {'; '.join(problems)}")
-    weights: dict[str, Any] = read_tensors(directory / "model.pt", is_mapped)
+    weights: dict[str, Any] = read_files(directory, ["model.pt"], is_mapped)[0]
     return weights
 
 
@@ -100,7 +104,7 @@ def fill_in(weights: dict[str, Any], model: nn.Module, frozen: Mapping[str, Any]
 
 def digest_of(tensor: Tensor) -> dict[str, str]:
     """Return the checksum of the bits of a tensor, by its algorithm."""
-    return checksum_of(_bytes_of(tensor.cpu()).numpy())
+    return checksum_of(_bytes_of(whole(tensor).cpu()).numpy())
 
 
 def _is_frozen(value: Any) -> bool:
@@ -111,7 +115,7 @@ def _is_frozen(value: Any) -> bool:
 
 def _sum_up(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the sum of the bits of each, for which a device is waited for once."""
-    sums = [_bits_of(tensor).sum() for tensor in tensors.values()]
+    sums = [_bits_of(whole(tensor)).sum() for tensor in tensors.values()]
     by_device: dict[torch.device, list[Tensor]] = {}
     for total in sums:
         by_device.setdefault(total.device, []).append(total)

@@ -130,7 +130,8 @@ class Store:
     def weights_of(self, name: str) -> Iterator[Path]:
         """Have a directory with the weights of a checkpoint and its manifest inside, unverified."""
         with self._scratch() as scratch:
-            yield self._fetch(name, scratch, [FILE_NAME, "model.pt"])
+            shards = read_manifest(self._fetch(name, scratch, [FILE_NAME])).shards
+            yield self._fetch(name, scratch, [FILE_NAME, "model.pt", *shards])
 
     def manifests(self, names: Sequence[str]) -> Iterator[tuple[str, Manifest]]:
         """Yield the name and the manifest of each checkpoint whose manifest can be read."""

@@ -9,6 +9,7 @@ import xxhash
 from torch import Tensor
 
 from blowtorch.data.tree import children_of
+from blowtorch.parallel.pieces import own_piece
 
 
 def digest(value: Any) -> str:
@@ -28,7 +29,7 @@ def _feed(hasher: Any, value: Any, inside: set[int]) -> None:
     """Feed a value to a hasher; `inside` are the objects that hold it, by identity."""
     hasher.update(type(value).__name__.encode())
     if isinstance(value, Tensor):
-        _feed_tensor(hasher, value.detach(), inside)
+        _feed_tensor(hasher, own_piece(value.detach()), inside)
     elif isinstance(value, np.ndarray):
         hasher.update(f"{value.shape}{value.dtype}".encode())
         if value.dtype.hasobject:

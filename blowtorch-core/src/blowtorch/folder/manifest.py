@@ -23,6 +23,7 @@ ALGORITHM = "xxh3_128"
 FILE_NAME = "manifest.json"
 
 _PREFIX = "step-"
+_SHARD = "shard-"
 _BLOCK = 1 << 18  # what is read stays in the processor's cache until it is hashed; 1 MiB takes three times as long
 _WRITTEN_AT_ONCE = 8 << 20  # one call of the system takes at most 2 GiB, and each returns to the interpreter's lock
 
@@ -44,6 +45,11 @@ class Manifest:
     metrics: Mapping[str, float]
     files: Mapping[str, Mapping[str, Any]]
     frozen: Mapping[str, Mapping[str, str]]
+
+    @property
+    def shards(self) -> list[str]:
+        """The files in which each of several processes has written its pieces of a divided model."""
+        return [name for name in self.files if name.startswith(_SHARD)]
 
 
 class UnknownFormatError(CheckpointError):
@@ -89,6 +95,15 @@ class HashedFile(io.RawIOBase):
             finally:
                 self._file.close()
         super().close()
+
+
+def shard_name(rank: int, size: int) -> str:
+    """Return the name of the file in which a process writes its pieces of a divided model.
+
+    >>> shard_name(0, 4)
+    'shard-00001-of-00004.pt'
+    """
+    return f"{_SHARD}{rank + 1:05d}-of-{size:05d}.pt"
 
 
 def checkpoint_name(step: int) -> str:

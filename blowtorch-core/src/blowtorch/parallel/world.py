@@ -66,6 +66,10 @@ class World:
         """
         return make()
 
+    def do_all(self, make: Callable[[], Value]) -> Value:
+        """Return what this process makes, as all do; what one of them raises is raised in all."""
+        return make()
+
     def gather(self, value: Value) -> list[Value]:
         """Return the values of all processes, in the order of their ranks; they are pickled on their way."""
         return [value]
@@ -83,6 +87,10 @@ class World:
     def refuse(self, error: Exception) -> NoReturn:
         """Raise an error that all processes raise at this place, so that none has to be told of it."""
         raise error
+
+    def explain(self, error: BaseException) -> BaseException:
+        """Return the error of this process, or one that says which other process has made it fail, and why."""
+        return error
 
     def fail(self, error: BaseException) -> None:
         """Let the others know that this process has failed, and part with them, unless all have failed alike."""
@@ -129,6 +137,19 @@ class JoinedWorld(World):
         self.decide(lambda: made.append(make()))
         return made[0] if made else otherwise
 
+    def do_all(self, make: Callable[[], Value]) -> Value:
+        """Return what this process makes, as all do; what one of them raises is raised in all."""
+        made: list[Value] = []
+        error: Exception | None = None
+        try:
+            made.append(make())
+        except Exception as problem:
+            error = problem
+        told = next(filter(None, self.gather(None if error is None else _portable(error))), None)
+        if told is not None:
+            self.refuse(error or told)
+        return made[0]
+
     def gather(self, value: Value) -> list[Value]:
         """Return the values of all processes, in the order of their ranks."""
         if not self.is_shared:
@@ -167,6 +188,14 @@ class JoinedWorld(World):
         self._common_error = error
         raise error
 
+    def explain(self, error: BaseException) -> BaseException:
+        """Return the error of this process, or one that says which other process has made it fail, and why.
+
+        A model that is divided among the processes reaches them by itself, amid a function of the user's.
+        """
+        is_of_backend = isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
+        return ProcessError(self._explain(error)) if is_of_backend and self.is_shared else error
+
     def fail(self, error: BaseException) -> None:
         """Let the others know that this process has failed, and part with them, unless all have failed alike."""
         if not self.is_shared or error is self._common_error:
@@ -193,7 +222,7 @@ class JoinedWorld(World):
         except RuntimeError as error:  # of torch's backends, which tell of a closed connection
             raise ProcessError(self._explain(error)) from error
 
-    def _explain(self, error: RuntimeError) -> str:
+    def _explain(self, error: BaseException) -> str:
         cause = str(error).partition("\n")[0]
         if self._alarm is not None and "timed out" in cause.lower():
             missing = self._alarm.find_missing()

@@ -71,6 +71,7 @@ class Returns:
         self._has_warned = False
         self._has_doubted = False
         self._is_size_due = True
+        self._loss: Loss | None = None
 
     def reserve(self, name: str, purpose: str) -> None:
         """Refuse a metric of this name from a step, since the loop adds it itself for a purpose."""
@@ -92,6 +93,7 @@ class Returns:
             tensor. Of a batch that is left out it gives None, 0 and no metrics. It raises a `ScriptError` for what is
             nothing of that kind.
         """
+        self._loss = loss
         if loss is not None:
             loss.choose_anew()
         self._is_size_due = True
@@ -129,6 +131,14 @@ class Returns:
             return reading
 
         return read
+
+    def read_stand_in(self, returned: Any) -> Any:
+        """Return the tensor to minimise of what a step returned for samples that count nothing, or None."""
+        self._logged.clear()
+        self.weight = None
+        if returned is None or self._loss is None:
+            return None
+        return self._loss.of(self.as_scalars(returned))
 
     def _take_anything(self, returned: Any, batch: Any, loss: "Loss | None") -> tuple[Any, int, dict[str, Any]]:
         """Take what a step returned, whatever it is."""

@@ -44,9 +44,9 @@ from blowtorch.script.script import Script
 from blowtorch.state import RunState
 from blowtorch.training.callbacks import Callbacks
 from blowtorch.training.coverage import Coverage
-from blowtorch.training.gradients import ChangedGradients, Gradients, are_changed, check_self_driven
+from blowtorch.training.gradients import ChangedGradients, Gradients, are_changed
 from blowtorch.training.run_batches import RunBatches
-from blowtorch.training.shared_gradients import SharedGradients
+from blowtorch.training.shared_gradients import SharedGradients, check_self_driven
 from blowtorch.training.start import StartingPoint
 from blowtorch.training.training import Steps, Training
 from blowtorch.training.validation import Validation
@@ -288,7 +288,7 @@ def _build_gradients(script: Script, workspace: Workspace, batches: Batches, ret
     assert script.train is not None
     options, is_self_driven = workspace.state.options, script.train.drives_itself
     if is_self_driven:
-        check_self_driven(script.train.name, script.train.asks_for, options)
+        check_self_driven(script.train.name, script.train.asks_for, options, workspace.state.model)
     if not are_changed(options) and not workspace.world.is_shared:
         return Gradients()
     arguments: dict[str, Any] = {

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from blowtorch.data.batches import Batches
 from blowtorch.errors import NotFiniteError, OptionError, ScriptError
 from blowtorch.options import RunOptions
+from blowtorch.parallel.pieces import own_piece
 from blowtorch.progress import Progress
 from blowtorch.record.lines import Lines
 from blowtorch.record.logged import Logged
@@ -292,7 +293,7 @@ class ChangedGradients(Gradients):
         if self._scaler is not None:
             self._unscale(name, optimizer)
         self._weigh(parameters)
-        if (self._scaler is not None or options.on_nan == "skip") and not _are_finite(parameters):
+        if (self._scaler is not None or options.on_nan == "skip") and not self._are_finite(parameters):
             self._is_skipping = True
             for parameter in parameters:
                 parameter.grad = None  # an optimizer leaves out what has no gradient
@@ -302,8 +303,14 @@ class ChangedGradients(Gradients):
         if options.clip_grad_value is not None:  # which makes infinities finite, so it comes after the look for them
             nn.utils.clip_grad_value_(parameters, options.clip_grad_value)
         if options.clip_grad_norm is not None:
-            norm = nn.utils.clip_grad_norm_(parameters, options.clip_grad_norm)
-            self._logged.add({self._norm_name(name): norm})
+            self._logged.add({self._norm_name(name): self._clip_norm(parameters, options.clip_grad_norm)})
+
+    def _are_finite(self, parameters: Sequence[nn.Parameter]) -> bool:
+        return are_finite(parameters)
+
+    def _clip_norm(self, parameters: Sequence[Any], largest: float) -> Tensor:
+        """Clip the norm of all gradients together, and return what it was."""
+        return nn.utils.clip_grad_norm_(parameters, largest)
 
     def _norm_name(self, optimizer: str) -> str:
         return f"grad_norm/{optimizer}" if len(self._state.optimizers) > 1 else "grad_norm"
@@ -362,10 +369,10 @@ def _find_changes(options: RunOptions) -> list[str]:
     return changes + (["on_nan='skip'"] if options.on_nan == "skip" else [])
 
 
-def _are_finite(parameters: Sequence[nn.Parameter]) -> bool:
+def are_finite(parameters: Sequence[nn.Parameter]) -> bool:
     """Return whether all gradients are finite; this waits for the device, once."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    values = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+    values = [own_piece(each.coalesce().values() if each.is_sparse else each) for each in gradients]
     device = values[0].device
     return bool(torch.stack([torch.isfinite(value).all().to(device) for value in values]).all())
 
@@ -384,17 +391,3 @@ def _with_dense_gradient(parameter: Tensor) -> Tensor:
 def _forget_casts(*_: Any) -> None:
     """Forget the casts of weights, which have changed: a train step that drives itself goes on computing."""
     torch.clear_autocast_cache()
-
-
-def check_self_driven(function: str, asks_for: Sequence[str], options: RunOptions) -> None:
-    """Raise a `ScriptError` for an option that cannot be heeded, where a function steps the optimizers itself."""
-    if options.accumulate > 1:
-        raise ScriptError(
-            f"accumulate is {options.accumulate}, but {function} steps the optimizers itself, and so decides how many "
-            f"batches make a step; leave the option out"
-        )
-    if options.precision == "fp16" and "backward" not in asks_for:
-        raise ScriptError(
-            f"precision is 'fp16', which scales losses, but {function} does not ask for 'backward'; add it to the "
-            f"arguments, and call backward(loss) instead of loss.backward()"
-        )

@@ -1,6 +1,8 @@
 """The model of a run: on which device, compiled or not, with which weights."""
 
+import contextlib
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,19 @@ from torch import nn
 
 from blowtorch.checkpoint.frozen import load_verified_weights
 from blowtorch.checkpoint.tensors import without_compilation
-from blowtorch.errors import CheckpointError, OptionError, warn
+from blowtorch.errors import CheckpointError, OptionError, ScriptError, warn
 from blowtorch.folder.manifest import FILE_NAME
 from blowtorch.options import RunOptions
+from blowtorch.parallel.pieces import own_piece
+from blowtorch.parallel.sharding import Sharding, divide_in_all, drawing_alike, is_sharded
+from blowtorch.parallel.world import World
 from blowtorch.runs.stored import unmasked_backend
 from blowtorch.runs.view import open_run
+from blowtorch.script.script import Script
 from blowtorch.streams import find_accelerator
 from blowtorch.training.precision import refuse_missing_precision
 from blowtorch.training.start import find_checkpoint
+from blowtorch.training.workspace import Surroundings, Workspace
 
 
 def choose_device(options: RunOptions) -> torch.device:
@@ -42,6 +49,22 @@ def choose_device(options: RunOptions) -> torch.device:
     return device
 
 
+def set_up_model(
+    model: nn.Module, options: RunOptions, surroundings: Surroundings
+) -> tuple[tuple[nn.Module, Any], bool]:
+    """Put a model on its device, and compile it if that is asked for.
+
+    Returns:
+        What `compile_model` does, and whether the model had no memory before.
+
+    Raises:
+        OptionError: the device has no tensors of a type that the model is made of.
+    """
+    had_no_memory = make_room(model, surroundings)
+    place_model(model, surroundings.device)
+    return compile_model(model, options), had_no_memory
+
+
 def place_model(model: nn.Module, device: torch.device) -> None:
     """Move a model to a device.
 
@@ -59,6 +82,53 @@ def place_model(model: nn.Module, device: torch.device) -> None:
                 f"{_first_sentence(error)}. Convert it before the run, such as by model.float(), or take another device"
             ) from error
     model.to(device)
+
+
+def make_room(model: nn.Module, surroundings: Surroundings) -> bool:
+    """Give a model that was built on the device `meta` memory on its own device, and return whether it was one.
+
+    Where it is to be divided among processes, each gets memory for its pieces alone. All numbers are NaN until the
+    script, a checkpoint or `initialize_from` fills them.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    if not any(tensor.is_meta for tensor in tensors):
+        return False
+    if surroundings.sharding is not None and not is_sharded(model):
+        divide_in_all(model, surroundings.sharding, surroundings.world, surroundings.device)
+    model.to_empty(device=surroundings.device)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            own_piece(tensor).fill_(math.nan if tensor.is_floating_point() or tensor.is_complex() else 0)
+    return True
+
+
+def refuse_unfilled(model: nn.Module, world: World) -> None:
+    """Raise a `ScriptError` if a model that was built on the device `meta` has tensors that nothing has filled."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    pieces = {name: own_piece(tensor.detach()) for name, tensor in tensors.items()}
+    own = [name for name, piece in pieces.items() if piece.numel() and piece.isnan().all()]
+    unfilled = list(dict.fromkeys(name for names in world.gather(own) for name in names))
+    if unfilled:
+        world.refuse(
+            ScriptError(
+                f"the model was built on the device 'meta', and nothing has filled "
+                f"{', '.join(map(repr, unfilled[:5]))}; do it in a function with @run.init, or give weights by "
+                f"initialize_from"
+            )
+        )
+
+
+def prepare_model(script: Script, workspace: Workspace, sharding: Sharding | None) -> None:
+    """Let the script prepare the model, and then divide it among the processes, if that is asked for.
+
+    One that is divided already, since it was built on the device `meta` or trained before, draws as a whole one would.
+    """
+    model = workspace.state.model
+    with drawing_alike() if is_sharded(model) else contextlib.nullcontext():
+        script.prepare(workspace.state)
+    if sharding is not None and not is_sharded(model):
+        workspace.share_weights()
+        divide_in_all(model, sharding, workspace.world, workspace.state.device)
 
 
 def _first_sentence(error: Exception) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +16,7 @@ from blowtorch.errors import CheckpointError, RunFolderError, describe, warn
 from blowtorch.folder.folder import RunFolder, plain
 from blowtorch.folder.secrets import mask_secrets, mask_text
 from blowtorch.options import RunOptions
+from blowtorch.parallel.sharding import read_parallel
 from blowtorch.parallel.world import World
 from blowtorch.plugins import Plugins
 from blowtorch.progress import Progress
@@ -32,12 +32,18 @@ from blowtorch.training.assembly import Plan, RunExtensions, assemble, describe_
 from blowtorch.training.between_steps import notify, wait_for_checkpoint
 from blowtorch.training.claim import give_back, take_folder
 from blowtorch.training.interruption import interruptible
-from blowtorch.training.model import choose_device, compile_model, load_initial_weights, place_model
+from blowtorch.training.model import choose_device, load_initial_weights, prepare_model, refuse_unfilled, set_up_model
 from blowtorch.training.modes import put_in_training_mode
 from blowtorch.training.precision import detecting_anomalies
 from blowtorch.training.recording import last_metrics
 from blowtorch.training.run_batches import RunBatches
-from blowtorch.training.start import agree_on_seed, find_starting_point, refuse_other_backend, seed_own_streams
+from blowtorch.training.start import (
+    Restored,
+    agree_on_seed,
+    find_starting_point,
+    refuse_other_backend,
+    seed_own_streams,
+)
 from blowtorch.training.trace import Trace
 from blowtorch.training.training import Training
 from blowtorch.training.workspace import Surroundings, Workspace, make_workspace
@@ -51,23 +57,10 @@ from blowtorch.training.writing import (
 )
 
 
-@dataclass(frozen=True)
-class Restored:
-    """Where a run that goes on has come back to.
-
-    Attributes:
-        name: of its checkpoint; None where it begins anew.
-        rewound: the step, and the length of the record in bytes; None for a new run.
-    """
-
-    name: str | None = None
-    rewound: tuple[int, int] | None = None
-
-
 class Session:
     """One call of a run, in stages; each is given what those before it have made, and undone after those behind it.
 
-        with Session(...) as training:  # find the run, place the model, listen, claim the folder, open the record;
+        with Session(...) as training:  # find the run, set up the model, listen, claim the folder, open the record;
             train(training)             # assemble, restore, begin
                                         # conclude, and give back the folder
 
@@ -124,7 +117,7 @@ class Session:
         with contextlib.ExitStack() as stages:  # one that fails undoes those before it
             stages.enter_context(self._tell_others())
             plan = self._find_run()
-            models, progress = self._place_model(plan), Progress()
+            (models, had_no_memory), progress = self._set_up_model(plan), Progress()
             stages.enter_context(self._listen(progress))
             folder = stages.enter_context(self._claim_folder(plan))
             workspace, record = stages.enter_context(self._open_record(plan, models, folder, progress))
@@ -132,6 +125,8 @@ class Session:
             missing = self._load_initial_weights(workspace.state)
             self.training = stages.enter_context(self._assemble(plan, folder, workspace, record))
             restored = self._restore(plan, self.training, missing)
+            if had_no_memory:
+                refuse_unfilled(self._model, self._world)
             stages.enter_context(self._begin(plan, folder, self.training, restored))
             self._stages = stages.pop_all()
         return self.training
@@ -162,17 +157,17 @@ class Session:
         extensions = RunExtensions.create(options, self._plugins, self._world.is_first)
         device, start = choose_device(options), self._world.decide(lambda: find_starting_point(options, script))
         seed = script.seed if start.folder is None else agree_on_seed(start.folder, script.seed)
-        surroundings = Surroundings(seed, device, self._world)
+        sharding = read_parallel(options.parallel)
+        surroundings = Surroundings(seed, device, self._world, sharding if self._world.is_shared else None)
         batches = RunBatches.choose(script, options, self._loaders, surroundings)
         return Plan(start, surroundings, extensions, batches)
 
-    def _place_model(self, plan: Plan) -> tuple[nn.Module, Any]:
+    def _set_up_model(self, plan: Plan) -> tuple[tuple[nn.Module, Any], bool]:
         """Put the model on its device, and compile it if that is asked for; every process does.
 
         A model stays where it was trained, so there is nothing to undo.
         """
-        place_model(self._model, plan.surroundings.device)
-        return compile_model(self._model, self._options)
+        return set_up_model(self._model, self._options, plan.surroundings)
 
     @contextlib.contextmanager
     def _listen(self, progress: Progress) -> Iterator[None]:
@@ -251,7 +246,7 @@ class Session:
         put_in_training_mode(workspace.state.model)
         assert workspace.media is not None
         with workspace.media.muted():  # what is logged here would come again in each process
-            self._script.prepare(workspace.state)
+            prepare_model(self._script, workspace, plan.surroundings.sharding)
             training = assemble(self._script, workspace, plan, folder, record)
         note_backend(folder.id, self._options.checkpoint_backend)
         callbacks = training.steps.callbacks
@@ -322,12 +317,15 @@ class Session:
             training.steps.callbacks.watch_steps(Trace(training.state, plan.batches.train))
         try:
             yield
-        except BaseException as error:
+        except BaseException as problem:
+            error = self._world.explain(problem)
             self._world.fail(error)
             try:
                 self._conclude(plan, training, error)
-            except Exception as problem:  # which never hides the error that ended the run
-                warn(f"how the run ended could not be recorded: {problem}")
+            except Exception as another:  # which never hides the error that ended the run
+                warn(f"how the run ended could not be recorded: {another}")
+            if error is not problem:
+                raise error from problem
             raise
         else:
             self._conclude(plan, training, None)

@@ -1,18 +1,21 @@
 """The gradients of batches that several processes share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blowtorch.data.slices import Share
-from blowtorch.errors import NotFiniteError
+from blowtorch.errors import NotFiniteError, ScriptError
+from blowtorch.options import RunOptions
 from blowtorch.parallel.agreement import name_those
 from blowtorch.parallel.exchange import Exchange
+from blowtorch.parallel.pieces import is_divided, own_piece, whole
+from blowtorch.parallel.sharding import exchange_in_backward, is_sharded
 from blowtorch.parallel.world import World
 from blowtorch.script.returns import Reader
-from blowtorch.training.gradients import ChangedGradients, TrainStep
+from blowtorch.training.gradients import ChangedGradients, TrainStep, are_finite
 
 _NEXT_TO_NOTHING = 2.0**-60  # of a gradient; a power of two, so that what is divided by it and weighed again is exact
 
@@ -24,6 +27,9 @@ class SharedGradients(ChangedGradients):
     gradients are added up over all processes before the optimizers step, and divided by the weight of all. Where a
     function steps the optimizers itself, this comes before each step of one.
 
+    A model that is divided among the processes has its gradients added up in the backward of the last batch of a group.
+    There, each process has to go forward and backward for each batch, though none of its samples may be its own.
+
     Args:
         world: the processes.
         changed: the arguments of `ChangedGradients`.
@@ -34,25 +40,39 @@ class SharedGradients(ChangedGradients):
         self._exchange = Exchange(world)
         self._unit = 0.0  # what the weights of a group are divided by, so that losses keep their size; 0 before one
         self._losses: list[Tensor] = []  # of the batches of a group
+        self._planned_batches = 0  # of a group
         self._shares: list[tuple[int, bool]] = []  # of each batch of a group: samples, and whether it has any at all
         super().__init__(**changed)
+        self._is_sharded = is_sharded(self._state.model)
         self._returns.counts_left_out = self._is_self_driven
-        if self._is_self_driven and self._state.options.loss_is == "mean":
+        self._is_weighed_late = self._is_self_driven and self._state.options.loss_is == "mean" and not self._is_sharded
+        if self._is_weighed_late:
             self._batches.before_share = self._carry_over
 
     def share_batches(self, train_step: TrainStep, read: Reader) -> tuple[TrainStep, Reader]:
         """Return a train step and a reader of what it returns, for which a process may have nothing of a batch."""
-        batches, is_self_driven = self._batches, self._is_self_driven
+        batches, is_self_driven, returns = self._batches, self._is_self_driven, self._returns
 
         def step(**arguments: Any) -> Any:
-            return None if batches.is_stand_in and not is_self_driven else train_step(**arguments)
+            if not batches.is_stand_in or is_self_driven:
+                return train_step(**arguments)
+            if not self._is_sharded:
+                return None
+            with returns.objects.put_aside():
+                return train_step(**arguments)
 
         def read_share(returned: Any, batch: Any) -> tuple[Any, int, dict[str, Any] | None]:
             assert batches.share is not None
             if not self._unit:
-                self._unit = self._count_planned(1) * float(batches.share.whole)
+                self._planned_batches = self._count_planned(1)
+                self._unit = self._planned_batches * float(batches.share.whole)
             loss, samples, metrics = (None, 0, {}) if batches.is_stand_in else read(returned, batch)
+            has_weight_0 = loss is None and returned is not None and self._is_sharded
+            if batches.is_stand_in or has_weight_0:
+                loss = returns.read_stand_in(returned)
             self._shares.append((samples, batches.share.whole > 0))
+            if self._is_sharded and not is_self_driven:
+                self._prepare_backward(loss)
             if is_self_driven:
                 samples = round(sum(row[0] for row in self._world.gather_numbers([samples])))
             return loss, samples, metrics
@@ -66,6 +86,25 @@ class SharedGradients(ChangedGradients):
     @property
     def _purpose(self) -> str:
         return self._changes or "several processes"
+
+    def backward(self, loss: Tensor, **options: Any) -> None:
+        """Go backward; a divided model adds its gradients up meanwhile, so the loss is weighed before."""
+        share = self._batches.share
+        if self._is_sharded and self._is_self_driven and share is not None and self._state.options.loss_is == "mean":
+            loss = loss * (share.samples / share.whole)
+        super().backward(loss, **options)
+
+    def _prepare_backward(self, loss: Tensor | None) -> None:
+        """Have a divided model add its gradients up in the backward of the last batch of a group alone."""
+        if loss is None:
+            raise ScriptError(
+                "the train step returned nothing for a batch; a model that is divided among processes, as by "
+                "parallel='fsdp', computes only where all of them do: return any loss with 'weight' 0 to leave "
+                "samples out"
+            )
+        if self._state.options.accumulate > 1:
+            is_last = len(self._shares) >= self._planned_batches or not self._batches.has_firm_length
+            exchange_in_backward(self._state.model, is_last)
 
     def _accumulate(self, loss: Tensor) -> None:
         samples = self._progress.samples - self._samples_before - self._samples
@@ -90,7 +129,7 @@ class SharedGradients(ChangedGradients):
         """Do what comes before the step of one optimizer."""
         share = self._batches.share
         if self._is_self_driven and share is not None:
-            if self._state.options.loss_is == "mean":
+            if self._is_weighed_late:
                 self._scale([optimizer], _fraction(share))
             self._add_up([optimizer], [])
         super().prepare_one(name, optimizer)
@@ -146,13 +185,27 @@ class SharedGradients(ChangedGradients):
     def _weigh(self, parameters: Any) -> None:
         """Leave it at that: the weight of a group is known once the gradients are added up."""
 
+    def _are_finite(self, parameters: Sequence[nn.Parameter]) -> bool:
+        is_finite = are_finite(parameters)
+        return all(row[0] for row in self._world.gather_numbers([is_finite])) if self._is_sharded else is_finite
+
+    def _clip_norm(self, parameters: Sequence[Any], largest: float) -> Tensor:
+        if not self._is_sharded:
+            return super()._clip_norm(parameters, largest)
+        kinds = [[each for each in parameters if is_divided(each) == kind] for kind in (True, False)]
+        norms = [nn.utils.get_total_norm([each.grad for each in kind]) for kind in kinds if kind]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack([whole(each) for each in norms]))
+        factor = (largest / (norm + 1e-6)).clamp(max=1.0)  # as torch's clip_grads_with_norm_ has it
+        for parameter in parameters:
+            own_piece(parameter.grad).mul_(factor)
+        return norm
+
     def _add_up(self, optimizers: list[torch.optim.Optimizer], numbers: list[float]) -> list[float]:
-        every = [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]
-        return self._exchange.add_up(self._in_order(list(dict.fromkeys(every))), numbers)
+        own = [parameter for parameter in _parameters_of(optimizers) if not is_divided(parameter)]
+        return self._exchange.add_up(self._in_order(own), numbers)
 
     def _scale(self, optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-        every = [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]
-        for parameter in dict.fromkeys(every):
+        for parameter in _parameters_of(optimizers):
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
@@ -160,3 +213,28 @@ class SharedGradients(ChangedGradients):
 def _fraction(share: Share) -> float:
     """Return what part of a batch is this process's, or next to nothing: by zero, nothing could be divided."""
     return share.samples / share.whole if share.samples else _NEXT_TO_NOTHING
+
+
+def _parameters_of(optimizers: list[torch.optim.Optimizer]) -> Iterator[Tensor]:
+    """Yield each parameter once."""
+    yield from dict.fromkeys(each for one in optimizers for group in one.param_groups for each in group["params"])
+
+
+def check_self_driven(function: str, asks_for: Sequence[str], options: RunOptions, model: nn.Module) -> None:
+    """Raise a `ScriptError` for an option that cannot be heeded, where a function steps the optimizers itself."""
+    if options.accumulate > 1:
+        raise ScriptError(
+            f"accumulate is {options.accumulate}, but {function} steps the optimizers itself, and so decides how many "
+            f"batches make a step; leave the option out"
+        )
+    if is_sharded(model) and "backward" not in asks_for:
+        raise ScriptError(
+            f"parallel is 'fsdp', which adds gradients up while they are computed, but {function} does not ask for "
+            f"'backward', which weighs them; add it to the arguments, and call backward(loss) instead of "
+            f"loss.backward()"
+        )
+    if options.precision == "fp16" and "backward" not in asks_for:
+        raise ScriptError(
+            f"precision is 'fp16', which scales losses, but {function} does not ask for 'backward'; add it to the "
+            f"arguments, and call backward(loss) instead of loss.backward()"
+        )

@@ -28,6 +28,19 @@ class StartingPoint:
     at_most: str | None = None
 
 
+@dataclass(frozen=True)
+class Restored:
+    """Where a run that goes on has come back to.
+
+    Attributes:
+        name: of its checkpoint; None where it begins anew.
+        rewound: the step, and the length of the record in bytes; None for a new run.
+    """
+
+    name: str | None = None
+    rewound: tuple[int, int] | None = None
+
+
 def find_starting_point(options: RunOptions, script: Script) -> StartingPoint:
     """Find the run that the option `resume` means.
 

@@ -12,6 +12,9 @@ import torch
 from blowtorch.checkpoint.tensors import swapped_in
 from blowtorch.clock import Trigger
 from blowtorch.data.batches import Batches
+from blowtorch.errors import ScriptError
+from blowtorch.parallel.sharding import let_go
+from blowtorch.record.metric_objects import find_metric_objects, put_aside
 from blowtorch.record.metrics import means
 from blowtorch.script.functions import Function
 from blowtorch.script.returns import Returns
@@ -101,6 +104,8 @@ def validate(
             batches = validation.batches.iterate(state.step + 1)
             batches = validation.pace.watch(itertools.islice(batches, most_batches))
             if function.kind == "validate_epoch":
+                if workspace.is_sharded:
+                    batches = _all_own(function.name, validation.batches, batches, workspace)
                 loader = EpochLoader(_own(validation.batches, batches), validation.batches.num_batches)
                 returned = function.call(data_loader=loader)
                 returns.add({} if returned is None else returned, validation.batches.weight_of_given)
@@ -111,6 +116,11 @@ def validate(
                         validation.batches.forget_epoch()
                         raise ValidationCutError
                     if validation.batches.is_stand_in:
+                        if workspace.is_sharded:
+                            with put_aside(find_metric_objects(function.function, {"model": state.model}).values()):
+                                returns.read_stand_in(
+                                    function.function(**function.fill(batch=batch, batch_index=index))
+                                )
                         continue
                     # Not by `call`, so that the user's step is no deeper in the stack than it must be.
                     read(function.function(**function.fill(batch=batch, batch_index=index)), batch)
@@ -134,6 +144,24 @@ def _own(batches: Batches, given: Iterator[Any]) -> Iterator[Any]:
             yield batch
     if not batches.weight_of_given:
         yield from stand_ins
+
+
+def _all_own(function: str, batches: Batches, given: Iterator[Any], workspace: Workspace) -> Iterator[Any]:
+    """Yield batches of which each process has samples, since a divided model computes only where all of them call it.
+
+    Raises:
+        ScriptError: one has fewer samples than there are processes.
+    """
+    for batch in given:
+        if batches.share is not None and batches.share.whole < workspace.world.size:
+            workspace.world.refuse(
+                ScriptError(
+                    f"{function} is given a batch of {batches.share.whole} samples, and the model is divided among "
+                    f"{workspace.world.size} processes, each of which needs one; choose another batch size, set "
+                    f"drop_last, or write a validate_step"
+                )
+            )
+        yield batch
 
 
 def report_length(batches: Batches, num_given: int, state: RunState) -> None:
@@ -166,6 +194,8 @@ def judging(workspace: Workspace) -> Iterator[None]:
             yield
     finally:
         set_modes(modes)
+        if workspace.world.is_shared:
+            let_go(state.model)
 
 
 class EpochLoader:

@@ -14,6 +14,8 @@ from blowtorch.data.apart import Apart
 from blowtorch.data.slices import Slicer
 from blowtorch.errors import ScriptError
 from blowtorch.options import RunOptions
+from blowtorch.parallel.pieces import is_divided
+from blowtorch.parallel.sharding import Sharding, is_sharded
 from blowtorch.parallel.world import World
 from blowtorch.progress import Progress
 from blowtorch.record.lines import Lines
@@ -34,11 +36,13 @@ class Surroundings:
         seed: from which every random stream is derived.
         device: where the model is.
         world: the processes that take part.
+        sharding: how the model is divided among them; None where each has all of it.
     """
 
     seed: int
     device: torch.device
     world: World
+    sharding: Sharding | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,11 @@ class Workspace:
         return how_to_share(self.world, self.state.options, name)
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether the model is divided among the processes, so that it computes only where all of them call it."""
+        return self.world.is_shared and is_sharded(self.state.model)
+
+    @property
     def pool(self) -> Pool | None:
         """What makes the totals of all processes of those of one; None where it is alone."""
         return Pool(self.world) if self.world.is_shared else None
@@ -103,7 +112,7 @@ class Workspace:
                     f"would make another one; call the model on some data before the run"
                 )
             )
-        self.world.share([*state.values()])
+        self.world.share([value for value in state.values() if not is_divided(value)])
 
     def share_buffers(self) -> None:
         """Have the buffers of the first process, such as running means of BatchNorm, in all: each has made its own."""

@@ -103,7 +103,8 @@ def _predictions(function: Function, workspace: Workspace, batches: Batches) -> 
                     batch = next(iterator, _NOTHING)
                     if batch is _NOTHING:
                         return
-                    output = None if batches.is_stand_in else function.call(batch=batch, batch_index=index)
+                    is_called = not batches.is_stand_in or workspace.is_sharded
+                    output = function.call(batch=batch, batch_index=index) if is_called else None
                     output = _of_all(move(output, _CPU), batches, workspace)
                 versions = before.versions()
                 if not (batches.is_apart and batches.is_stand_in):

@@ -16,7 +16,7 @@ from blowtorch.parallel.world import World
 from blowtorch.record.metric_objects import find_metric_objects, put_aside
 from blowtorch.script.script import Script
 from blowtorch.streams import isolated_random
-from blowtorch.training.model import choose_device, compile_model, place_model
+from blowtorch.training.model import choose_device, set_up_model
 from blowtorch.training.snapshot import Snapshot, take_snapshot
 from blowtorch.training.workspace import Surroundings, Workspace, make_workspace
 
@@ -40,8 +40,7 @@ def detached_workspace(
         training: of the run from within which this is asked for, which may train the same model.
     """
     surroundings = Surroundings(seed, choose_device(options), world)
-    place_model(model, surroundings.device)
-    models = compile_model(model, options)
+    models, _ = set_up_model(model, options, surroundings)
     is_trained = training is not None and training.state.model is models[0]
     modes = training.optimizer_modes if training is not None and is_trained else None
     return make_workspace(models, config, options, surroundings, optimizer_modes=modes)

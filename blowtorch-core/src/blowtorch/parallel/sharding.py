@@ -1,0 +1,249 @@
+"""Models whose weights, gradients and optimizer states are divided among the processes, by torch's FSDP2.
+
+Before a block of the model computes, its weights are brought together from all processes, and let go after it; its
+gradients are added up over all processes as soon as they are there, and each process keeps its piece of the sum.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from blowtorch.errors import OptionError, nearest
+from blowtorch.parallel.pieces import cut_out, is_divided, offsets_of, own_piece
+from blowtorch.parallel.world import World
+
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_DDP = ("find_unused_parameters", "static_graph", "bucket_cap_mb")  # what torch's DistributedDataParallel is told
+_RANDOM = ("normal_", "uniform_", "bernoulli_", "exponential_", "random_", "log_normal_", "cauchy_", "geometric_")
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a model is divided.
+
+    Attributes:
+        wrap: which modules are brought together at a time: `blocks` for those that stand in a list or a sequence with
+            others of their class, or the names of classes.
+        reshard_after_forward: let the weights of a block go after its forward, and bring them together again for its
+            backward; else they are kept meanwhile, which takes memory and saves time.
+        precision: in which weights are brought together and computed with: `bf16`, `fp16` or, as they are, `fp32`.
+            Gradients are added up in fp32.
+        replicas: into how many groups of processes they are divided, each of which has the whole model.
+        activation_checkpointing: compute the blocks again in the backward, instead of keeping what they computed.
+    """
+
+    wrap: str | Sequence[str] = "blocks"
+    reshard_after_forward: bool = True
+    precision: str = "fp32"
+    replicas: int = 1
+    activation_checkpointing: bool = False
+
+
+def read_parallel(option: Any) -> Sharding | None:
+    """Return how the option `parallel` divides the model; None where each process has all of it.
+
+    Raises:
+        OptionError: it says something that there is not.
+    """
+    expected = "option parallel: expected 'auto', 'ddp', 'fsdp', or one of the latter with options, as {'fsdp': {…}}"
+    name, settings = option, None
+    if isinstance(option, Mapping) and len(option) == 1:
+        ((name, settings),) = option.items()
+    if name not in ("auto", "ddp", "fsdp") or not isinstance(settings, Mapping | None) or (name == "auto" and settings):
+        raise OptionError(f"{expected}, got {option!r}.{nearest(str(name), ('auto', 'ddp', 'fsdp'))}")
+    settings = dict(settings or {})
+    known = _DDP if name == "ddp" else [field.name for field in dataclasses.fields(Sharding)]
+    for key in settings:
+        if key not in known:
+            raise OptionError(f"option parallel: {name} has no option {key!r}.{nearest(str(key), known)}")
+    if name != "fsdp":
+        return None  # gradients are added up once all are there, so none of the options of "ddp" is needed
+    sharding = Sharding(**settings)
+    _check(sharding)
+    return sharding
+
+
+def _check(sharding: Sharding) -> None:
+    where, wrap = "option parallel: fsdp:", sharding.wrap
+    if wrap != "blocks" and (isinstance(wrap, str) or not all(isinstance(name, str) for name in wrap)):
+        raise OptionError(f"{where} expected 'blocks' or a list of names of classes as wrap, got {wrap!r}")
+    if sharding.precision not in _PRECISIONS:
+        raise OptionError(f"{where} expected one of {', '.join(_PRECISIONS)} as precision, got {sharding.precision!r}")
+    if not isinstance(sharding.replicas, int) or sharding.replicas < 1:
+        raise OptionError(f"{where} expected a number from 1 up as replicas, got {sharding.replicas!r}")
+    for name in ("reshard_after_forward", "activation_checkpointing"):
+        if not isinstance(getattr(sharding, name), bool):
+            raise OptionError(f"{where} expected true or false as {name}, got {getattr(sharding, name)!r}")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether the parameters of a model are divided among processes."""
+    return any(map(is_divided, model.parameters()))
+
+
+def divide_in_all(model: nn.Module, sharding: Sharding, world: World, device: torch.device) -> None:
+    """Divide the weights of a model, which is on its device and the same in all processes; it stays divided.
+
+    Raises:
+        OptionError: in all of them, if the processes do not make so many groups, the model has no such class or sparse
+            gradients, or torch has no FSDP2.
+    """
+    try:
+        _divide(model, sharding, world, device)
+    except OptionError as error:
+        world.refuse(error)
+
+
+def _divide(model: nn.Module, sharding: Sharding, world: World, device: torch.device) -> None:
+    try:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    except ImportError as error:
+        raise OptionError(f"parallel='fsdp' needs torch 2.6 or newer, and this is {torch.__version__}") from error
+    shape = (sharding.replicas, world.size // sharding.replicas)
+    if math.prod(shape) != world.size:
+        raise OptionError(
+            f"option parallel: fsdp: {world.size} processes make no {sharding.replicas} groups of the same size; set "
+            f"replicas to a divisor of {world.size}"
+        )
+    names = ("replicas", "pieces")
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+    mesh = mesh["pieces"] if sharding.replicas == 1 else mesh
+    precision = _PRECISIONS[sharding.precision]
+    policy = MixedPrecisionPolicy(None if precision is torch.float32 else precision, torch.float32)
+    _refuse_sparse(model)
+    roots = _find_roots(model)
+    blocks = [block for block in find_blocks(model, sharding.wrap) if block not in roots]
+    if sharding.activation_checkpointing:
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    for module in (*blocks, *roots):
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=sharding.reshard_after_forward)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):  # losses are weighed by their samples, so that gradients are sums
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+
+
+def _find_roots(model: nn.Module) -> list[nn.Module]:
+    """Return the model, or if nobody can call it, such as an `nn.ModuleDict`, what it consists of."""
+    if type(model).forward is not nn.Module.forward or "forward" in vars(model):
+        return [model]
+    if any(True for _ in model.parameters(recurse=False)):
+        raise OptionError(
+            f"option parallel: fsdp: {type(model).__name__} has parameters and no forward, before which they could be "
+            f"brought together; give it one, and call the model"
+        )
+    return [root for child in model.children() for root in _find_roots(child)]
+
+
+def _refuse_sparse(model: nn.Module) -> None:
+    name = next((name for name, module in model.named_modules() if getattr(module, "sparse", None) is True), None)
+    if name is not None:
+        raise OptionError(
+            f"option parallel: fsdp: {name!r} has sparse gradients, which torch cannot divide; make it with "
+            f"sparse=False, or train with parallel='ddp'"
+        )
+
+
+def find_blocks(model: nn.Module, wrap: str | Sequence[str]) -> list[nn.Module]:
+    """Return the modules that are brought together at a time, none of which lies in another one.
+
+    One that shares a parameter with a module outside of it is not among them.
+
+    Raises:
+        OptionError: the model has no module of a class that `wrap` names.
+    """
+    blocks = _find_repeated(model) if isinstance(wrap, str) else _find_of_classes(model, wrap)
+    users: Counter[int] = Counter()
+    for module in model.modules():
+        users.update({id(parameter) for parameter in module.parameters(recurse=False)})
+    inside = [
+        Counter(id(own) for module in block.modules() for own in module.parameters(recurse=False)) for block in blocks
+    ]
+    return [
+        block
+        for block, own in zip(blocks, inside, strict=True)
+        if all(users[parameter] == count for parameter, count in own.items())
+    ]
+
+
+def _find_repeated(module: nn.Module) -> list[nn.Module]:
+    """Return the outermost modules that stand in a list or a sequence with others of their class."""
+    blocks = []
+    is_list = isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict)
+    kinds = Counter(type(child) for child in module.children())
+    for child in module.children():
+        has_weights = any(True for _ in child.parameters())
+        if is_list and has_weights and kinds[type(child)] > 1 and not isinstance(child, nn.ModuleList | nn.ModuleDict):
+            blocks.append(child)
+        else:
+            blocks += _find_repeated(child)
+    return blocks
+
+
+def _find_of_classes(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    known = sorted({type(module).__name__ for module in model.modules() if module is not model})
+    for name in names:
+        if name not in known:
+            raise OptionError(
+                f"option parallel: fsdp: wrap names {name!r}, and the model has no module of such a class."
+                f"{nearest(name, known)} There are {', '.join(known)}"
+            )
+
+    def find(module: nn.Module) -> Iterator[nn.Module]:
+        for child in module.children():
+            if type(child).__name__ in names:
+                yield child
+            else:
+                yield from find(child)
+
+    return list(dict.fromkeys(find(model)))
+
+
+def exchange_in_backward(model: nn.Module, is_wanted: bool) -> None:
+    """Have the next backward add up the gradients of a divided model over all processes, or keep its own until then."""
+    for root in _find_roots(model):
+        root.set_requires_gradient_sync(is_wanted)  # type: ignore[operator]
+
+
+def let_go(model: nn.Module) -> None:
+    """Let each process of a divided model have its pieces alone; one that was only judged may still be together."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()  # type: ignore[operator]
+
+
+@contextlib.contextmanager
+def drawing_alike() -> Iterator[None]:
+    """Have what is drawn for a divided tensor be the same as for a whole one: each process draws it all.
+
+    Torch would draw in each process for its piece alone, so that another number of them had other weights.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class DrawnWhole(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        ) -> Any:
+            if not args or not is_divided(args[0]) or func.overloadpacket.__name__ not in _RANDOM:
+                return func(*args, **(kwargs or {}))
+            divided = args[0]
+            local = own_piece(divided)
+            drawn = func(
+                torch.empty(divided.shape, dtype=divided.dtype, device=local.device), *args[1:], **(kwargs or {})
+            )
+            local.copy_(cut_out(drawn, offsets_of(divided), local.shape))
+            return divided
+
+    with DrawnWhole():  # type: ignore[no-untyped-call]
+        yield

@@ -1,0 +1,158 @@
+"""Runs of models that are divided among processes: `python divided.py FOLDER NAME ...`."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from blowtorch import BlowtorchError
+from tests.core.parallel.jobs import RANK, keep, make_loaders, make_run, train
+
+SCENARIOS = {}
+
+
+def scenario(function):
+    SCENARIOS[function.__name__] = function
+    return function
+
+
+class Blocks(nn.Module):
+    """A model of two blocks with something before and behind them, and a buffer."""
+
+    def __init__(self, width=16, device=None):
+        super().__init__()
+        self.first = nn.Linear(8, width, device=device)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(width, 2 * width + 1, device=device),
+                nn.Tanh(),
+                nn.Linear(2 * width + 1, width, device=device),
+            )
+            for _ in range(2)
+        )
+        self.last = nn.Linear(width, 1, device=device)
+        self.register_buffer("scale", torch.ones(1, device=device))
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(x) * self.scale
+
+
+def make_filled_run():
+    """A run that fills a model which has no numbers yet."""
+    run = make_run(optimizer=torch.optim.AdamW)
+
+    @run.init
+    def fill(model):
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+        model.scale.fill_(1.0)
+
+    return run
+
+
+@scenario
+def of_blocks(folder):
+    train(make_run(optimizer=torch.optim.AdamW), folder, Blocks(), clip_grad_norm=0.5)
+
+
+@scenario
+def computed_again(folder):
+    parallel = {"fsdp": {"activation_checkpointing": True, "reshard_after_forward": False}}
+    train(make_run(optimizer=torch.optim.AdamW), folder, Blocks(), clip_grad_norm=0.5, parallel=parallel)
+
+
+@scenario
+def replicated(folder):
+    parallel = {"fsdp": {"replicas": 2}}
+    train(make_run(optimizer=torch.optim.AdamW), folder, Blocks(), clip_grad_norm=0.5, parallel=parallel)
+
+
+@scenario
+def self_driven(folder):
+    """Two networks, of which one is never called whole, and gradients of the step's own."""
+    run = make_run()
+    model = nn.ModuleDict({"first": Blocks(), "second": Blocks()})
+
+    @run.configure_optimizers
+    def configure_optimizers(model):
+        return {name: torch.optim.SGD(part.parameters(), lr=0.05) for name, part in model.items()}
+
+    @run.train_step
+    def train_step(batch, model, optimizers, backward):
+        x, y = batch
+        for optimizer in optimizers.values():
+            optimizer.zero_grad()
+        first = nn.functional.mse_loss(model["first"](x), y)
+        backward(first)
+        optimizers["first"].step()
+        second = nn.functional.mse_loss(model["second"](x), model["first"](x).detach())
+        backward(second)
+        optimizers["second"].step()
+        return {"first": first, "second": second}
+
+    @run.validate_step
+    def validate_step(batch, model):
+        x, y = batch
+        return {"loss": nn.functional.mse_loss(model["second"](x), y)}
+
+    train(run, folder, model, loaders=make_loaders(batch_size=3, train=20, validate=7))
+
+
+@scenario
+def without_memory(folder):
+    train(make_filled_run(), folder, Blocks(device="meta"))
+
+
+@scenario
+def predicted(folder):
+    """What is judged after a run."""
+    run = make_run(optimizer=torch.optim.AdamW)
+
+    @run.predict_step
+    def predict_step(batch, model):
+        return model(batch[0])
+
+    model = Blocks()
+    loaders = make_loaders(train=39)
+    result = train(run, folder, model, loaders)
+    outputs = run.predict(model, loaders[1], gather=True)
+    metrics = run.evaluate(model, loaders[1])
+    keep(folder, model, {**result.metrics, **metrics, "sum": outputs.double().sum().item(), "count": len(outputs)})
+
+
+@scenario
+def refused(folder):
+    problems = {}
+
+    def attempt(name, run, model, **options):
+        try:
+            train(run, folder, model, max_epochs=1, **options)
+        except BlowtorchError as error:
+            problems[name] = f"{type(error).__name__}: {error}"
+
+    attempt("unfilled", make_run(), Blocks(device="meta"))
+    attempt("sparse", make_run(), nn.Sequential(nn.Embedding(4, 8, sparse=True), nn.Linear(8, 1)))
+    attempt("class", make_run(), Blocks(), parallel={"fsdp": {"wrap": ["Lineer"]}})
+    attempt("replicas", make_run(), Blocks(), parallel={"fsdp": {"replicas": 3}})
+    run = make_run()
+
+    @run.train_step
+    def train_step(batch, model, optimizers):
+        return {"loss": model(batch[0]).mean()}
+
+    attempt("backward", run, Blocks())
+    (folder / f"problems-{RANK}.json").write_text(json.dumps(problems))
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    for name in sys.argv[2:]:
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        SCENARIOS[name](folder)
