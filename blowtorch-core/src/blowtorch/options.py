@@ -49,7 +49,7 @@ class RunOptions:
     )
     precision: str = _option("fp32", "`fp32`, or `bf16` or `fp16` where torch's autocast thinks it safe")
     compile: bool | Mapping[str, Any] = _option(False, "train with `torch.compile(model)`; a mapping is its options")
-    parallel: Any = _option(
+    parallel: str | Mapping[str, Any] = _option(
         "auto",
         "how several processes train: `ddp`, which `auto` is, each with the whole model, or `fsdp`, which divides it; "
         "or one of these with its own options, such as {fsdp: {precision: bf16}}",
