@@ -1,7 +1,9 @@
 """`blowtorch checkpoints export`: what is read from the file is what the run had, and nothing half is left."""
 
 import json
+import shutil
 import struct
+import weakref
 from functools import partial
 
 import pytest
@@ -11,6 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from blowtorch import Run, open_run
 from blowtorch_cli.safetensors_file import Entry, write_safetensors
+from tests.core.parallel.divided import Blocks
+from tests.core.parallel.processes import finish, fork
 
 CODE = "from blowtorch_cli.checkpoints import checkpoints; checkpoints(prog_name='blowtorch checkpoints')"
 
@@ -86,6 +90,50 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(blowtorch, result
     assert done.returncode != 0 and problem in " ".join(done.stderr.split()), done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["old.safetensors"]
     assert (tmp_path / "old.safetensors").read_bytes() == b""
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory):
+    """The folder of a run of two processes, each of which has written its pieces of the model."""
+    folder = tmp_path_factory.mktemp("divided")
+    words = ["-m", "tests.core.parallel.divided", folder, "of_blocks"]
+    for code, _, problem in finish(fork(words, 2, TEST_PARALLEL="fsdp")):
+        assert code == 0, problem
+    return next((folder / "of_blocks" / "runs").iterdir())
+
+
+def test_a_model_that_was_divided_among_processes_is_exported_whole(blowtorch, divided, tmp_path):
+    path = tmp_path / "model.safetensors"
+    done = blowtorch("export", str(divided), "--to", str(path), code=CODE)
+    assert done.returncode == 0, done.stderr
+    expected = open_run(divided).load_model(Blocks()).state_dict()
+    tensors, _ = read(path)
+    assert tensors.keys() == expected.keys()
+    for name, value in expected.items():
+        assert tensors[name].dtype == value.dtype and torch.equal(tensors[name], value), name
+
+
+def test_a_divided_tensor_is_in_memory_only_while_it_is_used(divided):
+    with open_run(divided).stored_weights("latest") as stored:
+        assert stored.outlines.keys() == stored.tensors.keys() == Blocks().state_dict().keys()
+        for name, outline in stored.outlines.items():
+            tensor = stored.tensors[name]
+            assert (outline.shape, outline.dtype) == (tensor.shape, tensor.dtype)
+            assert outline.is_meta == (name != "scale"), name
+            if outline.is_meta:
+                reference = weakref.ref(tensor)
+                del tensor
+                assert reference() is None, name
+
+
+def test_a_damaged_shard_is_named_and_nothing_is_exported(blowtorch, divided, tmp_path):
+    folder = shutil.copytree(divided, tmp_path / "run")
+    shard = open_run(folder).checkpoint("latest").path / "shard-00002-of-00002.pt"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    path = tmp_path / "model.safetensors"
+    done = blowtorch("export", str(folder), "--which", "latest", "--to", str(path), code=CODE)
+    assert done.returncode == 1 and "is damaged: shard-00002-of-00002.pt has" in " ".join(done.stderr.split())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
 
 def entries_of(**tensors):

@@ -11,8 +11,6 @@ from blowtorch import BlowtorchError, CheckpointError, RunView, open_run
 from blowtorch_cli.groups import CommandGroup
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from blowtorch_cli.safetensors_file import Entry
 
 
@@ -46,7 +44,7 @@ def export(run: Path, which: str, path: Path, overwrite: bool) -> None:
         view = open_run(run)
         with view.stored_weights(_resolve(view, which)) as stored:
             name = stored.checkpoint.name
-            entries = _make_entries(stored.tensors)
+            entries = _make_entries(stored.tensors, stored.outlines)
             size = write_safetensors(path, entries, {"format": "pt", "run": view.name, "checkpoint": name})
     except (BlowtorchError, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -76,7 +74,7 @@ def _resolve(view: RunView, which: str) -> str:
         raise
 
 
-def _make_entries(tensors: Mapping[str, Any]) -> "list[Entry]":
+def _make_entries(tensors: Mapping[str, Any], outlines: Mapping[str, Any]) -> "list[Entry]":
     """Return what can be exported, and say what is left out.
 
     Raises:
@@ -87,15 +85,11 @@ def _make_entries(tensors: Mapping[str, Any]) -> "list[Entry]":
     from blowtorch_cli.safetensors_file import Entry
 
     entries = []
-    for name, value in tensors.items():
-        if not isinstance(value, torch.Tensor):
+    for name, outline in outlines.items():
+        if not isinstance(outline, torch.Tensor):
             click.echo(f"{name!r} is left out: it is no tensor, and safetensors hold nothing else", err=True)
-        elif value.layout is not torch.strided or value.is_quantized:
+        elif outline.layout is not torch.strided or outline.is_quantized:
             raise CheckpointError(f"{name!r} is sparse or quantized, which safetensors do not hold")
         else:
-            entries.append(Entry(name, tuple(value.shape), value.dtype, partial(_same, value)))
+            entries.append(Entry(name, tuple(outline.shape), outline.dtype, partial(tensors.__getitem__, name)))
     return entries
-
-
-def _same(value: "Tensor") -> "Tensor":
-    return value

@@ -6,7 +6,7 @@ belong to. There, a tensor without memory, on the device `meta`, stands for the 
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,36 @@ def read_files(directory: Path, names: Iterable[str], is_mapped: bool = False) -
         leaves.append(leaf)
     remaining = iter(leaves)
     return list(map_leaves(lambda leaf: next(remaining), contents, is_leaf).values())
+
+
+class StoredTensors(Mapping[str, Any]):
+    """What a file of a checkpoint holds, by name; a divided tensor is put together each time that it is asked for.
+
+    Args:
+        content: of the file, as `read_files` gives it mapped.
+    """
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._content = content
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._content[name]
+        return value.whole() if isinstance(value, TensorInPieces) else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def outlines(self) -> dict[str, Any]:
+        """Return what has the shape and dtype of each, by name: itself, or a tensor on `meta` for a divided one."""
+        return {name: _outline(value) for name, value in self._content.items()}
+
+
+def _outline(value: Any) -> Any:
+    is_in_pieces = isinstance(value, TensorInPieces)
+    return torch.empty(value.shape, dtype=value.dtype, device="meta") if is_in_pieces else value
 
 
 def _report_name(shard: str) -> str:

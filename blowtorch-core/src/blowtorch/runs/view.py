@@ -41,12 +41,15 @@ class StoredWeights(NamedTuple):
 
     Attributes:
         checkpoint: which one.
-        tensors: by name, on the CPU; and what else is in the state of a model.
+        tensors: by name, on the CPU; and what else is in the state of a model. Each is read when it is asked for, and
+            not kept: one that was divided among processes is then put together.
+        outlines: by name, what has the shape and dtype of each: itself, or a tensor on the device `meta`.
         left_out: the names of those that it does not hold, since they were not trained (`checkpoint_frozen=False`).
     """
 
     checkpoint: Checkpoint
     tensors: Mapping[str, Any]
+    outlines: Mapping[str, Any]
     left_out: tuple[str, ...]
 
 
@@ -215,11 +218,12 @@ class RunView:
             CheckpointError: there is no such checkpoint, or it is damaged.
         """
         from blowtorch.checkpoint.frozen import read_verified_weights
+        from blowtorch.checkpoint.shards import StoredTensors
 
         checkpoint = self.checkpoint(which)
         with self._fetched(checkpoint) as directory:
-            tensors = read_verified_weights(directory, is_mapped=True)
-            yield StoredWeights(checkpoint, tensors, tuple(read_manifest(directory).frozen))
+            tensors = StoredTensors(read_verified_weights(directory, is_mapped=True))
+            yield StoredWeights(checkpoint, tensors, tensors.outlines(), tuple(read_manifest(directory).frozen))
 
     @contextlib.contextmanager
     def _fetched(self, checkpoint: Checkpoint) -> Iterator[Path]:
