@@ -307,7 +307,7 @@ class Checkpoints:
         try:
             self._refuse_spoiled(writing, copied)
             self._record.make_durable()
-            return copied.write(*place, self._check_goes_on)
+            return copied.write(*place, self._check_all_go_on if copied.pieces else self._check_goes_on)
         except BaseException as error:
             copied.fail(*place, error)
             if self._world.is_first:
@@ -327,6 +327,12 @@ class Checkpoints:
     def _check_goes_on(self) -> None:
         if self._is_abandoned:
             raise CheckpointError("the run was stopped at once")
+
+    def _check_all_go_on(self) -> None:
+        """Raise a `CheckpointError` if some pieces will never be written."""
+        self._check_goes_on()
+        if self._world.parted_by is not None:
+            raise CheckpointError(f"the processes that have its pieces have parted: {self._world.parted_by}")
 
     def _tidy_up(self, writing: Writing, best: Checkpoint | None) -> str | None:
         """Move the pointers to what is published, and delete what is older; return what could not be done, or None."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from blowtorch.errors import OptionError, nearest
+from blowtorch.errors import OptionError, ScriptError, nearest
 from blowtorch.parallel.pieces import cut_out, is_divided, offsets_of, own_piece
 from blowtorch.parallel.world import World
 
@@ -106,7 +106,7 @@ def divide_in_all(model: nn.Module, sharding: Sharding, world: World, device: to
 def _divide(model: nn.Module, sharding: Sharding, world: World, device: torch.device) -> None:
     try:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     except ImportError as error:
         raise OptionError(f"parallel='fsdp' needs torch 2.6 or newer, and this is {torch.__version__}") from error
     shape = (sharding.replicas, world.size // sharding.replicas)
@@ -128,10 +128,26 @@ def _divide(model: nn.Module, sharding: Sharding, world: World, device: torch.de
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     for module in (*blocks, *roots):
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=sharding.reshard_after_forward)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):  # losses are weighed by their samples, so that gradients are sums
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    sum_gradients(model)
+
+
+def sum_gradients(model: nn.Module) -> None:
+    """Have a divided model add gradients up and not average them: losses are weighed by their samples.
+
+    Raises:
+        ScriptError: the script has divided it in another way, of which nobody knows here who needs which samples.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if not parts:
+        raise ScriptError(
+            "the script has divided the model among processes by other means than fully_shard, such as tensor "
+            "parallelism, so it is not known which samples a process needs; give the model whole, with parallel='fsdp'"
+        )
+    for part in parts:
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
 
 def _find_roots(model: nn.Module) -> list[nn.Module]:
@@ -235,7 +251,8 @@ def drawing_alike() -> Iterator[None]:
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
         ) -> Any:
-            if not args or not is_divided(args[0]) or func.overloadpacket.__name__ not in _RANDOM:
+            name = func.overloadpacket.__name__
+            if not args or not is_divided(args[0]) or name not in _RANDOM:
                 return func(*args, **(kwargs or {}))
             divided = args[0]
             local = own_piece(divided)

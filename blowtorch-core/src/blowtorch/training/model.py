@@ -16,7 +16,7 @@ from blowtorch.errors import CheckpointError, OptionError, ScriptError, warn
 from blowtorch.folder.manifest import FILE_NAME
 from blowtorch.options import RunOptions
 from blowtorch.parallel.pieces import own_piece
-from blowtorch.parallel.sharding import Sharding, divide_in_all, drawing_alike, is_sharded
+from blowtorch.parallel.sharding import Sharding, divide_in_all, drawing_alike, is_sharded, sum_gradients
 from blowtorch.parallel.world import World
 from blowtorch.runs.stored import unmasked_backend
 from blowtorch.runs.view import open_run
@@ -126,7 +126,9 @@ def prepare_model(script: Script, workspace: Workspace, sharding: Sharding | Non
     model = workspace.state.model
     with drawing_alike() if is_sharded(model) else contextlib.nullcontext():
         script.prepare(workspace.state)
-    if sharding is not None and not is_sharded(model):
+    if is_sharded(model):
+        sum_gradients(model)
+    elif sharding is not None:
         workspace.share_weights()
         divide_in_all(model, sharding, workspace.world, workspace.state.device)
 
