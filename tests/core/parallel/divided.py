@@ -106,6 +106,29 @@ def self_driven(folder):
 
 
 @scenario
+def summed(folder):
+    """Sums over samples, of which some processes have none, in a step of the loop and in one that steps itself."""
+    for name, loss_is_driven in (("looped", False), ("driven", True)):
+        run = make_run(lr=1e-3)
+
+        def looped(batch, model):
+            return {"loss": nn.functional.mse_loss(model(batch[0]), batch[1], reduction="sum")}
+
+        def driven(batch, model, optimizers, backward, looped=looped):
+            loss = looped(batch, model)["loss"]
+            optimizers["optimizer"].zero_grad()
+            backward(loss)
+            optimizers["optimizer"].step()
+            return {"error": loss / len(batch[0])}
+
+        run.train_step(driven if loss_is_driven else looped)
+        (folder / name).mkdir(exist_ok=True)
+        options = {"loss_is": "sum", "optimize_metric": "error" if loss_is_driven else None, "validate_every": None}
+        loaders = make_loaders(batch_size=3, train=20)
+        train(run, folder / name, Blocks(), loaders=(loaders[0], None), **options)
+
+
+@scenario
 def without_memory(folder):
     train(make_filled_run(), folder, Blocks(device="meta"))
 
@@ -139,6 +162,9 @@ def refused(folder):
 
     attempt("unfilled", make_run(), Blocks(device="meta"))
     attempt("sparse", make_run(), nn.Sequential(nn.Embedding(4, 8, sparse=True), nn.Linear(8, 1)))
+    scaled = nn.Linear(8, 1)
+    scaled.scale = nn.Parameter(torch.tensor(1.0))
+    attempt("scalar", make_run(), scaled)
     attempt("class", make_run(), Blocks(), parallel={"fsdp": {"wrap": ["Lineer"]}})
     attempt("replicas", make_run(), Blocks(), parallel={"fsdp": {"replicas": 3}})
     run = make_run()

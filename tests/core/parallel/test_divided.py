@@ -54,6 +54,17 @@ def test_weights_and_metrics_are_those_of_one_process(trained, size, name):
             assert (value - expected_weights[place]).abs().max() <= 2 * CLOSE * scale, place
 
 
+@pytest.mark.parametrize("parallel", ["fsdp", "ddp"])
+def test_a_sum_over_samples_has_nothing_of_a_process_without_any(tmp_path, parallel):
+    for folder, size in ((tmp_path / "alone", 1), (tmp_path / "several", 4)):
+        codes, problem = run_all([*DIVIDED, folder, "summed"], size, TEST_PARALLEL=parallel)
+        assert codes == [0] * size, problem
+    for name in ("looped", "driven"):
+        (_, expected), (_, weights) = (read(tmp_path / who / "summed", name, 0) for who in ("alone", "several"))
+        for place, value in weights.items():
+            assert (value - expected[place]).abs().max() <= 2 * CLOSE * expected[place].abs().max(), (name, place)
+
+
 def test_each_process_writes_its_pieces_and_anybody_loads_the_whole(trained):
     _, divided = trained
     (folder,) = (divided / "of_blocks" / "runs").iterdir()
@@ -138,6 +149,7 @@ def test_what_cannot_be_divided_is_refused_in_all_processes_with_what_to_do(tmp_
         problems = json.loads((tmp_path / "refused" / f"problems-{rank}.json").read_text())
         assert "nothing has filled 'first.weight'" in problems["unfilled"] and "@run.init" in problems["unfilled"]
         assert "'0' has sparse gradients" in problems["sparse"]
+        assert "'scale' is a parameter without dimensions" in problems["scalar"]
         assert "wrap names 'Lineer'" in problems["class"] and "Did you mean 'Linear'" in problems["class"]
         assert "2 processes make no 3 groups" in problems["replicas"]
         assert "does not ask for 'backward'" in problems["backward"]

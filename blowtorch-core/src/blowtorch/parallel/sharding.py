@@ -120,7 +120,7 @@ def _divide(model: nn.Module, sharding: Sharding, world: World, device: torch.de
     mesh = mesh["pieces"] if sharding.replicas == 1 else mesh
     precision = _PRECISIONS[sharding.precision]
     policy = MixedPrecisionPolicy(None if precision is torch.float32 else precision, torch.float32)
-    _refuse_sparse(model)
+    _refuse_indivisible(model)
     roots = _find_roots(model)
     blocks = [block for block in find_blocks(model, sharding.wrap) if block not in roots]
     if sharding.activation_checkpointing:
@@ -162,7 +162,13 @@ def _find_roots(model: nn.Module) -> list[nn.Module]:
     return [root for child in model.children() for root in _find_roots(child)]
 
 
-def _refuse_sparse(model: nn.Module) -> None:
+def _refuse_indivisible(model: nn.Module) -> None:
+    scalar = next((name for name, parameter in model.named_parameters() if not parameter.ndim), None)
+    if scalar is not None:
+        raise OptionError(
+            f"option parallel: fsdp: {scalar!r} is a parameter without dimensions, which torch cannot divide; give it "
+            f"the shape (1,), or train with parallel='ddp'"
+        )
     name = next((name for name, module in model.named_modules() if getattr(module, "sparse", None) is True), None)
     if name is not None:
         raise OptionError(
@@ -228,8 +234,9 @@ def _find_of_classes(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
 
 def exchange_in_backward(model: nn.Module, is_wanted: bool) -> None:
     """Have the next backward add up the gradients of a divided model over all processes, or keep its own until then."""
-    for root in _find_roots(model):
-        root.set_requires_gradient_sync(is_wanted)  # type: ignore[operator]
+    for module in model.modules():
+        if hasattr(module, "set_requires_gradient_sync"):  # the script may have divided some of its modules alone
+            module.set_requires_gradient_sync(is_wanted, recurse=False)  # type: ignore[operator]
 
 
 def let_go(model: nn.Module) -> None:

@@ -45,7 +45,7 @@ class SharedGradients(ChangedGradients):
         super().__init__(**changed)
         self._is_sharded = is_sharded(self._state.model)
         self._returns.counts_left_out = self._is_self_driven
-        self._is_weighed_late = self._is_self_driven and self._state.options.loss_is == "mean" and not self._is_sharded
+        self._is_weighed_late = self._is_self_driven and not self._is_sharded
         if self._is_weighed_late:
             self._batches.before_share = self._carry_over
 
@@ -90,8 +90,8 @@ class SharedGradients(ChangedGradients):
     def backward(self, loss: Tensor, **options: Any) -> None:
         """Go backward; a divided model adds its gradients up meanwhile, so the loss is weighed before."""
         share = self._batches.share
-        if self._is_sharded and self._is_self_driven and share is not None and self._state.options.loss_is == "mean":
-            loss = loss * (share.samples / share.whole)
+        if self._is_sharded and self._is_self_driven and share is not None:
+            loss = loss * (self._part_of(share) if share.samples else 0.0)
         super().backward(loss, **options)
 
     def _prepare_backward(self, loss: Tensor | None) -> None:
@@ -99,7 +99,7 @@ class SharedGradients(ChangedGradients):
         if loss is None:
             raise ScriptError(
                 "the train step returned nothing for a batch; a model that is divided among processes, as by "
-                "parallel='fsdp', computes only where all of them do: return any loss with 'weight' 0 to leave "
+                "parallel='fsdp', computes only where all of them do: return any finite loss with 'weight' 0 to leave "
                 "samples out"
             )
         if self._state.options.accumulate > 1:
@@ -109,10 +109,12 @@ class SharedGradients(ChangedGradients):
     def _accumulate(self, loss: Tensor) -> None:
         samples = self._progress.samples - self._samples_before - self._samples
         weight = samples if self._returns.weight is None else self._returns.weight
-        self._losses.append(loss.detach())
+        if weight:
+            self._losses.append(loss.detach())
         self._samples += samples
         self._weight += weight
-        self.backward(loss * (weight / self._unit) if self._state.options.loss_is == "mean" else loss)
+        is_mean = self._state.options.loss_is == "mean"
+        self.backward(loss * (weight / self._unit) if is_mean or not weight else loss)
 
     def _prepare_all(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         own = [samples for samples, _ in self._shares]
@@ -130,7 +132,7 @@ class SharedGradients(ChangedGradients):
         share = self._batches.share
         if self._is_self_driven and share is not None:
             if self._is_weighed_late:
-                self._scale([optimizer], _fraction(share))
+                self._scale([optimizer], self._part_of(share))
             self._add_up([optimizer], [])
         super().prepare_one(name, optimizer)
 
@@ -140,8 +142,17 @@ class SharedGradients(ChangedGradients):
         They are weighed all together, by the share of the batch at which the optimizer steps.
         """
         before = self._batches.share
-        if before is not None and _fraction(before) != _fraction(share):
-            self._scale([*self._state.optimizers.values()], _fraction(before) / _fraction(share))
+        if before is not None and self._part_of(before) != self._part_of(share):
+            self._scale([*self._state.optimizers.values()], self._part_of(before) / self._part_of(share))
+
+    def _part_of(self, share: Share) -> float:
+        """Return what a loss of this process weighs beside those of others: next to nothing without any samples.
+
+        By zero, nothing could be divided.
+        """
+        if not share.samples:
+            return _NEXT_TO_NOTHING
+        return share.samples / share.whole if self._state.options.loss_is == "mean" else 1.0
 
     def _hook(self, name: str) -> Any:
         """Return the hook before the steps of one optimizer; a closure that one is given answers for all processes."""
@@ -158,8 +169,7 @@ class SharedGradients(ChangedGradients):
                 loss = torch.as_tensor(closures[0]())
                 self.prepare_one(name, optimizer)
                 share = self._batches.share
-                is_mean = self._state.options.loss_is == "mean"
-                own = loss.item() * (share.samples / share.whole if is_mean and share is not None else 1.0)
+                own = loss.item() * (1.0 if share is None else self._part_of(share))
                 return loss.new_tensor(sum(row[0] for row in self._world.gather_numbers([own])))
 
             return (optimizer, compute), {}
@@ -206,13 +216,8 @@ class SharedGradients(ChangedGradients):
 
     def _scale(self, optimizers: list[torch.optim.Optimizer], factor: float) -> None:
         for parameter in _parameters_of(optimizers):
-            if parameter.grad is not None:
+            if parameter.grad is not None and factor != 1.0:
                 parameter.grad.mul_(factor)
-
-
-def _fraction(share: Share) -> float:
-    """Return what part of a batch is this process's, or next to nothing: by zero, nothing could be divided."""
-    return share.samples / share.whole if share.samples else _NEXT_TO_NOTHING
 
 
 def _parameters_of(optimizers: list[torch.optim.Optimizer]) -> Iterator[Tensor]:
