@@ -1,13 +1,17 @@
 """Runs of models that are divided among processes: `python divided.py FOLDER NAME ...`."""
 
 import json
+import os
+import resource
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from blowtorch import BlowtorchError
+from blowtorch import BlowtorchError, CheckpointError
 from tests.core.parallel.jobs import RANK, keep, make_loaders, make_run, train
 
 SCENARIOS = {}
@@ -148,6 +152,36 @@ def predicted(folder):
     outputs = run.predict(model, loaders[1], gather=True)
     metrics = run.evaluate(model, loaders[1])
     keep(folder, model, {**result.metrics, **metrics, "sum": outputs.double().sum().item(), "count": len(outputs)})
+
+
+@scenario
+def without_room(folder):
+    """The second process can write nothing any more, not even that."""
+    if RANK == "1":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    problems = []
+    for is_async in (True, False):
+        try:
+            train(make_run(), folder, Blocks(), max_epochs=1, checkpoint_async=is_async)
+        except CheckpointError as error:
+            problems.append(str(error))
+    if RANK == "0":
+        (folder / "problems.json").write_text(json.dumps(problems))
+
+
+@scenario
+def dying(folder):
+    """The second process dies while it writes its pieces of the last checkpoint."""
+
+    save = torch.save
+
+    def die_or_save(*arguments, **keywords):
+        if RANK == "1" and threading.current_thread() is not threading.main_thread():
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(*arguments, **keywords)
+
+    torch.save = die_or_save
+    train(make_run(), folder, Blocks(), max_epochs=1, checkpoint_every=None, validate_every=None)
 
 
 @scenario

@@ -162,6 +162,20 @@ def test_one_that_fails_amid_a_model_that_waits_for_all_is_named_as_the_cause(tm
     assert "process 1 of 2 has failed" in events_of(tmp_path)[-1]["reason"]
 
 
+def test_a_process_that_cannot_even_say_that_it_has_no_room_is_not_waited_for(tmp_path):
+    codes, problem = run_all([*DIVIDED, tmp_path, "without_room"], 2, TEST_PARALLEL="fsdp")
+    assert codes == [0, 0], problem
+    problems = json.loads((tmp_path / "without_room" / "problems.json").read_text())
+    assert ["the last checkpoint of the run could not be written" in text for text in problems] == [True, True]
+    assert "process 1: OSError" in problem
+
+
+def test_a_process_that_dies_amid_its_pieces_is_not_waited_for(tmp_path):
+    codes, problem = run_all([*DIVIDED, tmp_path, "dying"], 2, TEST_PARALLEL="fsdp")
+    assert codes == [1, -9]
+    assert "ProcessError: another one of 2 processes has ended" in problem
+
+
 @pytest.mark.parametrize(
     ("option", "problem"),
     [

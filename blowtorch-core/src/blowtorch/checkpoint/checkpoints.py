@@ -23,7 +23,7 @@ from blowtorch.checkpoint.shards import Piece, find_pieces, with_own_pieces
 from blowtorch.checkpoint.store import Store
 from blowtorch.checkpoint.tensors import WarmCopies
 from blowtorch.data.tree import Place
-from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError
+from blowtorch.errors import BlowtorchError, CheckpointError, NotFiniteError, describe
 from blowtorch.folder.files import replace_files
 from blowtorch.folder.folder import RunFolder
 from blowtorch.folder.manifest import checkpoint_name, write_manifest
@@ -86,6 +86,7 @@ class Checkpoints:
         self._saved_at: Any = None
         self._writing: Writing | None = None
         self._is_abandoned = False
+        self._lost_piece: str | None = None
         self._last_good: str | None = None
         self._copies = WarmCopies()
 
@@ -142,6 +143,7 @@ class Checkpoints:
         previous_best = progress.best
         if is_best:
             progress.best = checkpoint
+        self._lost_piece = None
         try:
             copied = self._copy(name)
         except (OSError, RuntimeError, BlowtorchError) as error:  # the record has no disk, or torch no memory
@@ -167,7 +169,7 @@ class Checkpoints:
 
         if copied is None:
             writing.outcome.set_result(None)
-        elif options.checkpoint_async:
+        elif options.checkpoint_async or copied.pieces:  # for which `wait` asks the other processes
             threading.Thread(target=write, name=f"blowtorch {name}", daemon=True).start()
         else:
             write()
@@ -182,6 +184,8 @@ class Checkpoints:
         if self._writing is None:
             return None
         writing = self._writing
+        if writing.copied is not None and writing.copied.pieces:
+            self._hear_of_pieces(writing)
         writing.outcome.exception()  # what is copied next takes the memory of what is written
         error = self._world.decide(writing.outcome.exception)
         self._writing = None
@@ -197,6 +201,12 @@ class Checkpoints:
         if self._progress.best is writing.checkpoint:
             self._progress.best = published
         return dataclasses.replace(writing, checkpoint=published)
+
+    def _hear_of_pieces(self, writing: Writing) -> None:
+        """Let the first process know of one that could not write its pieces nor say so, for which it would wait."""
+        error = None if self._world.is_first else writing.outcome.exception()
+        told = self._world.gather(None if error is None else describe(error))
+        self._lost_piece = next((f"process {rank}: {text}" for rank, text in enumerate(told) if text is not None), None)
 
     def abandon(self) -> None:
         """Publish no more, and wait until nothing is written: the process goes on without this run.
@@ -309,7 +319,8 @@ class Checkpoints:
             self._record.make_durable()
             return copied.write(*place, self._check_all_go_on if copied.pieces else self._check_goes_on)
         except BaseException as error:
-            copied.fail(*place, error)
+            with contextlib.suppress(OSError):  # the disk that is full has no room for that either
+                copied.fail(*place, error)
             if self._world.is_first:
                 shutil.rmtree(copied.directory, ignore_errors=True)
             raise
@@ -333,6 +344,8 @@ class Checkpoints:
         self._check_goes_on()
         if self._world.parted_by is not None:
             raise CheckpointError(f"the processes that have its pieces have parted: {self._world.parted_by}")
+        if self._lost_piece is not None:
+            raise CheckpointError(self._lost_piece)
 
     def _tidy_up(self, writing: Writing, best: Checkpoint | None) -> str | None:
         """Move the pointers to what is published, and delete what is older; return what could not be done, or None."""
