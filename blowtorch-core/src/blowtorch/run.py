@@ -210,7 +210,8 @@ class Run(Decorators):
         loaders = (train_loader, validate_loader)
 
         def make_session(script: Script, options: RunOptions) -> Session:
-            return Session(script, self.config, options, self._plugins, model, loaders, self._in_progress, self._world)
+            given = (model, *loaders)
+            return Session(script, self.config, options, self._plugins, given, self._in_progress, self._world)
 
         if resolved.dry_run:
             return as_result(do_dry_run(self._script, model, resolved, loaders, make_session, self._world))

@@ -2,14 +2,12 @@
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from blowtorch import BlowtorchError, Run
-from tests.core.parallel.jobs import RANK, keep, make_data, make_loaders, make_model, make_run, train
+from tests.core.parallel.jobs import RANK, do_named, keep, make_data, make_loaders, make_model, make_run, train
 
 SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 WHOLE = [*range(0, 103, 12), 103]  # where the batches of one process begin, and the last one ends
@@ -86,7 +84,4 @@ JOBS = {job.__name__: job for job in (as_shared, unequal, interrupted, judged, r
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in sys.argv[2:] or JOBS:
-        folder = Path(sys.argv[1]) / name
-        folder.mkdir(parents=True, exist_ok=True)
-        JOBS[name](folder)
+    do_named(JOBS)

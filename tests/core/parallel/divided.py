@@ -4,22 +4,15 @@ import json
 import os
 import resource
 import signal
-import sys
 import threading
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from blowtorch import BlowtorchError, CheckpointError
-from tests.core.parallel.jobs import RANK, keep, make_loaders, make_run, train
+from tests.core.parallel.jobs import RANK, Jobs, do_named, keep, make_loaders, make_run, train
 
-SCENARIOS = {}
-
-
-def scenario(function):
-    SCENARIOS[function.__name__] = function
-    return function
+scenario = Jobs()
 
 
 class Blocks(nn.Module):
@@ -201,6 +194,14 @@ def refused(folder):
     attempt("scalar", make_run(), scaled)
     attempt("class", make_run(), Blocks(), parallel={"fsdp": {"wrap": ["Lineer"]}})
     attempt("replicas", make_run(), Blocks(), parallel={"fsdp": {"replicas": 3}})
+    run, loaders = make_run(), [list(loader) for loader in make_loaders(train=24, validate=24)]
+
+    @run.validate_epoch
+    def validate_epoch(data_loader, model):
+        return {"loss": sum(nn.functional.mse_loss(model(x), y) for x, y in data_loader)}
+
+    loaders[1] = loaders[1][int(RANK) :]
+    attempt("unequal", run, Blocks(), loaders=loaders, split={"val": "never"})
     run = make_run()
 
     @run.train_step
@@ -212,8 +213,4 @@ def refused(folder):
 
 
 if __name__ == "__main__":
-    root = Path(sys.argv[1])
-    for name in sys.argv[2:]:
-        folder = root / name
-        folder.mkdir(parents=True, exist_ok=True)
-        SCENARIOS[name](folder)
+    do_named(scenario)

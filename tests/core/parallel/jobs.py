@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -76,3 +78,19 @@ def go_backward(loss, optimizer):
     optimizer.zero_grad()
     loss.backward()
     return loss
+
+
+class Jobs(dict):
+    """Functions that are each given a folder, by their names; one that is decorated with it is added."""
+
+    def __call__(self, function):
+        self[function.__name__] = function
+        return function
+
+
+def do_named(jobs):
+    """Do those of the jobs that the command line names after a folder, or all; each in a folder of its own."""
+    for name in sys.argv[2:] or jobs:
+        folder = Path(sys.argv[1]) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        jobs[name](folder)

@@ -5,14 +5,12 @@ They leave what the scenarios do.
 
 import json
 import math
-import sys
-from pathlib import Path
 
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from blowtorch import BlowtorchError
-from tests.core.parallel.jobs import RANK, make_data, make_loaders, make_model, make_run, train
+from tests.core.parallel.jobs import RANK, do_named, make_data, make_loaders, make_model, make_run, train
 
 SMALL = {"max_epochs": 2, "log_every": "4 steps"}
 OPTIONS = {
@@ -109,8 +107,4 @@ JOBS |= {job.__name__: job for job in (stepped_now_and_then, stepped_in_ones_own
 
 
 if __name__ == "__main__":
-    root = Path(sys.argv[1])
-    for name in sys.argv[2:] or JOBS:
-        folder = root / name
-        folder.mkdir(parents=True, exist_ok=True)
-        JOBS[name](folder)
+    do_named(JOBS)

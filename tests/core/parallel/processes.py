@@ -1,10 +1,13 @@
 """Starts scripts in several processes, as torchrun does; or by torchrun itself."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 from tests.forked import Forked
 
@@ -50,3 +53,9 @@ def run_scenarios(folder, size, *names):
     for code, _, problem in finish(fork([*SCENARIOS, folder, *names], size)):
         assert code == 0, problem
     return folder
+
+
+def read(folder, name, rank=0):
+    """Return what a process has told of a run, as `keep` in `jobs` has written it, and its weights."""
+    told = json.loads((folder / name / f"metrics-{rank}.json").read_text())
+    return told, torch.load(folder / name / f"weights-{rank}.pt")

@@ -5,9 +5,7 @@ Each leaves in its folder what it came to: the weights and the metrics of every 
 
 import json
 import os
-import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,14 +13,20 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Ra
 from torchmetrics import MeanAbsoluteError
 
 from blowtorch import BlowtorchError, Run
-from tests.core.parallel.jobs import RANK, go_backward, keep, make_data, make_loaders, make_model, make_run, train
+from tests.core.parallel.jobs import (
+    RANK,
+    Jobs,
+    do_named,
+    go_backward,
+    keep,
+    make_data,
+    make_loaders,
+    make_model,
+    make_run,
+    train,
+)
 
-SCENARIOS = {}
-
-
-def scenario(function):
-    SCENARIOS[function.__name__] = function
-    return function
+scenario = Jobs()
 
 
 @scenario
@@ -391,8 +395,4 @@ def refused(folder):
 
 
 if __name__ == "__main__":
-    root = Path(sys.argv[1])
-    for name in sys.argv[2:] or SCENARIOS:
-        folder = root / name
-        folder.mkdir(parents=True, exist_ok=True)
-        SCENARIOS[name](folder)
+    do_named(scenario)

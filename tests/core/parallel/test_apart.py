@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.core.parallel.processes import finish, fork
+from tests.core.parallel.processes import finish, fork, read
 
 SCRIPT = ["-m", "tests.core.parallel.apart"]
 CLOSE = 1e-6
@@ -19,11 +19,6 @@ def both(tmp_path_factory):
         assert code == 0, problem
         started.append(problem)
     return (*folders, started[3:])
-
-
-def read(folder, name, rank=0):
-    told = json.loads((folder / name / f"metrics-{rank}.json").read_text())
-    return told, torch.load(folder / name / f"weights-{rank}.pt")
 
 
 @pytest.mark.parametrize("name", ["as_shared", "unequal", "interrupted"])

@@ -12,9 +12,8 @@ from blowtorch import CheckpointError, OptionError
 from blowtorch.parallel.pieces import TensorInPieces, cut_out
 from blowtorch.parallel.sharding import find_blocks, read_parallel
 from tests.core.parallel.divided import Blocks
-from tests.core.parallel.processes import SCENARIOS, finish, fork, start_by_torchrun
+from tests.core.parallel.processes import SCENARIOS, finish, fork, read, start_by_torchrun
 from tests.core.parallel.test_restarts import SCRIPT, assert_same_bits, events_of
-from tests.core.parallel.test_same_run import read
 
 DIVIDED = ["-m", "tests.core.parallel.divided"]
 CLOSE = 1e-6  # what another order of additions makes here, as in models that are not divided
@@ -153,6 +152,7 @@ def test_what_cannot_be_divided_is_refused_in_all_processes_with_what_to_do(tmp_
         assert "wrap names 'Lineer'" in problems["class"] and "Did you mean 'Linear'" in problems["class"]
         assert "2 processes make no 3 groups" in problems["replicas"]
         assert "does not ask for 'backward'" in problems["backward"]
+        assert "validate_epoch is given a batch of which process 1 has no samples" in problems["unequal"]
 
 
 def test_one_that_fails_amid_a_model_that_waits_for_all_is_named_as_the_cause(tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.core.parallel.processes import finish, fork
+from tests.core.parallel.processes import finish, fork, read
 
 SCRIPT = ["-m", "tests.core.parallel.options"]
 CLOSE = 1e-6  # what another order of additions makes of weights and metrics here, with room
@@ -23,11 +23,6 @@ def both(tmp_path_factory):
     for code, _, problem in finish(started):
         assert code == 0, problem
     return folders
-
-
-def read(folder, name, rank=0):
-    told = json.loads((folder / name / f"metrics-{rank}.json").read_text())
-    return told, torch.load(folder / name / f"weights-{rank}.pt")
 
 
 def problem_of(folder, name, rank=0):

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from tests.core.parallel.processes import run_scenarios
+from tests.core.parallel.processes import read, run_scenarios
 
 EXACT = """accumulated averaged batches_in_a_list clipped distributed_sampler iterable judged_alone left_out
     metric_objects moments plain plateau several_validations small_batches sparse_gradients summed two_networks
@@ -36,11 +36,6 @@ def several(tmp_path_factory):
         return run_scenarios(tmp_path_factory.mktemp("several"), size, *names)
 
     return do
-
-
-def read(folder, name, rank):
-    told = json.loads((folder / name / f"metrics-{rank}.json").read_text())
-    return told, torch.load(folder / name / f"weights-{rank}.pt")
 
 
 def only_run(folder, name):

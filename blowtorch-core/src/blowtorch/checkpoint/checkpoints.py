@@ -155,11 +155,12 @@ class Checkpoints:
         best, position = progress.best, self._position()
         writing = Writing(checkpoint, progress.epoch, metrics, copied, position, is_best, previous_best)
         self._writing = writing
+        place = (self._world.rank, self._world.size)  # of now: they may part meanwhile
 
         def write() -> None:
             assert copied is not None
             try:
-                entries = self._write(writing, copied)
+                entries = self._write(writing, copied, *(place if copied.pieces else (0, 1)))
                 if self._world.is_first:
                     self._publish(writing, copied, entries)
                 writing.outcome.set_result(self._tidy_up(writing, best) if self._world.is_first else None)
@@ -311,16 +312,15 @@ class Checkpoints:
     def _make_directory(self, name: str) -> Path:
         return Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=self._folder))
 
-    def _write(self, writing: Writing, copied: Copied) -> dict[str, Any]:
+    def _write(self, writing: Writing, copied: Copied, rank: int, size: int) -> dict[str, Any]:
         """Write the files that are up to this process; whatever it cannot write goes with what there is of it."""
-        place = (self._world.rank, self._world.size if copied.pieces else 1)
         try:
             self._refuse_spoiled(writing, copied)
             self._record.make_durable()
-            return copied.write(*place, self._check_all_go_on if copied.pieces else self._check_goes_on)
+            return copied.write(rank, size, self._check_all_go_on if copied.pieces else self._check_goes_on)
         except BaseException as error:
             with contextlib.suppress(OSError):  # the disk that is full has no room for that either
-                copied.fail(*place, error)
+                copied.fail(rank, size, error)
             if self._world.is_first:
                 shutil.rmtree(copied.directory, ignore_errors=True)
             raise

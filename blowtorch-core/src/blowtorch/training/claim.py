@@ -1,10 +1,12 @@
 """The folder of a run while a process trains it: taken with its lock, and given back with how the run ended."""
 
 import shutil
+from pathlib import Path
 
-from blowtorch.errors import BlowtorchError, warn
+from blowtorch.errors import BlowtorchError, RunFolderError, warn
 from blowtorch.folder.folder import RunFolder
 from blowtorch.options import RunOptions
+from blowtorch.parallel.world import World
 from blowtorch.script.script import Script
 from blowtorch.training.assembly import Plan
 
@@ -21,6 +23,18 @@ def take_folder(plan: Plan, script: Script, options: RunOptions) -> RunFolder:
         folder = RunFolder.create(options.save_path, options.run_name, script=script.path, seed=seed)
     folder.lock.acquire()
     return folder
+
+
+def refuse_unreached(world: World, path: Path) -> None:
+    """Raise a `RunFolderError` in all processes if one does not reach the run folder, where each writes its pieces."""
+    reach = world.gather(path.is_dir())
+    if not all(reach):
+        world.refuse(
+            RunFolderError(
+                f"process {reach.index(False)} does not reach the run folder {path}, in which each process writes its "
+                f"pieces of a divided model; set run.save_path to a folder that all of them share"
+            )
+        )
 
 
 def give_back(folder: RunFolder, status: str | None, is_kept: bool) -> None:

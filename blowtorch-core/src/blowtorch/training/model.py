@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,26 +87,45 @@ def place_model(model: nn.Module, device: torch.device) -> None:
 def make_room(model: nn.Module, surroundings: Surroundings) -> bool:
     """Give a model that was built on the device `meta` memory on its own device, and return whether it was one.
 
-    Where it is to be divided among processes, each gets memory for its pieces alone. All numbers are NaN until the
-    script, a checkpoint or `initialize_from` fills them.
+    Where it is to be divided among processes, each gets memory for its pieces alone. All numbers are NaN, or the
+    largest whole ones, until the script, a checkpoint or `initialize_from` fills them.
     """
     tensors = [*model.parameters(), *model.buffers()]
     if not any(tensor.is_meta for tensor in tensors):
         return False
     if surroundings.sharding is not None and not is_sharded(model):
         divide_in_all(model, surroundings.sharding, surroundings.world, surroundings.device)
+    tied = [(name, parameter) for name, parameter in model.named_parameters(remove_duplicate=False)]
     model.to_empty(device=surroundings.device)
+    _tie_again(model, tied)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            own_piece(tensor).fill_(math.nan if tensor.is_floating_point() or tensor.is_complex() else 0)
+            own_piece(tensor).fill_(_unfilled(tensor.dtype))
     return True
+
+
+def _tie_again(model: nn.Module, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+    """Have the parameters be one again that were so before, by their names; torch gives each name memory of its own."""
+    firsts: dict[int, str] = {}
+    for name, parameter in parameters:
+        first = firsts.setdefault(id(parameter), name)
+        if first != name:
+            module, _, own = name.rpartition(".")
+            setattr(model.get_submodule(module), own, model.get_parameter(first))
+
+
+def _unfilled(dtype: torch.dtype) -> float | int | bool:
+    """Return what stands in tensors that nothing has filled; of truth values, none can be told from another."""
+    if dtype is torch.bool:
+        return False
+    return math.nan if dtype.is_floating_point or dtype.is_complex else torch.iinfo(dtype).max
 
 
 def refuse_unfilled(model: nn.Module, world: World) -> None:
     """Raise a `ScriptError` if a model that was built on the device `meta` has tensors that nothing has filled."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     pieces = {name: own_piece(tensor.detach()) for name, tensor in tensors.items()}
-    own = [name for name, piece in pieces.items() if piece.numel() and piece.isnan().all()]
+    own = [name for name, piece in pieces.items() if piece.numel() and _is_unfilled(piece)]
     unfilled = list(dict.fromkeys(name for names in world.gather(own) for name in names))
     if unfilled:
         world.refuse(
@@ -116,6 +135,11 @@ def refuse_unfilled(model: nn.Module, world: World) -> None:
                 f"initialize_from"
             )
         )
+
+
+def _is_unfilled(piece: torch.Tensor) -> bool:
+    value = _unfilled(piece.dtype)
+    return value is not False and bool((piece.isnan() if math.isnan(value) else piece == value).all())
 
 
 def prepare_model(script: Script, workspace: Workspace, sharding: Sharding | None) -> None:

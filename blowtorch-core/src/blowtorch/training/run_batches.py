@@ -1,6 +1,6 @@
 """The batches of a run: to train on, and of each validation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ class RunBatches:
 
     @classmethod
     def choose(
-        cls, script: Script, options: RunOptions, loaders: tuple[Any, Any], surroundings: Surroundings
+        cls, script: Script, options: RunOptions, loaders: Sequence[Any], surroundings: Surroundings
     ) -> "RunBatches":
         """Take those of the call, the train and the validation loader, or else those of the decorators.
 

@@ -30,7 +30,7 @@ from blowtorch.state import RunInfo, RunState
 from blowtorch.training.advice import advise
 from blowtorch.training.assembly import Plan, RunExtensions, assemble, describe_lengths
 from blowtorch.training.between_steps import notify, wait_for_checkpoint
-from blowtorch.training.claim import give_back, take_folder
+from blowtorch.training.claim import give_back, refuse_unreached, take_folder
 from blowtorch.training.interruption import interruptible
 from blowtorch.training.model import choose_device, load_initial_weights, prepare_model, refuse_unfilled, set_up_model
 from blowtorch.training.modes import put_in_training_mode
@@ -73,8 +73,7 @@ class Session:
         config: the resolved configuration.
         options: the options that hold; what a `dry_run` leaves behind is deleted too.
         plugins: where extensions come from.
-        model: what is trained.
-        loaders: the train and the validation loader of the call, which may be None.
+        given: what the call was given: the model, and the train and the validation loader, which may be None.
         reached: the context in which `run.log` and its kind reach a workspace.
         world: the processes that take part.
 
@@ -95,8 +94,7 @@ class Session:
         config: Config,
         options: RunOptions,
         plugins: Plugins,
-        model: nn.Module,
-        loaders: tuple[Any, Any],
+        given: tuple[nn.Module, Any, Any],
         reached: Callable[[Workspace], contextlib.AbstractContextManager[Any]],
         world: World,
     ) -> None:
@@ -106,8 +104,7 @@ class Session:
         self._config = config
         self._options = options
         self._plugins = plugins
-        self._model = model
-        self._loaders = loaders
+        self._model, *self._loaders = given
         self._reached = reached
         self._world = world
         self._stages = contextlib.ExitStack()
@@ -193,6 +190,8 @@ class Session:
 
         place = self._world.decide(take)
         try:
+            if plan.surroundings.sharding is not None:
+                refuse_unreached(self._world, place[0])
             yield taken[0] if taken else RunFolder(*place)
         except BaseException as error:
             # Who loses patience while loggers are waited for changes nothing about how the training ended.

@@ -150,14 +150,16 @@ def _all_own(function: str, batches: Batches, given: Iterator[Any], workspace: W
     """Yield batches of which each process has samples, since a divided model computes only where all of them call it.
 
     Raises:
-        ScriptError: one has fewer samples than there are processes.
+        ScriptError: a process has no samples of one.
     """
     for batch in given:
-        if batches.share is not None and batches.share.whole < workspace.world.size:
+        shares = workspace.world.gather_numbers([0 if batches.share is None else batches.share.samples])
+        samples = [round(row[0]) for row in shares]
+        if not all(samples):
             workspace.world.refuse(
                 ScriptError(
-                    f"{function} is given a batch of {batches.share.whole} samples, and the model is divided among "
-                    f"{workspace.world.size} processes, each of which needs one; choose another batch size, set "
+                    f"{function} is given a batch of which process {samples.index(0)} has no samples, and the model is "
+                    f"divided among {len(samples)} processes, each of which needs one; choose another batch size, set "
                     f"drop_last, or write a validate_step"
                 )
             )
