@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
 from torchmetrics import MeanAbsoluteError
 
-from blowtorch import BlowtorchError, Run
+from blowtorch import Run
 from tests.core.parallel.jobs import (
     RANK,
     Jobs,
@@ -372,26 +372,6 @@ def dropped_out(folder):
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 1))
     loaders = make_loaders(train=96)  # since BatchNorm refuses a share of one sample
     train(make_run(optimizer=torch.optim.AdamW), folder, model, loaders, max_epochs=2, trace=True)
-
-
-@scenario
-def refused(folder):
-    """What cannot work is refused in all processes, with the same words."""
-    problems = {}
-
-    def attempt(name, run, model=None, loaders=None):
-        try:
-            train(run, folder, model, loaders)
-        except BlowtorchError as error:
-            problems[name] = f"{type(error).__name__}: {error}"
-
-    attempt("configuration", make_run(Run(random_seed=1, command_line=[], config={"rate": 0.1 + int(RANK)})))
-    attempt("model", make_run(), nn.Linear(8, 1 + int(RANK)))
-    if "WORLD_SIZE" in os.environ:
-        attempt("lazy", make_run(), nn.LazyLinear(1))
-        attempt("batch", make_run(), loaders=([object()] * 3, make_loaders()[1]))
-        attempt("parted", make_run())
-    (folder / f"problems-{RANK}.json").write_text(json.dumps(problems))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ EXACT = """accumulated averaged batches_in_a_list clipped distributed_sampler it
     metric_objects moments plain plateau several_validations small_batches sparse_gradients summed two_networks
     unused_parameter weighted whole_epochs whole_validations with_closure
     with_workers""".split()
-SPECIAL = ["dropped_out", "tried", "refused"]  # after which processes have parted
+SPECIAL = ["dropped_out", "tried"]
 NAMES = {  # more than two processes do what the sizes of their slices make a difference to
     2: EXACT,
     3: ["judged_alone", "plain", "small_batches"],
@@ -130,15 +130,3 @@ def test_what_is_only_tried_leaves_nothing_and_tells_all_the_same(alone, several
         assert told["step"] == expected["step"] and told["metrics"].keys() == expected["metrics"].keys()
         assert told["metrics"]["val/loss"] == pytest.approx(expected["metrics"]["val/loss"], rel=CLOSE)
         assert told["metrics"]["size"] in range(48 - size, 49)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_what_cannot_work_is_refused_in_all_processes_with_the_same_words(several, size):
-    folder = several(size)
-    told = [json.loads((folder / "refused" / f"problems-{rank}.json").read_text()) for rank in range(size)]
-    assert all(problems["configuration"] == told[0]["configuration"] for problems in told)
-    assert "0 and 1 were started with something else: configuration.rate is 0.1 and 1.1" in told[0]["configuration"]
-    assert "process 1 is another one than that of process 0" in told[0]["model"]
-    assert all("would make another one; call the model on some data" in problems["lazy"] for problems in told)
-    assert all("cannot be shared by" in problems["batch"] for problems in told)
-    assert all("parted with those that it trained with" in problems["parted"] for problems in told)

@@ -62,11 +62,17 @@ def _make_note(folder: Path) -> Callable[[str], None]:
 
 def meet(world: "World", save_path: Path) -> Meeting:
     """Find out what one process alone cannot know; all do."""
+    import torch
+
     device, name, count = _find_device()
     place, sees_folder = _look_for_folder(world, save_path)
     clock = _compare_clocks(world)
     member = Member(world.rank, socket.gethostname(), read_versions(), name, count, sees_folder, clock)
-    return Meeting(world.gather(member), place, _time_sums(world, device))
+    members = world.gather(member)
+    owned = {member.device for member in members} - {""}
+    if len(owned) < len(members):  # sums over GPUs fail where two processes share one
+        device = torch.device("cpu")
+    return Meeting(members, place, _time_sums(world, device))
 
 
 def _find_device() -> "tuple[torch.device, str, int]":

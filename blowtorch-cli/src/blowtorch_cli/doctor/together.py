@@ -21,7 +21,6 @@ _PROCESS_FAILED = re.compile(r"^\[launch\] (process \d+ of \d+ failed: .*)$", re
 _LAUNCH_SAID = re.compile(r"^\[launch\] (?!\d+ process)(.*)$", re.MULTILINE)
 _ADVICE = (
     ("SIGKILL", "if memory ran out, which `dmesg` shows, start fewer processes, or give the job more memory"),
-    ("no GPU of its own", ""),  # which says it itself
     ("did not come", "look where it is; if it only needs longer, set BLOWTORCH_PROCESS_TIMEOUT='30 minutes'"),
     ("rendezvous is not known", "give a host that each machine can look up, or its address"),
     ("nothing answers at", "start the same command on that machine too, and see that no firewall closes the port"),

@@ -273,7 +273,7 @@ def _joined() -> World:
     store = PrefixStore(f"blowtorch/{attempt}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
-        _take_device(int(os.environ.get("LOCAL_RANK", "0")))
+        take_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     if rank:
         warnings.simplefilter("ignore", BlowtorchWarning)  # the first process says what all would say
@@ -282,19 +282,14 @@ def _joined() -> World:
     return world
 
 
-def _take_device(number: int) -> None:
-    """Make the device of this number the current one, which is what `cuda` means from here on.
+def take_device(number: int) -> None:
+    """Make a device the current one, which is what `cuda` means from here on.
 
-    Raises:
-        ScriptError: this machine has not so many.
+    Args:
+        number: of the process among those of this machine. It may see GPUs of its own alone, fewer than there are
+            processes; where others see the same ones, `devices` refuses that.
     """
-    count = torch.cuda.device_count()
-    if number >= count:
-        raise ScriptError(
-            f"process {number} of this machine has no GPU of its own, since there are {count}; start at most {count} "
-            f"processes, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
-        )
-    torch.cuda.set_device(number)
+    torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def _portable(error: Exception) -> Exception:

@@ -15,6 +15,7 @@ from blowtorch.checkpoint.tensors import without_compilation
 from blowtorch.errors import CheckpointError, OptionError, ScriptError, warn
 from blowtorch.folder.manifest import FILE_NAME
 from blowtorch.options import RunOptions
+from blowtorch.parallel.devices import compare_devices
 from blowtorch.parallel.pieces import own_piece
 from blowtorch.parallel.sharding import Sharding, divide_in_all, drawing_alike, is_sharded, sum_gradients
 from blowtorch.parallel.world import World
@@ -27,11 +28,12 @@ from blowtorch.training.start import find_checkpoint
 from blowtorch.training.workspace import Surroundings, Workspace
 
 
-def choose_device(options: RunOptions) -> torch.device:
+def choose_device(options: RunOptions, world: World) -> torch.device:
     """Return the device that the options name; `auto` takes an accelerator if there is one.
 
     Raises:
         OptionError: torch knows no such device, it is not there, or it lacks the precision that is asked for.
+        ScriptError: another process has the same one, or one of another kind.
     """
     name = options.device
     if name == "auto":
@@ -46,6 +48,7 @@ def choose_device(options: RunOptions) -> torch.device:
                 f"torch {torch.__version__} sees {find_accelerator() or 'no accelerator'} on this machine"
             ) from error
     refuse_missing_precision(options, device)
+    compare_devices(world, device)
     return device
 
 

@@ -152,7 +152,8 @@ class Session:
         if self._world.is_shared:
             compare_processes(self._world, script, self._config, options)
         extensions = RunExtensions.create(options, self._plugins, self._world.is_first)
-        device, start = choose_device(options), self._world.decide(lambda: find_starting_point(options, script))
+        device = choose_device(options, self._world)
+        start = self._world.decide(lambda: find_starting_point(options, script))
         seed = script.seed if start.folder is None else agree_on_seed(start.folder, script.seed)
         sharding = read_parallel(options.parallel)
         surroundings = Surroundings(seed, device, self._world, sharding if self._world.is_shared else None)

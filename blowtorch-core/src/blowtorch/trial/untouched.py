@@ -39,7 +39,7 @@ def detached_workspace(
         world: the processes that take part.
         training: of the run from within which this is asked for, which may train the same model.
     """
-    surroundings = Surroundings(seed, choose_device(options), world)
+    surroundings = Surroundings(seed, choose_device(options, world), world)
     models, _ = set_up_model(model, options, surroundings)
     is_trained = training is not None and training.state.model is models[0]
     modes = training.optimizer_modes if training is not None and is_trained else None
