@@ -19,7 +19,8 @@ import weakref
 from pathlib import Path
 
 LARGE = ["numpy", "pytest", "torch._dynamo", "torch.distributed", "blowtorch.run"]
-LARGE += ["transformers.models.bert.modeling_bert", "torch_geometric.nn"]  # where they are installed
+LARGE += ["sklearn.datasets", "sklearn.model_selection"]  # these and those that follow where they are installed
+LARGE += ["transformers.models.bert.modeling_bert", "torch_geometric.nn"]
 
 
 class Forked:

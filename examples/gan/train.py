@@ -77,7 +77,8 @@ def train_step(batch, model, optimizers, backward):
 def validate(data_loader, model):
     """Show samples, and measure how far each is from its nearest digit, and each digit from its nearest sample.
 
-    Here, and in the checkpoints' `model.pt`, the model has the average of the weights along the way.
+    Here, and in the checkpoints' `model.pt`, the model has the average of the weights along the way. The nearest digit
+    can be any of them, so each of several processes needs all, which is what `split` says below.
     """
     samples = model.generator(model.fixed_noise)
     tiles = F.pad(samples, (1, 1, 1, 1), value=0.3).view(ROWS, COLUMNS, 10, 10)  # each in a grey frame
@@ -112,6 +113,7 @@ if __name__ == "__main__":
         validate_every="5 epochs",
         checkpoint_every="5 epochs",
         checkpoint_metric="val/distance",
+        split={"val": "never"},
         # Two networks that chase each other go round in circles; the middle of these is better than any point on them.
         callbacks=[{"ema": {"decay": 0.99}}],
     )
