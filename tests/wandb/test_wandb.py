@@ -1,10 +1,7 @@
 import copy
 import json
-import struct
 import subprocess
 import sys
-import time
-from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -16,9 +13,9 @@ from blowtorch.plugins import Plugins
 from blowtorch.record.media import encode_png
 from blowtorch.testing import LoggerContract
 from blowtorch_wandb import WandbLogger, has_account
+from tests.wandb.offline_files import read, rows, summary_of
 
 CONFIG = {"model": {"width": 3, "norm": None}, "rate": 0.1}
-BLOCK = 32768
 
 
 @pytest.fixture(autouse=True)
@@ -45,56 +42,6 @@ def info(tmp_path):
         )
 
     return make
-
-
-def records(path):
-    """The records of an offline file, which is a log of LevelDB's format behind a header of seven bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, position, partial = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        left = BLOCK - position % BLOCK
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        partial += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-            record.ParseFromString(partial)
-            yield record
-            partial = b""
-
-
-def read(folder):
-    """What all offline files below a folder hold, by kind; wandb's own process may still be writing the end."""
-    deadline = time.monotonic() + 30
-    while True:
-        found = read_now(folder)
-        if len(found["exit"]) == len(list(folder.rglob("*.wandb"))) or time.monotonic() > deadline:
-            return found
-        time.sleep(0.1)
-
-
-def read_now(folder):
-    found = defaultdict(list)
-    for path in sorted(folder.rglob("*.wandb")):
-        for record in records(path):
-            kind = record.WhichOneof("record_type")
-            found[kind].append(getattr(record, kind))
-    return found
-
-
-def rows(found):
-    return [
-        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row.item}
-        for row in found["history"]
-    ]
-
-
-def summary_of(found):
-    return {item.key: json.loads(item.value_json) for each in found["summary"] for item in each.update if item.key}
 
 
 def test_a_run_is_kept_offline_without_an_account_and_read_back(info, capfd):
