@@ -127,6 +127,9 @@ def execute(words, folder, environment, outputs):
             script = Path(folder) / words[0]
             sys.path.insert(0, str(script.parent))
             runpy.run_path(str(script), run_name="__main__")
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)  # which a process of multiprocessing leaves out
+        sys.exit(1)
     finally:
         if torch.distributed.is_initialized():
             join().leave()  # as at the exit of Python, which a process of multiprocessing leaves out

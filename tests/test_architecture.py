@@ -82,7 +82,7 @@ ROOMS = {
         "sizes",
         "tree",
     ],
-    "parallel": ["sharding", "exchange", "agreement", "devices", "world", "alarm", "pieces"],
+    "parallel": ["sharding", "exchange", "agreement", "devices", "world", "alarm", "last_words", "pieces"],
     "folder": ["folder", "provenance", "secrets", "lock", "manifest", "files"],
     "extension": ["found", "packages", "contracts"],
     "config": ["config", "yaml12", "containers"],

@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import datetime
 import functools
+import importlib
 import os
 import pickle
 import time
@@ -23,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 from blowtorch.clock import Interval
 from blowtorch.errors import BlowtorchWarning, ProcessError, ScriptError, describe
 from blowtorch.parallel.alarm import Alarm
+from blowtorch.parallel.last_words import LastWords
 
 Value = TypeVar("Value")
 
@@ -274,10 +276,15 @@ def _joined() -> World:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         take_device(int(os.environ.get("LOCAL_RANK", "0")))
+    with contextlib.suppress(ImportError):
+        # Its functions keep the group of the time at which they are imported, which an optimizer does later: then the
+        # others would hear nothing of a process that parts with them, until that has ended.
+        importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     if rank:
         warnings.simplefilter("ignore", BlowtorchWarning)  # the first process says what all would say
     world = JoinedWorld(PrefixStore("failures", store))
+    LastWords(PrefixStore("last words", store), rank, size, world.fail)
     atexit.register(world.leave)
     return world
 
