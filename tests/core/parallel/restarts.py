@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from blowtorch import hookimpl
-from tests.core.parallel.jobs import make_run, train
+from tests.core.parallel.jobs import RANK, make_run, train
 
 DROPOUT = float(os.environ.get("DROPOUT", "0.3"))
 
@@ -43,11 +43,37 @@ class Happening:
             raise ValueError("bad luck")
 
 
+class OfTheFirst:
+    """A callback with a state, which the other processes do not have."""
+
+    ranks = "first"
+    count = 0
+
+    @hookimpl
+    def train_step_end(self, state):
+        self.count += 1
+        assert self.count == state.step
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     run = make_run(optimizer=torch.optim.AdamW)  # which seeds the streams that the model is drawn from
+    noise = torch.Generator().manual_seed(int(RANK))  # other numbers in each process
+    run.keep_state("noise", noise)
+    run.on("train_step_end")(lambda: torch.rand(1, generator=noise))
     model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(DROPOUT), nn.Tanh(), nn.Linear(16, 1))
-    happenings = [Happening(*sys.argv[2:])] if len(sys.argv) > 2 else []
-    options = {"checkpoint_every": "5 steps", "resume": "auto", "run_name": "run", "callbacks": happenings}
-    train(run, folder, model, max_epochs=6, log_every="3 steps", **options).raise_if_stopped()
+    callbacks = [OfTheFirst(), *([Happening(*sys.argv[2:])] if len(sys.argv) > 2 else [])]
+    options = {"checkpoint_every": "5 steps", "resume": "auto", "run_name": "run", "callbacks": callbacks}
+    result = train(run, folder, model, max_epochs=6, log_every="3 steps", **options)
+    torch.save(noise.get_state(), folder / f"noise-{RANK}.pt")
+    in_memory = Path("/proc/self/maps")
+    is_mapped = in_memory.exists() and f"{result.folder}/checkpoints/" in in_memory.read_text()
+    assert not is_mapped, "nothing of a checkpoint that may be deleted is still read from its file"
+    result.raise_if_stopped()

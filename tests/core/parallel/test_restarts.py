@@ -33,6 +33,8 @@ def assert_same_bits(folder, other, size=2):
         (told, weights), (expected, expected_weights) = read(folder, rank), read(other, rank)
         assert told == expected
         assert all(torch.equal(value, expected_weights[name]) for name, value in weights.items())
+        noise, expected_noise = (torch.load(where / f"noise-{rank}.pt") for where in (folder, other))
+        assert torch.equal(noise, expected_noise), "each goes on with the generator of its own"
     metrics, expected_metrics = (
         [(event["step"], event["metrics"]) for event in events_of(where) if event["event"] == "metrics"]
         for where in (folder, other)

@@ -273,6 +273,8 @@ def test_a_checkpoint_is_found_by_its_name_or_by_a_pointer(folder):
     (folder.checkpoints / "latest").write_text("step-00000002\n")
     run = open_run(folder.path)
     assert [run.checkpoint(which).step for which in ("best", "latest", "step-00000003")] == [1, 2, 3]
+    with pytest.raises(CheckpointError, match=r"'bset'\. Did you mean 'best'\? There are .*-00000003, latest, best$"):
+        run.checkpoint("bset")
 
 
 def test_a_pointer_that_points_at_nothing_does_not_hide_the_latest(folder):

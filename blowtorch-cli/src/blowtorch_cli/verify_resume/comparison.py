@@ -160,7 +160,7 @@ def _compare_steps(expected: Step, line: Step, rank: int) -> Iterator[tuple[int,
         yield 3, f"the random stream {listed([*map(repr, names)])}", _OF_A_STREAM
     for name in _names_of_others(expected["metrics"], line["metrics"])[:1]:
         what = f"the metric {name!r} is {line['metrics'].get(name)} instead of {expected['metrics'].get(name)}"
-        yield 4, what, f"{_OF_A_STATE}, for all processes that of the first" if rank else _OF_A_STATE
+        yield 4, what, f"{_OF_A_STATE}, that of each process" if rank else _OF_A_STATE
     if names := _names_of_others(expected["weights"], line["weights"]):
         yield 5, f"the weights {listed([*map(repr, names)])}", _OF_A_KERNEL
 

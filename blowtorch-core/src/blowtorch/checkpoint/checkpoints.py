@@ -293,7 +293,7 @@ class Checkpoints:
 
     def _copy(self, name: str) -> Copied | None:
         """Copy the content of the files of a checkpoint, unless it is written at once; None if another process does."""
-        own = self._world.gather(self._contents.read_own()) if self._world.is_shared else ()
+        own = self._contents.gather_own(self._world) if self._world.is_shared else ()
         if not self._contents.is_divided:
             return self._world.decide_alone(
                 lambda: Copied(*self._take(name, own), self._make_directory(name)), otherwise=None

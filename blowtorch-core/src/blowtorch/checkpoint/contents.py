@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from blowtorch.checkpoint.finiteness import Finiteness
 from blowtorch.checkpoint.frozen import FrozenWeights, fill_in
-from blowtorch.checkpoint.own import OWN, choose_own
+from blowtorch.checkpoint.own import choose_own, gather_own, is_for_first
+from blowtorch.checkpoint.parts import Part, load_part, read_part
 from blowtorch.checkpoint.plain import find_unplain, make_original, make_plain
 from blowtorch.checkpoint.shards import read_files
 from blowtorch.checkpoint.tensors import (
@@ -25,24 +26,15 @@ from blowtorch.checkpoint.tensors import (
 )
 from blowtorch.clock import Triggers, monotonic_seconds
 from blowtorch.data.tree import Place, map_leaves, walk
-from blowtorch.errors import CheckpointError, describe, nearest
+from blowtorch.errors import CheckpointError, nearest
 from blowtorch.folder.manifest import read_manifest
 from blowtorch.options import RunOptions
 from blowtorch.parallel.pieces import fit, is_divided
+from blowtorch.parallel.world import World
 from blowtorch.progress import Checkpoint, Progress
 from blowtorch.schedule.configured import Configured
 from blowtorch.state import JudgedWeights
 from blowtorch.streams import derive_seed, random_state
-
-
-class Part(Protocol):
-    """A part of a checkpoint: anything whose state belongs into it."""
-
-    def state_dict(self) -> Any:
-        """Return its state, in tensors and plain values."""
-
-    def load_state_dict(self, state: Any) -> Any:
-        """Go back to a state."""
 
 
 class SavedProgress:
@@ -192,7 +184,7 @@ class Contents:
             CheckpointError: one whose state holds something else than tensors and plain values.
         """
         for name, part in self._parts.items():
-            check_plain(make_plain(_read(part, name))[0], name)
+            check_plain(make_plain(read_part(part, name))[0], name)
         self.remember_finiteness()
         self._shapes = self._read_shapes()
         if self._frozen is not None:
@@ -245,10 +237,9 @@ class Contents:
         place = self._finiteness["model"].find_spoiled(read_weights(self._model))
         return None if place is None else str(place[0])
 
-    def read_own(self) -> dict[str, Any]:
-        """Return what each of several processes has for itself: random streams, and what its steps have measured."""
-        parts = {name: _read(self._parts[name], name) for name in OWN if name in self._parts}
-        return {"random": random_state(), "parts": parts}
+    def gather_own(self, world: World) -> list[dict[str, Any]]:
+        """Return what each of several processes has for itself, in the order of their ranks."""
+        return gather_own(world, self._parts)
 
     def gather(self, record_length: int, own: Sequence[Any] = ()) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
         """Return the content of each file as of now, and the digests of the parameters that are left out.
@@ -257,9 +248,9 @@ class Contents:
 
         Args:
             record_length: in bytes.
-            own: what each of several processes has for itself, as `read_own` returned it.
+            own: what each of several processes has for itself, as `gather_own` returned it.
         """
-        parts, originals = make_plain({name: _read(part, name) for name, part in self._parts.items()})
+        parts, originals = make_plain({name: read_part(part, name) for name, part in self._parts.items()})
         training = {
             "record_length": record_length,
             "parts": parts,
@@ -301,7 +292,8 @@ class Contents:
         training, weights = read_files(directory, ["training.pt", "model.pt"], is_mapped=self.is_divided)
         streams = [f"random/{stream}" for stream in training["random"]]
         own_streams = [f"random/{stream}" for stream in random_state()]
-        check_names(checkpoint, [*training["parts"], *streams], [*self._parts, *own_streams], without)
+        saved = [name for name in training["parts"] if name in self._parts or not is_for_first(name, place)]
+        check_names(checkpoint, [*saved, *streams], [*self._parts, *own_streams], without)
         frozen = read_manifest(directory).frozen
         if "weights" in training:
             weights, average = training["weights"], weights
@@ -320,7 +312,7 @@ class Contents:
         for name, part in self._parts.items():
             if name not in without and part is not self._progress:
                 state = self._divide(part, parts[name]) if self.is_divided else parts[name]
-                _load(part, state, name, checkpoint)
+                load_part(part, state, name, checkpoint)
         self._configured.settle(parts, without)
         random = {stream: state for stream, state in own["random"].items() if f"random/{stream}" not in without}
         return training["record_length"], random
@@ -328,11 +320,14 @@ class Contents:
     def _divide(self, part: Part, state: Any) -> Any:
         """Return the state of a part with its tensors divided as the parameters to which they belong.
 
-        In the state of an optimizer these are known by their numbers, in any other by their names.
+        In the state of an optimizer these are known by their numbers, in any other by their names. All of it has memory
+        of its own, since a part may keep what it is given, and the files do not stay.
         """
-        if isinstance(part, nn.Module | KeptModule):
+        if isinstance(part, KeptModule):
             return state
-        targets: dict[Any, Any] = {plain_name(name): own for name, own in self._model.named_parameters()}
+        is_module = isinstance(part, nn.Module)
+        named = () if is_module else self._model.named_parameters()
+        targets: dict[Any, Any] = {plain_name(name): own for name, own in named}
         if isinstance(part, torch.optim.Optimizer):
             pairs = zip(part.param_groups, state["param_groups"], strict=False)
             targets = {
@@ -344,7 +339,7 @@ class Contents:
         def divided(place: Place, leaf: Any) -> Any:
             target = next((targets[key] for key in reversed(place) if key in targets), None)
             is_alike = target is not None and getattr(leaf, "shape", None) == target.shape
-            return fit(leaf, target if is_alike else None)
+            return fit(leaf, target if is_alike else None, is_mapped=True)
 
         leaves = iter([divided(place, leaf) for place, leaf in walk(state)])
         return map_leaves(lambda leaf: next(leaves), state)
@@ -379,20 +374,3 @@ def check_names(checkpoint: str, saved: Sequence[str], needed: Sequence[str], wi
             f"run.resume_without={','.join(missing + left_over)}, or start a new run with initialize_from to take the "
             f"weights alone"
         )
-
-
-def _read(part: Part, name: str) -> Any:
-    try:
-        return part.state_dict()
-    except Exception as error:
-        raise CheckpointError(f"{name} does not give its state: {describe(error)}") from error
-
-
-def _load(part: Part, state: Any, name: str, checkpoint: str) -> None:
-    try:
-        part.load_state_dict(state)
-    except Exception as error:
-        raise CheckpointError(
-            f"{name} does not take its state from checkpoint {checkpoint}: {describe(error)}; to begin it anew, set "
-            f"run.resume_without={name}"
-        ) from error

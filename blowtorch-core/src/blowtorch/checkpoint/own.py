@@ -3,13 +3,51 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import nn
+
+from blowtorch.checkpoint.parts import Part, read_part
 from blowtorch.checkpoint.plain import make_original
+from blowtorch.checkpoint.tensors import KeptModule
+from blowtorch.data.digests import digest
 from blowtorch.errors import CheckpointError
+from blowtorch.parallel.world import World
 from blowtorch.record.metrics import Window
 from blowtorch.record.pool import add_up
 from blowtorch.streams import isolated_random, random_state
 
 OWN = ("window", "metric_objects", "own_data")  # the parts of a checkpoint that differ between processes
+_MAY_DIFFER = ("kept/", "callbacks/")  # before the names of those that may, such as a random generator
+
+
+def gather_own(world: World, parts: Mapping[str, Part]) -> list[dict[str, Any]]:
+    """Return what each of several processes has for itself, in the order of their ranks; all have to ask for it.
+
+    These are random streams, what its steps have measured, and, where the processes differ in it, the state of what the
+    script keeps and of callbacks. Modules and optimizers are those of the first, as the model is.
+
+    Raises:
+        CheckpointError: in all of them, if a part of one does not give its state.
+    """
+    states = world.do_all(lambda: {name: read_part(part, name) for name, part in parts.items() if _is_own(name, part)})
+    all_digests = world.gather({name: digest(state) for name, state in states.items() if name not in OWN})
+    own: dict[str, Any] = {}
+    for name, state in states.items():
+        digests = {digests.get(name) for digests in all_digests}
+        if name in OWN or (len(digests) > 1 and None not in digests):  # None: a callback of the first process alone
+            own[name] = state
+    return world.gather({"random": random_state(), "parts": own})
+
+
+def _is_own(name: str, part: Part) -> bool:
+    """Return whether a part may differ between processes."""
+    is_model = isinstance(part, nn.Module | KeptModule | torch.optim.Optimizer)
+    return name in OWN or (name.startswith(_MAY_DIFFER) and not is_model)
+
+
+def is_for_first(name: str, place: tuple[int, int]) -> bool:
+    """Return whether a part that this process lacks may be that of a callback of the first one alone."""
+    return place[0] > 0 and name.startswith("callbacks/")
 
 
 def choose_own(
@@ -18,7 +56,8 @@ def choose_own(
     """Return the random streams, and the parts by name, that are one process's of a checkpoint.
 
     As many processes as before have each its own again. Of another number, the first takes what all had measured, and
-    its own streams; the others begin with nothing, and with streams of this seed.
+    its own streams; the others begin with nothing, and with streams of this seed. What is kept is then for all that of
+    the first.
 
     Args:
         training: what the checkpoint holds.

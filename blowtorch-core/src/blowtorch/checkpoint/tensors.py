@@ -15,7 +15,7 @@ from blowtorch.checkpoint.plain import is_leaf
 from blowtorch.data.tree import Place, map_leaves, walk
 from blowtorch.errors import CheckpointError
 from blowtorch.folder.manifest import HashedFile
-from blowtorch.parallel.pieces import fit
+from blowtorch.parallel.pieces import fit, is_divided
 
 _COMPILED = "_orig_mod"  # what `torch.compile` calls the module inside of what it returns
 
@@ -133,11 +133,13 @@ def read_shaped_weights(model: nn.Module) -> dict[str, Any]:
 def by_own_names(model: nn.Module, weights: Mapping[str, Any]) -> dict[str, Any]:
     """Return weights by the names that a model has for them, some of whose modules may be compiled.
 
-    What the model has divided among processes is divided like that. What they lack stays as it is: it had no shape yet
-    when they were saved.
+    What the model has divided among processes is divided like that, and the rest copied from the files that are mapped
+    then. What they lack stays as it is: it had no shape yet when they were saved.
     """
     state, versions = model.state_dict(), _versions(weights)
-    own = OrderedDict((name, fit(weights.get(plain_name(name), value), value)) for name, value in state.items())
+    is_mapped = any(map(is_divided, state.values()))
+    given = ((name, weights.get(plain_name(name), value), value) for name, value in state.items())
+    own = OrderedDict((name, fit(value, target, is_mapped)) for name, value, target in given)
     _set_versions(own, {prefix: versions.get(plain_name(prefix), {}) for prefix in _versions(state)})
     return own
 

@@ -3,6 +3,7 @@
 They are `torch.distributed.tensor.DTensor`s, told by their methods, since to import that takes a lone process 0.4 s.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -138,10 +139,16 @@ class TensorInPieces:
         return self.cut((0,) * len(self.shape), self.shape)
 
 
-def fit(value: Any, target: Any) -> Any:
-    """Return a tensor, whole or in pieces, as another one is: divided among processes, or whole."""
+def fit(value: Any, target: Any, is_mapped: bool) -> Any:
+    """Return a tensor, whole or in pieces, as another one is: divided among processes, or whole.
+
+    Args:
+        value: the tensor; anything else stays as it is.
+        target: the other one, or anything that is not divided.
+        is_mapped: what is returned gets memory of its own, since that of the value may be a file.
+    """
     if isinstance(value, TensorInPieces):
         return divide_like(target, value.cut, value.dtype) if is_divided(target) else value.whole()
     if is_divided(target) and isinstance(value, Tensor) and not is_divided(value):
         return divide_like(target, partial(cut_out, value), value.dtype)
-    return value
+    return copy.deepcopy(value) if is_mapped and not is_divided(value) else value

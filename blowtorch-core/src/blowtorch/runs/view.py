@@ -135,7 +135,9 @@ class RunView:
             return checkpoints[name]
         if which == "latest" and checkpoints:  # the pointer is a convenience, the manifests are the truth
             return list(checkpoints.values())[-1]
-        names = [*checkpoints, *(["latest"] if checkpoints else [])]
+        pointers = ["latest"] if checkpoints else []
+        pointers += ["best"] if read_pointer(self.path, "best") in checkpoints else []
+        names = [*checkpoints, *pointers]
         raise CheckpointError(
             f"{self.path} has no checkpoint {which!r}.{nearest(which, names)} There are {', '.join(names) or 'none'}"
         )
