@@ -25,6 +25,8 @@ def main(folder):
 
     attempt("configuration", make_run(Run(random_seed=1, command_line=[], config={"rate": 0.1 + int(RANK)})))
     attempt("model", make_run(), nn.Linear(8, 1 + int(RANK)))
+    attempt("data", make_run(), loaders=make_loaders(train=103 - int(RANK) // 2))
+    attempt("validation data", make_run(), loaders=make_loaders(validate=37 - 10 * int(RANK)))
     attempt("lazy", make_run(), nn.LazyLinear(1))
     with Gpus(), mock.patch.object(torch.cuda, "get_device_properties", return_value=SimpleNamespace(uuid="4a")):
         attempt("shared device", make_run())

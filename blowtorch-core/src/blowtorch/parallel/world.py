@@ -270,7 +270,16 @@ def _joined() -> World:
     limit = datetime.timedelta(
         seconds=Interval.parse(os.environ.get(_LIMIT_VARIABLE, _USUAL_LIMIT), ("seconds",)).amount
     )
-    store, rank, size = next(rendezvous("env://", timeout=limit))
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+    except dist.DistError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        cause, size = str(error).partition("\n")[0].rstrip("."), os.environ["WORLD_SIZE"]
+        raise ProcessError(
+            f"the {size} processes cannot meet at {address}: {cause}; start all of them within the same "
+            f"{os.environ.get(_LIMIT_VARIABLE, _USUAL_LIMIT)} ({_LIMIT_VARIABLE} sets another limit), as torchrun "
+            f"--nproc-per-node={size} does, or unset RANK and WORLD_SIZE to train in one process"
+        ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"blowtorch/{attempt}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

@@ -6,8 +6,10 @@ from functools import partial
 from typing import Any
 
 from blowtorch.data.batches import Batches
-from blowtorch.errors import OptionError, nearest
+from blowtorch.data.loaders import length_of
+from blowtorch.errors import OptionError, ScriptError, nearest
 from blowtorch.options import RunOptions
+from blowtorch.parallel.world import World
 from blowtorch.script.script import Script, ValidationRequest
 from blowtorch.training.workspace import Surroundings, how_to_share
 
@@ -44,9 +46,13 @@ class RunBatches:
         ]
         return cls(train, validations)
 
+    def named(self) -> dict[str, Batches]:
+        """Return those of each loader, by its name."""
+        return {"train": self.train, **{request.name: batches for request, batches in self.validations}}
+
     def parts(self) -> dict[str, "Positions"]:
         """Return what a checkpoint holds of them, by its name there: of loaders that are shared, and of one's own."""
-        named = {"train": self.train, **{request.name: batches for request, batches in self.validations}}
+        named = self.named()
         own = {name: batches for name, batches in named.items() if batches.is_apart}
         shared = {name: batches for name, batches in named.items() if not batches.is_apart}
         return {"data": Positions(shared), **({"own_data": Positions(own)} if own else {})}
@@ -76,6 +82,37 @@ class Positions:
         for name, batches in self._named.items():
             if batches.has_state and name in state:
                 batches.load_state_dict(state[name])
+
+
+def compare_data(world: World, batches: RunBatches) -> None:
+    """Raise a `ScriptError` in all processes if one sees other data than the first, of which it is to take its share.
+
+    Args:
+        world: the processes; all ask at the same place.
+        batches: of the run.
+    """
+    if not world.is_shared:
+        return
+    own = {
+        name: (one.num_batches, length_of(getattr(one.loader, "dataset", None)))
+        for name, one in batches.named().items()
+        if not one.is_apart
+    }
+    first, *others = world.gather(own)
+    for rank, other in enumerate(others, 1):
+        for name in (name for name in first if other.get(name) != first[name]):
+            world.refuse(
+                ScriptError(
+                    f"the loader for {name!r} has {_describe(*first[name])} on process 0, and "
+                    f"{_describe(*other.get(name, (None, None)))} on process {rank}; they share each batch, so see "
+                    f"that all read the same files, or set split={{{name!r}: 'never'}} if each has data of its own"
+                )
+            )
+
+
+def _describe(num_batches: int | None, num_samples: int | None) -> str:
+    told = "an unknown number of" if num_batches is None else num_batches
+    return f"{told} batches" if num_samples is None else f"{told} batches of {num_samples} samples"
 
 
 def check_split(options: RunOptions, names: list[str]) -> None:

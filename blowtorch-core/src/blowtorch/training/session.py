@@ -36,7 +36,7 @@ from blowtorch.training.model import choose_device, load_initial_weights, prepar
 from blowtorch.training.modes import put_in_training_mode
 from blowtorch.training.precision import detecting_anomalies
 from blowtorch.training.recording import last_metrics
-from blowtorch.training.run_batches import RunBatches
+from blowtorch.training.run_batches import RunBatches, compare_data
 from blowtorch.training.start import (
     Restored,
     agree_on_seed,
@@ -158,6 +158,7 @@ class Session:
         sharding = read_parallel(options.parallel)
         surroundings = Surroundings(seed, device, self._world, sharding if self._world.is_shared else None)
         batches = RunBatches.choose(script, options, self._loaders, surroundings)
+        compare_data(self._world, batches)
         return Plan(start, surroundings, extensions, batches)
 
     def _set_up_model(self, plan: Plan) -> tuple[tuple[nn.Module, Any], bool]:
