@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 
 _LIMIT_VARIABLE = "BLOWTORCH_PROCESS_TIMEOUT"  # for how long a process waits for the others, such as "30 minutes"
 _USUAL_LIMIT = "10 minutes"
-_PATIENCE = 3.0  # seconds that a process waits for another one to say why it has failed
+_PATIENCE = 1.0  # seconds that a process waits for the reason of another one, which says it before it parts
 _FAILURE = "failure"  # the key under which the first one that fails says why
 
 
