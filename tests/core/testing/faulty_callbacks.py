@@ -118,9 +118,15 @@ class FailsWithTheRun(SoundCallback):
         assert status == "finished"
 
 
+class ScalesWeightsOfOneProcess(SoundCallback):
+    @hookimpl
+    def epoch_end(self, state):
+        if state.rank == 1:
+            scale_weights(state)
+
+
 AFTER, AMID = (f"a_run_continued_{when}_an_epoch_is_the_same" for when in ("after", "amid"))
-
-
+TOGETHER = "two_processes_come_to_the_same"
 CALLBACKS = [
     (UnmarkedCallback, "the_class_keeps_its_contract", ...),
     (Interrupts, "it_takes_part_in_a_run"),
@@ -135,4 +141,5 @@ CALLBACKS = [
     (CountsEpochsByItself, AFTER, "it_leaves_the_training_as_it_is"),
     (CountsStartsOfEpochs, AMID),
     (FailsWithTheRun, "a_run_that_fails_shows_its_own_error"),
+    (ScalesWeightsOfOneProcess, TOGETHER),
 ]

@@ -17,6 +17,7 @@ from blowtorch.hookspecs import hookimpl
 from blowtorch.progress import Checkpoint
 from blowtorch.run import Run
 from blowtorch.state import RunState
+from blowtorch.testing.children import in_joined_processes
 from blowtorch.testing.contract import Contract, expected, is_same
 
 _BATCHES = 4
@@ -117,6 +118,19 @@ class CallbackContract(Contract):
                 except Exception as error:
                     raise AssertionError(f"a run that fails shows its own error; got {error!r:.300}") from error
             raise AssertionError("a run that fails shows its own error; got none")
+
+    def test_two_processes_come_to_the_same(self, tmp_path: Path) -> None:
+        """What a callback does in one of several processes alone, such as to change weights, would part them."""
+
+        def train() -> list[Any]:
+            end = _train(tmp_path, self._make(tmp_path))
+            return [end.status, end.step, {name: value.tolist() for name, value in end.weights.items()}]
+
+        first, other = ([each.value, each.error] for each in in_joined_processes(train))
+        assert is_same(first, other), (
+            f"two processes that train with the callback come to the same; got {first} in the first and {other} in the "
+            f"other"
+        )
 
     def _check_continued(self, tmp_path: Path, **limit: int) -> None:
         callback = self._make(tmp_path)

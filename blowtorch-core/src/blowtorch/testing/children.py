@@ -4,6 +4,7 @@ import multiprocessing
 import multiprocessing.context
 import os
 import signal
+import socket
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from blowtorch.errors import describe
+from blowtorch.parallel.world import join
 
 _TIMEOUT_S = 60.0
 _CHANGES = ("open", "os.", "shutil.", "socket.", "sqlite3.", "subprocess.")  # audit events before which to look
@@ -58,6 +60,43 @@ def in_processes(*functions: Callable[[], Any]) -> list[Outcome]:
             process.join()
         outcomes.append(Outcome(value, error))
     return outcomes
+
+
+def in_joined_processes(function: Callable[[], Any], size: int = 2) -> list[Outcome]:
+    """Call a function in so many processes whose runs are one, as if torchrun had started them.
+
+    Skips the test where PyTorch has started what a forked process cannot go on with.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if torch.accelerator.is_available():
+        pytest.skip("needs processes that are forked, which cannot use a GPU; hide it with CUDA_VISIBLE_DEVICES=")
+    if not dist.is_available() or dist.is_initialized():
+        pytest.skip("needs torch.distributed, and a process that has not joined others yet")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    told = {
+        "WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "BLOWTORCH_PROCESS_TIMEOUT": "20 seconds",
+    }
+
+    def member(rank: int) -> Callable[[], Any]:
+        def do() -> Any:
+            torch.set_num_threads(1)  # since the others of the parent are not there
+            os.environ.update({name: str(value) for name, value in {"RANK": rank, "LOCAL_RANK": rank, **told}.items()})
+            try:
+                return function()
+            finally:
+                if dist.is_initialized():
+                    join().leave()
+
+        return do
+
+    return in_processes(*map(member, range(size)))
 
 
 def barrier(num_processes: int) -> Barrier:
