@@ -42,13 +42,14 @@ def train_epoch(data_loader, model, optimizers, backward, log):
         seen.append((losses, images, labels))
     losses, images, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
 
-    hardest = losses.topk(int(run["replay"] * len(losses))).indices
-    if len(hardest) == 0:
+    num_updates = round(run["replay"] * len(seen))  # of the batches, which all of several processes have alike
+    if num_updates == 0:
         return None
+    hardest = losses.topk(int(run["replay"] * len(losses))).indices
     hardest = hardest[torch.randperm(len(hardest), device=hardest.device)]  # topk sorts, and the last ones would stay
     again = [
         update(model, optimizer, backward, images[chosen], labels[chosen])
-        for chosen in hardest.split(run["batch_size"])
+        for chosen in hardest.tensor_split(num_updates)
     ]
     return {"hardest_loss": losses[hardest].mean(), "replayed_loss": torch.cat(again).mean()}
 
