@@ -1,6 +1,7 @@
 """What ends several processes ends all of them alike, and they go on, with another number of them too."""
 
 import json
+import re
 import signal
 
 import pytest
@@ -130,6 +131,40 @@ def test_a_process_that_does_not_come_is_named_with_its_place(tmp_path):
     assert processes[0].returncode == 1
     assert "ProcessError: process 1 of 2 did not come: it is in train_step_end (" in problem
     assert "restarts.py, line" in problem and "have waited for 4 seconds" in problem
+
+
+UNEVEN = """
+import sys
+from pathlib import Path
+
+from tests.core.parallel.jobs import go_backward, make_run, train
+
+run = make_run()
+
+
+@run.train_epoch
+def train_epoch(data_loader, model, optimizers, state):
+    for x, y in data_loader:
+        losses = ((model(x) - y) ** 2).mean()
+        go_backward(losses, optimizers["optimizer"])
+        optimizers["optimizer"].step()
+    if state.rank == 1:
+        optimizers["optimizer"].step()
+
+
+train(run, Path(sys.argv[1]))
+"""
+
+
+def test_processes_that_wait_in_different_places_are_named_with_these(tmp_path):
+    script = tmp_path / "uneven.py"
+    script.write_text(UNEVEN)
+    ended = finish(fork([script, tmp_path], 2, BLOWTORCH_PROCESS_TIMEOUT="5 seconds"))
+    assert [code for code, *_ in ended] == [1, 1]
+    problem = ended[0][-1]
+    assert "the processes wait for one another in different places: process 0 in train (" in problem
+    assert re.search(r"; process 1 in train_epoch \(\S*uneven.py, line 17\)", problem)
+    assert "each has to step its optimizers, log and validate as often as the others" in problem
 
 
 def test_several_runs_in_one_script_have_a_folder_each(tmp_path):

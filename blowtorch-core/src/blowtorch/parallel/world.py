@@ -226,18 +226,20 @@ class JoinedWorld(World):
 
     def _explain(self, error: BaseException) -> str:
         cause = str(error).partition("\n")[0]
-        if self._alarm is not None and "timed out" in cause.lower():
-            missing = self._alarm.find_missing()
-            limit = os.environ.get(_LIMIT_VARIABLE, _USUAL_LIMIT)
-            return f"{missing or cause}; the others have waited for {limit} ({_LIMIT_VARIABLE} sets another limit)"
-        if self._store is not None:
+        has_waited = "timed out" in cause.lower()
+        if self._store is not None and self._alarm is not None:
             with contextlib.suppress(RuntimeError):
                 deadline = time.monotonic() + _PATIENCE
-                while time.monotonic() < deadline:
+                while not has_waited and time.monotonic() < deadline:
                     if self._store.check([_FAILURE]):
                         rank, _, reason = self._store.get(_FAILURE).decode().partition("\0")
                         return f"process {rank} of {self.size} has failed: {reason}"
+                    has_waited = self._alarm.is_raised()  # by another one, which has left
                     time.sleep(0.05)
+            if has_waited:
+                missing = self._alarm.find_missing()
+                limit = os.environ.get(_LIMIT_VARIABLE, _USUAL_LIMIT)
+                return f"{missing or cause}; the others have waited for {limit} ({_LIMIT_VARIABLE} sets another limit)"
         return f"another one of {self.size} processes has ended, was killed or did not answer: {cause}"
 
 
