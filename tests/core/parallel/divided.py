@@ -30,13 +30,13 @@ class Blocks(nn.Module):
             for _ in range(2)
         )
         self.last = nn.Linear(width, 1, device=device)
-        self.register_buffer("scale", torch.ones(1, device=device))
+        self.register_buffer("scale", torch.ones(width, device=device))
 
     def forward(self, x):
         x = self.first(x)
         for block in self.blocks:
             x = x + block(x)
-        return self.last(x) * self.scale
+        return self.last(x * self.scale)
 
 
 def make_filled_run():
@@ -128,6 +128,35 @@ def summed(folder):
 @scenario
 def without_memory(folder):
     train(make_filled_run(), folder, Blocks(device="meta"))
+
+
+def train_in_two_parts(folder, **options):
+    """A run that ends amid an epoch, and goes on from its checkpoint; some of its weights are not trained."""
+    resume = "never"
+    for max_steps in (13, 20):
+        model = Blocks()
+        with torch.no_grad():
+            for number, parameter in enumerate(model.parameters()):
+                parameter.uniform_(-0.3, 0.3, generator=torch.Generator().manual_seed(number))
+        model.first.requires_grad_(False)
+        model.blocks[0].requires_grad_(False)
+        run = make_run(optimizer=torch.optim.AdamW)
+        resume = train(run, folder, model, max_epochs=None, max_steps=max_steps, resume=str(resume), **options).folder
+
+
+@scenario
+def frozen(folder):
+    train_in_two_parts(folder, checkpoint_frozen=False, checkpoint_every="5 steps")
+
+
+@scenario
+def averaged_twice(folder):
+    train_in_two_parts(folder, callbacks=[{"ema": {"decay": 0.9}}])
+
+
+@scenario
+def averaged_late(folder):
+    train_in_two_parts(folder, callbacks=[{"swa": {"start": "4 steps", "every": "2 steps"}}])
 
 
 @scenario

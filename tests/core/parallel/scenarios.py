@@ -14,6 +14,7 @@ from torchmetrics import MeanAbsoluteError
 
 from blowtorch import Run
 from tests.core.parallel.jobs import (
+    PARALLEL,
     RANK,
     Jobs,
     do_named,
@@ -305,7 +306,8 @@ def tried(folder):
     """A dry run, and a search for the largest batch."""
     run, model = make_run(), make_model()
     train_loader, validate_loader = make_loaders()
-    result = run(model, train_loader, validate_loader, dry_run=True, progress=False, save_path=str(folder / "runs"))
+    options = {"progress": False, "save_path": str(folder / "runs"), "parallel": PARALLEL}
+    result = run(model, train_loader, validate_loader, dry_run=True, **options)
     assert not (folder / "runs").exists()
     size = run.find_batch_size(model, train_loader, largest=48)
     keep(folder, model, {"size": size, "val/loss": result.metrics["val/loss"]}, result.status, result.step)

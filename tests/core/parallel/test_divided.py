@@ -13,6 +13,8 @@ from blowtorch.parallel.pieces import TensorInPieces, cut_out
 from blowtorch.parallel.sharding import find_blocks, read_parallel
 from tests.core.parallel.divided import Blocks
 from tests.core.parallel.processes import SCENARIOS, finish, fork, read, start_by_torchrun
+from tests.core.parallel.test_options import ROUNDED
+from tests.core.parallel.test_options import SCRIPT as OPTIONS
 from tests.core.parallel.test_restarts import SCRIPT, assert_same_bits, events_of
 
 DIVIDED = ["-m", "tests.core.parallel.divided"]
@@ -20,7 +22,10 @@ CLOSE = 1e-6  # what another order of additions makes here, as in models that ar
 CASES = [
     (SCENARIOS, 2, "accumulated averaged clipped metric_objects moments plateau several_validations summed".split()),
     (SCENARIOS, 4, "small_batches unused_parameter weighted".split()),  # some processes have no samples of a batch
+    (SCENARIOS, 2, ["tried"]),
+    (OPTIONS, 2, ["compiled", "swapped", *ROUNDED]),
     (DIVIDED, 2, "of_blocks computed_again self_driven without_memory predicted".split()),
+    (DIVIDED, 2, "frozen averaged_twice averaged_late".split()),
     (DIVIDED, 4, ["replicated"]),
 ]
 
@@ -43,14 +48,26 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize(("size", "name"), [(size, name) for _, size, names in CASES for name in names])
 def test_weights_and_metrics_are_those_of_one_process(trained, size, name):
     alone, divided = trained
+    close = 0.01 if name in ROUNDED else 2 * CLOSE
     expected, expected_weights = read(alone, name, 0)
     for rank in range(size):
         told, weights = read(divided, name, rank)
         assert (told["status"], told["step"]) == (expected["status"], expected["step"])
-        assert told["metrics"] == pytest.approx(expected["metrics"], rel=2 * CLOSE)
+        assert told["metrics"] == pytest.approx(expected["metrics"], rel=close)
         for place, value in weights.items():
             scale = expected_weights[place].abs().max()
-            assert (value - expected_weights[place]).abs().max() <= 2 * CLOSE * scale, place
+            assert (value - expected_weights[place]).abs().max() <= close * scale, place
+
+
+def test_frozen_weights_are_left_out_of_the_checkpoints_of_a_divided_model_too(trained):
+    _, divided = trained
+    (folder,) = (divided / "frozen" / "runs").iterdir()
+    model, (_, weights) = Blocks(), read(divided, "frozen", 0)
+    with blowtorch.open_run(folder).stored_weights("latest") as stored:
+        assert {name for name in weights if name.startswith(("first.", "blocks.0."))} == set(stored.left_out)
+        assert all(torch.equal(value, weights[name]) for name, value in stored.tensors.items())
+    with pytest.raises(CheckpointError, match="left out 'first.weight', which was not trained"):
+        blowtorch.open_run(folder).load_model(model, "latest")
 
 
 @pytest.mark.parametrize("parallel", ["fsdp", "ddp"])

@@ -68,7 +68,9 @@ class WeightAverage:
         weights = _floating(state)
         if self._num_averaged:
             self._follow(state, weights)
-            self.average(list(self._average.values()), [weights[name] for name in self._average])
+            averages, own = list(self._average.values()), [weights[name] for name in self._average]
+            # Each process averages its pieces, since torch takes no divided tensors together with others.
+            self.average([*map(_own_piece, averages)], [*map(_own_piece, own)])
         else:
             self._average |= {name: own.clone() for name, own in weights.items() if _is_finite(own)}
             self._known.update(weights)
@@ -178,6 +180,14 @@ def _floating(state: RunState) -> "dict[str, Tensor]":
         for name, own in weights.items()
         if isinstance(own, torch.Tensor) and own.is_floating_point() and not is_lazy(own)
     }
+
+
+def _own_piece(weights: "Tensor") -> "Tensor":
+    """Return what this process has of weights that may be divided among several, in the same memory."""
+    if not hasattr(weights, "to_local"):
+        return weights
+    own: Tensor = weights.detach().to_local()  # type: ignore[attr-defined]
+    return own
 
 
 def _is_finite(weights: "Tensor") -> bool:

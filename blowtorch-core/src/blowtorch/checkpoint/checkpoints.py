@@ -155,7 +155,7 @@ class Checkpoints:
         best, position = progress.best, self._position()
         writing = Writing(checkpoint, progress.epoch, metrics, copied, position, is_best, previous_best)
         self._writing = writing
-        place = (self._world.rank, self._world.size)  # of now: they may part meanwhile
+        place = self._place  # of now: they may part meanwhile
 
         def write() -> None:
             assert copied is not None
@@ -234,11 +234,7 @@ class Checkpoints:
         Raises:
             CheckpointError: it belongs to another model or version, or holds not just what this script needs.
         """
-        if self._world.is_shared:
-            at_most = self._world.decide(lambda: self._find_newest(warn, at_most))
-            if at_most is None:
-                return None
-        with self._store.newest_good(warn, at_most) as (name, directory):
+        with self._store.newest_good(warn, at_most, self._world, self._contents.is_divided) as (name, directory):
             return None if name is None else (name, self._restore(name, directory))
 
     def start_anew(self) -> None:
@@ -253,10 +249,10 @@ class Checkpoints:
             CheckpointError: it is damaged, or something does not take its state back.
         """
         name = self._store.names()[-1]
-        with self._store.fetched(name) as (directory, problems):
+        with self._store.fetched(name, self._world, self._contents.is_divided) as (directory, problems):
             if problems:
                 raise CheckpointError(f"checkpoint {name} was written, and is damaged: {'; '.join(problems)}")
-            self._contents.put_back(directory, name, set())
+            self._contents.put_back(directory, name, set(), self._place)
             return sum(path.stat().st_size for path in directory.iterdir())
 
     def try_to_continue(self, folder: RunFolder, warn: Callable[[str], None], at_most: str | None) -> str | None:
@@ -267,15 +263,21 @@ class Checkpoints:
         Raises:
             CheckpointError: it belongs to another model or version, or holds not just what this script needs.
         """
-        with self._store.of_another(folder).newest_good(warn, at_most) as (name, directory):
+        store, without = self._store.of_another(folder), set(self._state.options.resume_without)
+        with store.newest_good(warn, at_most, self._world, self._contents.is_divided) as (name, directory):
             if name is not None:
-                self._contents.put_back(directory, name, set(self._state.options.resume_without))
+                self._contents.put_back(directory, name, without, self._place)
             return name
 
     def delete_all(self) -> None:
         """Delete every checkpoint of the run."""
         for name in self._store.names():
             self._store.delete(name)
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """The rank of this process, and how many there are."""
+        return self._world.rank, self._world.size
 
     def _position(self) -> Any:
         progress = self._progress
@@ -359,7 +361,7 @@ class Checkpoints:
 
     def _restore(self, name: str, directory: Path) -> dict[str, Any]:
         without = set(self._state.options.resume_without)
-        length, random = self._contents.put_back(directory, name, without, (self._world.rank, self._world.size))
+        length, random = self._contents.put_back(directory, name, without, self._place)
         if self._world.is_first:
             self._put_aside_after(self._progress.step)
             best = self._progress.best
@@ -370,11 +372,6 @@ class Checkpoints:
             self._record.cut(length)  # last: a checkpoint taken later would not fit to it
         self._saved_at, self._last_good = self._position(), name
         return random
-
-    def _find_newest(self, warn: Callable[[str], None], at_most: str | None) -> str | None:
-        """Return the name of the newest checkpoint that is complete and undamaged, `at_most` this one."""
-        with self._store.newest_good(warn, at_most) as (name, _):
-            return name
 
     def _put_aside_after(self, step: int) -> None:
         self._store.put_aside_after(step)

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blowtorch.errors import BlowtorchError, CheckpointError, nearest
 from blowtorch.folder.folder import RunFolder
@@ -16,11 +17,14 @@ from blowtorch.folder.manifest import (
     Manifest,
     UnknownFormatError,
     checkpoint_step,
+    find_problems,
     read_manifest,
-    verify,
 )
 from blowtorch.hookspecs import CheckpointBackendSpec, RunInfo
 from blowtorch.plugins import Plugin
+
+if TYPE_CHECKING:
+    from blowtorch.parallel.world import World  # which imports torch; whoever reads runs does without
 
 
 class Store:
@@ -80,16 +84,23 @@ class Store:
         self._backend.call(CheckpointBackendSpec.checkpoint_delete, name=name)
 
     @contextlib.contextmanager
-    def fetched(self, name: str) -> Iterator[tuple[Path, list[str]]]:
+    def fetched(self, name: str, world: "World", all_reach: bool) -> Iterator[tuple[Path, list[str]]]:
         """Have the directory of a checkpoint inside, with what is wrong with it, in words.
+
+        Several processes ask for it at once. If all reach one directory, each fetches and verifies some of the files.
+
+        Args:
+            name: of the checkpoint.
+            world: the processes.
+            all_reach: whether all of them reach the run folder.
 
         Raises:
             CheckpointError: it was written by a version whose format this one does not read.
         """
-        with self._scratch() as scratch:
+        is_common = self.is_local or (all_reach and not self._reads_only)
+        with self._common_scratch(world) if is_common and not self.is_local else self._scratch() as scratch:
             try:
-                directory = self._fetch(name, scratch)
-                read_manifest(directory)
+                directory, problems = self._fetch_share(name, scratch, world if is_common else None)
             except UnknownFormatError as error:
                 writer = self._folder.read_info().get("versions", {}).get("blowtorch-core", "?")
                 raise CheckpointError(
@@ -99,32 +110,53 @@ class Store:
                 ) from error
             except (OSError, BlowtorchError) as error:
                 directory, problems = scratch, [str(error)]
-            else:
-                problems = verify(directory)
-            yield directory, problems
+            all_problems = [problem for of_one in world.gather(problems) for problem in of_one]
+            yield directory, list(dict.fromkeys(all_problems))
+
+    def _fetch_share(self, name: str, scratch: Path, world: "World | None") -> tuple[Path, list[str]]:
+        """Fetch what is up to this process, or all of it, and say what is wrong with that."""
+        with self._scratch() as own:
+            manifest = read_manifest(self._fetch(name, own, [FILE_NAME]))
+        rank, size = (0, 1) if world is None else (world.rank, world.size)
+        names, own_manifest = manifest.share(rank, size), [] if rank else [FILE_NAME]
+        directory = self._fetch(name, scratch, [*own_manifest, *names])
+        return directory, find_problems(directory, manifest, names)
 
     @contextlib.contextmanager
-    def newest_good(self, warn: Callable[[str], None], at_most: str | None) -> Iterator[tuple[str | None, Path]]:
+    def newest_good(
+        self, warn: Callable[[str], None], at_most: str | None, world: "World", all_reach: bool
+    ) -> Iterator[tuple[str | None, Path]]:
         """Have the newest checkpoint that is complete and undamaged inside, `at_most` this one; else None as its name.
+
+        Several processes ask for it at once, and have the same one.
+
+        Args:
+            warn: of one that is damaged; called by the first process.
+            at_most: the name of the newest that is wanted.
+            world: the processes.
+            all_reach: whether all of them reach the run folder.
 
         Raises:
             CheckpointError: it was written by a version whose format this one does not read, or there is no such one.
         """
+        for name in world.decide(lambda: self._list_newest(at_most)):
+            with self.fetched(name, world, all_reach) as (directory, problems):
+                if not problems:
+                    yield name, directory
+                    return
+            if world.is_first:
+                warn(f"checkpoint {name} is damaged ({'; '.join(problems)}); an earlier one is taken")
+        yield None, self._folder.checkpoints
+
+    def _list_newest(self, at_most: str | None) -> list[str]:
+        """Return the names of the checkpoints, newest first, beginning with `at_most`."""
         names = self.names()
         if at_most is not None and at_most not in names:
             raise CheckpointError(
                 f"{self._folder.path} has no checkpoint {at_most!r}.{nearest(at_most, names)} There are "
                 f"{', '.join(names) or 'none'}"
             )
-        for name in reversed(names):
-            if at_most is not None and checkpoint_step(name) > checkpoint_step(at_most):
-                continue
-            with self.fetched(name) as (directory, problems):
-                if not problems:
-                    yield name, directory
-                    return
-            warn(f"checkpoint {name} is damaged ({'; '.join(problems)}); an earlier one is taken")
-        yield None, self._folder.checkpoints
+        return [name for name in names[::-1] if at_most is None or checkpoint_step(name) <= checkpoint_step(at_most)]
 
     @contextlib.contextmanager
     def weights_of(self, name: str) -> Iterator[Path]:
@@ -168,3 +200,10 @@ class Store:
         place = None if self._reads_only else self._folder.checkpoints
         with tempfile.TemporaryDirectory(prefix=".tmp-fetch-", dir=place) as directory:
             yield Path(directory)
+
+    @contextlib.contextmanager
+    def _common_scratch(self, world: "World") -> Iterator[Path]:
+        """Have a directory in the run folder that is there until all processes have done with it."""
+        with contextlib.ExitStack() as made:
+            yield world.decide(lambda: made.enter_context(self._scratch()))
+            world.gather(None)

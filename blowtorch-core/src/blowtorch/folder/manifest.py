@@ -51,6 +51,15 @@ class Manifest:
         """The files in which each of several processes has written its pieces of a divided model."""
         return [name for name in self.files if name.startswith(_SHARD)]
 
+    def share(self, rank: int, size: int) -> list[str]:
+        """Return the files that are up to one of several processes; of as many as have written it, its own shard.
+
+        >>> names = ["model.pt", shard_name(0, 2), shard_name(1, 2)]
+        >>> Manifest(step=0, epoch=0, metrics={}, files=dict.fromkeys(names, {}), frozen={}).share(1, 2)
+        ['shard-00002-of-00002.pt']
+        """
+        return [*sorted(self.shards), *sorted(self.files.keys() - set(self.shards))][rank::size]
+
 
 class UnknownFormatError(CheckpointError):
     """A checkpoint of a format that this version does not read; it may well be undamaged."""
@@ -192,8 +201,12 @@ def verify(directory: Path, files: Sequence[str] | None = None) -> list[str]:
         manifest = read_manifest(directory)
     except CheckpointError as error:
         return [str(error)]
-    names = manifest.files if files is None else files
-    return [problem for name in names if (problem := _find_problem(directory, name, manifest)) is not None]
+    return find_problems(directory, manifest, [*manifest.files] if files is None else files)
+
+
+def find_problems(directory: Path, manifest: Manifest, files: Sequence[str]) -> list[str]:
+    """Compare files of a checkpoint with its manifest, and return what is wrong with them, in words."""
+    return [problem for name in files if (problem := _find_problem(directory, name, manifest)) is not None]
 
 
 def _find_problem(directory: Path, name: str, manifest: Manifest) -> str | None:
