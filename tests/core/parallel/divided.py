@@ -48,7 +48,9 @@ def make_filled_run():
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
-        nn.init.trunc_normal_(model.last.weight, std=0.3, a=-0.4, b=0.4)
+        nn.init.trunc_normal_(model.last.weight, std=0.3, a=-0.4, b=0.4)  # torch may draw again what is outside
+        with torch.no_grad():
+            model.first.bias.copy_(0.1 * torch.randn_like(model.first.bias))
         model.scale.fill_(1.0)
 
     return run
@@ -217,6 +219,9 @@ def refused(folder):
             problems[name] = f"{type(error).__name__}: {error}"
 
     attempt("unfilled", make_run(), Blocks(device="meta"))
+    run = make_run()
+    run.init(lambda model: torch.bernoulli(model.first.weight))
+    attempt("drawn", run, Blocks(device="meta"))
     attempt("sparse", make_run(), nn.Sequential(nn.Embedding(4, 8, sparse=True), nn.Linear(8, 1)))
     scaled = nn.Linear(8, 1)
     scaled.scale = nn.Parameter(torch.tensor(1.0))

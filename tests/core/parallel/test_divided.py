@@ -164,6 +164,7 @@ def test_what_cannot_be_divided_is_refused_in_all_processes_with_what_to_do(tmp_
     for rank in range(2):
         problems = json.loads((tmp_path / "refused" / f"problems-{rank}.json").read_text())
         assert "nothing has filled 'first.weight'" in problems["unfilled"] and "@run.init" in problems["unfilled"]
+        assert "@run.init draws by torch's 'bernoulli'" in problems["drawn"]
         assert "'0' has sparse gradients" in problems["sparse"]
         assert "'scale' is a parameter without dimensions" in problems["scalar"]
         assert "wrap names 'Lineer'" in problems["class"] and "Did you mean 'Linear'" in problems["class"]

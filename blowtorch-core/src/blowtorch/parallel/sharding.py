@@ -18,12 +18,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from blowtorch.errors import OptionError, ScriptError, nearest
-from blowtorch.parallel.pieces import cut_out, is_divided, offsets_of, own_piece
+from blowtorch.parallel.pieces import cut_out, divide_like, is_divided, offsets_of, own_piece, whole
 from blowtorch.parallel.world import World
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _DDP = ("find_unused_parameters", "static_graph", "bucket_cap_mb")  # what torch's DistributedDataParallel is told
 _RANDOM = ("normal_", "uniform_", "bernoulli_", "exponential_", "random_", "log_normal_", "cauchy_", "geometric_")
+_RANDOM_LIKE = ("randn_like", "rand_like", "randint_like")
 
 
 @dataclass(frozen=True)
@@ -247,10 +248,13 @@ def let_go(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def drawing_alike() -> Iterator[None]:
+def drawing_alike(world: World) -> Iterator[None]:
     """Have what is drawn for a divided tensor be the same as for a whole one: each process draws it all.
 
     Torch would draw in each process for its piece alone, so that another number of them had other weights.
+
+    Raises:
+        ScriptError: in all of them, for a random function of which nobody knows here how it draws.
     """
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -258,14 +262,24 @@ def drawing_alike() -> Iterator[None]:
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
         ) -> Any:
-            name = func.overloadpacket.__name__
-            if not args or not is_divided(args[0]) or name not in _RANDOM:
-                return func(*args, **(kwargs or {}))
+            name, kwargs = func.overloadpacket.__name__, kwargs or {}
+            if name == "_local_scalar_dense" and is_divided(args[0]):  # a loop that draws until all numbers suit
+                return func(whole(args[0]))
+            if torch.Tag.nondeterministic_seeded not in func.tags or not any(map(is_divided, args)):
+                return func(*args, **kwargs)
             divided = args[0]
+            if not is_divided(divided) or name not in (*_RANDOM, *_RANDOM_LIKE):
+                world.refuse(
+                    ScriptError(
+                        f"the function with @run.init draws by torch's {name!r} for a model that is divided among "
+                        f"processes, which would draw for each piece; take a function of nn.init or a method such as "
+                        f"normal_, uniform_ or bernoulli_, which draw the numbers of one process"
+                    )
+                )
             local = own_piece(divided)
-            drawn = func(
-                torch.empty(divided.shape, dtype=divided.dtype, device=local.device), *args[1:], **(kwargs or {})
-            )
+            drawn = func(torch.empty(divided.shape, dtype=divided.dtype, device=local.device), *args[1:], **kwargs)
+            if name in _RANDOM_LIKE:
+                return divide_like(divided, partial(cut_out, drawn), drawn.dtype)
             local.copy_(cut_out(drawn, offsets_of(divided), local.shape))
             return divided
 

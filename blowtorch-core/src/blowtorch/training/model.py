@@ -151,7 +151,7 @@ def prepare_model(script: Script, workspace: Workspace, sharding: Sharding | Non
     One that is divided already, since it was built on the device `meta` or trained before, draws as a whole one would.
     """
     model = workspace.state.model
-    with drawing_alike() if is_sharded(model) else contextlib.nullcontext():
+    with drawing_alike(workspace.world) if is_sharded(model) else contextlib.nullcontext():
         script.prepare(workspace.state)
     if is_sharded(model):
         sum_gradients(model)
