@@ -49,6 +49,64 @@ torch.save(model.state_dict(), "weights.pt")
 print(result.folder)
 """
 
+DIVIDED = """
+import json, os, socket, sys
+import fsspec, torch
+import torch.distributed.fsdp
+from blowtorch import Run, open_run
+
+url, options = json.loads(sys.argv[1])
+backend = {"fsspec": {"url": url, "options": options}}
+
+def train(run_name, max_steps, resume="never", **more):
+    run = Run(random_seed=0, command_line=["train.py"])
+    inputs = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    loader = torch.utils.data.DataLoader(inputs, 8, shuffle=True)
+    run.configure_optimizers(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    run.train_step(lambda batch, model: model(batch).pow(2).mean())
+    model = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Linear(9, 1))
+    said = {"progress": False, "checkpoint_every": "4 steps", "parallel": "fsdp", "run_name": run_name}
+    result = run(model, loader, max_epochs=None, max_steps=max_steps, resume=resume, **said, **more)
+    if os.environ["RANK"] == "0":
+        open(f"{run_name}.txt", "w").write(str(result.folder))
+    return model
+
+def in_processes(size, work):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    children = []
+    for rank in range(size):
+        children.append(os.fork())
+        if not children[-1]:
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1"}
+            os.environ |= {name: str(value) for name, value in {**place, "MASTER_PORT": port}.items()}
+            work()
+            torch.distributed.destroy_process_group() if size > 1 else None
+            os._exit(0)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * size
+
+def spoil():
+    files = fsspec.filesystem("s3", **options)
+    (shard,) = [path for path in files.find(url) if "step-00000012" in path and "shard-00002-of-00003" in path]
+    content = bytearray(files.cat_file(shard))
+    content[len(content) // 2] ^= 1
+    files.pipe_file(shard, bytes(content))
+
+def compare():
+    expected = train("straight", 20).state_dict()
+    view = open_run(open("divided.txt").read(), checkpoint_backend=backend)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Linear(9, 1))
+    for name, value in view.load_model(model, "latest").state_dict().items():
+        assert (value - expected[name]).abs().max() <= 1e-6 * expected[name].abs().max(), name
+    print([checkpoint.step for checkpoint in view.checkpoints])
+
+in_processes(3, lambda: train("divided", 12, checkpoint_backend=backend))
+in_processes(1, spoil)
+in_processes(2, lambda: train("divided", 20, resume=open("divided.txt").read(), checkpoint_backend=backend))
+in_processes(1, compare)
+"""
+
 
 @pytest.fixture(scope="session")
 def server():
@@ -116,8 +174,12 @@ def check_round_trip(backend, tmp_path):
 
 
 def train(folder, **options):
+    return run_script(folder, SCRIPT, options)
+
+
+def run_script(folder, script, options):
     folder.mkdir(exist_ok=True)
-    (folder / "train.py").write_text(SCRIPT)
+    (folder / "train.py").write_text(script)
     environment = {**os.environ, "AWS_EC2_METADATA_DISABLED": "true"}
     return subprocess.run(
         [sys.executable, "train.py", json.dumps(options)],
@@ -146,6 +208,15 @@ def test_a_killed_run_goes_on_from_there_to_the_same_bits(location, tmp_path):
     loaded = view.load_model(torch.nn.Linear(4, 1), "latest").state_dict()
     trained = torch.load(tmp_path / "killed" / "weights.pt")
     assert all(torch.equal(trained[name], loaded[name]) for name in trained)
+
+
+@pytest.mark.parametrize("location", ["s3"], indirect=True)
+def test_the_pieces_of_three_processes_are_read_by_two_and_one_that_is_damaged_is_found(location, tmp_path):
+    done = run_script(tmp_path, DIVIDED, location)
+    assert done.returncode == 0, done.stderr
+    damaged = "checkpoint step-00000012 is damaged (shard-00002-of-00003.pt has another"
+    assert done.stderr.count(damaged) == 1, "the first process says it for all"
+    assert done.stdout.split("\n")[-2] == "[16, 20]"
 
 
 def test_a_stopped_run_goes_on_from_memory_to_the_same_bits(tmp_path):
