@@ -39,7 +39,10 @@ def seed_everything(seed: int) -> None:
         raise ScriptError(f"expected a random seed from 0 to 2**32 - 1, got {seed!r}")
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    if find_accelerator() is None:
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)  # which writes a traceback down for each kind of device that is not in use
 
 
 def make_deterministic() -> None:

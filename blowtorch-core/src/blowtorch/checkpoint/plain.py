@@ -30,15 +30,21 @@ def find_unplain(value: Any, place: str) -> str | None:
     "schedulers/main['rates'][1] is a type"
     """
     for keys, leaf in walk(value, is_leaf):
-        path = place + "".join(f"[{key!r}]" for key in keys)
-        for key in keys:
-            if not _is_plain_key(key):
-                return f"{path} has a {type(key).__name__} as key"
-        if isinstance(leaf, torch.Tensor):
-            if leaf.is_nested and leaf.layout is torch.strided:  # torch can neither copy nor save its sizes
-                return f"{path} is a nested tensor whose layout is not torch.jagged"
-        elif type(leaf) not in _PLAIN:
-            return f"{path} is a {type(leaf).__name__}"
+        problem = _find_fault(keys, leaf)
+        if problem is not None:
+            return place + "".join(f"[{key!r}]" for key in keys) + problem
+    return None
+
+
+def _find_fault(keys: Place, leaf: Any) -> str | None:
+    for key in keys:
+        if not _is_plain_key(key):
+            return f" has a {type(key).__name__} as key"
+    if isinstance(leaf, torch.Tensor):
+        if leaf.is_nested and leaf.layout is torch.strided:  # torch can neither copy nor save its sizes
+            return " is a nested tensor whose layout is not torch.jagged"
+    elif type(leaf) not in _PLAIN:
+        return f" is a {type(leaf).__name__}"
     return None
 
 

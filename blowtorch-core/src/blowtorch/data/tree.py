@@ -14,6 +14,8 @@ from blowtorch.errors import ScriptError
 
 Place = tuple[Any, ...]  # the keys, indices and field names that lead to a leaf
 
+_SIMPLE = frozenset({int, float, str, bool, type(None)})  # leaves by far the most often; Python's random state has 625
+
 
 def children_of(value: Any) -> Iterable[tuple[Any, Any]] | None:
     """Return what a container holds, each with its key, index or field name; None for a leaf.
@@ -50,7 +52,10 @@ def walk(
         yield place, value
     else:
         for key, child in children:
-            yield from walk(child, is_leaf, (*place, key))
+            if type(child) in _SIMPLE:
+                yield (*place, key), child
+            else:
+                yield from walk(child, is_leaf, (*place, key))
 
 
 def map_leaves(function: Callable[[Any], Any], value: Any, is_leaf: Callable[[Any], bool] = lambda value: False) -> Any:
@@ -67,7 +72,10 @@ def map_leaves(function: Callable[[Any], Any], value: Any, is_leaf: Callable[[An
     children = None if is_leaf(value) else children_of(value)
     if children is None:
         return function(value)
-    return _rebuild(value, [map_leaves(function, child, is_leaf) for _, child in children])
+    return _rebuild(
+        value,
+        [function(child) if type(child) in _SIMPLE else map_leaves(function, child, is_leaf) for _, child in children],
+    )
 
 
 def move(batch: Any, device: torch.device) -> Any:
