@@ -6,13 +6,16 @@ They leave what the scenarios do.
 import json
 import math
 
+import torch.distributed as dist
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from blowtorch import BlowtorchError
 from tests.core.parallel.jobs import RANK, do_named, make_data, make_loaders, make_model, make_run, train
 
 SMALL = {"max_epochs": 2, "log_every": "4 steps"}
+SMALL_MESSAGES = {"ddp": {"bucket_cap_mb": 1e-6}}  # a gradient in each
 OPTIONS = {
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16"},
@@ -99,11 +102,41 @@ def stepped_in_ones_own_epoch(folder):
     train(run, folder, loaders=make_loaders(batch_size=5, train=51), **SMALL)
 
 
+class Again(nn.Module):
+    """A model that uses a block twice, each time computed again in a backward of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.block, self.after = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        x = self.before(x)
+        for _ in range(2):
+            x = checkpoint(self.block, x, use_reentrant=True).tanh()
+        return self.after(x)
+
+
+def sent_early(folder):
+    """It is noted when a message is sent, and when a backward ends, which has the gradient of the first layer last."""
+    happened, all_reduce, model = [], dist.all_reduce, make_model()
+
+    def send(*arguments, **options):
+        happened.append("sent")
+        return all_reduce(*arguments, **options)
+
+    model[0].weight.register_post_accumulate_grad_hook(lambda _: happened.append("ended"))
+    dist.all_reduce = send
+    train(make_run(lr=0.1), folder, model, make_loaders(train=96), **SMALL, accumulate=2, parallel=SMALL_MESSAGES)
+    dist.all_reduce = all_reduce
+    (folder / f"happened-{RANK}.json").write_text(json.dumps(happened))
+
+
 JOBS = {name: with_options(options) for name, options in OPTIONS.items()}
 JOBS["compiled"] = lambda folder: train(make_run(lr=0.1), folder, Net(), **SMALL, compile={"backend": "eager"})
+JOBS["computed_again"] = lambda folder: train(make_run(lr=0.1), folder, Again(), **SMALL, parallel=SMALL_MESSAGES)
 JOBS |= {f"spoiled_{on_nan}": spoiled(on_nan, log_every="1 steps") for on_nan in ("skip", "warn", "ignore", "stop")}
 JOBS["spoiled_fp16"] = spoiled("warn", precision="fp16", log_every="1 steps")
-JOBS |= {job.__name__: job for job in (stepped_now_and_then, stepped_in_ones_own_epoch)}
+JOBS |= {job.__name__: job for job in (sent_early, stepped_now_and_then, stepped_in_ones_own_epoch)}
 
 
 if __name__ == "__main__":

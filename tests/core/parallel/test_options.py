@@ -11,8 +11,8 @@ SCRIPT = ["-m", "tests.core.parallel.options"]
 CLOSE = 1e-6  # what another order of additions makes of weights and metrics here, with room
 BY_THE_CLOCK = ["out_of_time", "recorded_by_the_clock"]
 ROUNDED = ["bf16", "fp16"]
-EXACT = """by_samples clipped_by_value compiled limited looking_for_anomalies overfitted saved_at_once
-    saved_by_the_clock stepped_in_ones_own_epoch stepped_now_and_then swapped traced tried_before""".split()
+EXACT = """by_samples clipped_by_value compiled computed_again limited looking_for_anomalies overfitted saved_at_once
+    saved_by_the_clock sent_early stepped_in_ones_own_epoch stepped_now_and_then swapped traced tried_before""".split()
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,15 @@ def test_all_processes_come_to_the_same_bits(both, name):
     (told, weights), (other, other_weights) = read(both[1], name), read(both[1], name, rank=1)
     assert json.dumps(told) == json.dumps(other)  # which takes NaN for the same as NaN
     assert all(torch.equal(value, other_weights[place]) for place, value in weights.items())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_gradients_are_sent_while_the_backward_makes_more_of_them(both, rank):
+    happened = json.loads((both[1] / "sent_early" / f"happened-{rank}.json").read_text())
+    num_batches, num_parameters = 16, 4
+    before_ends = " ".join(happened).split("ended")[:num_batches]
+    sent = [words.count("sent") for words in before_ends]
+    assert sent[1::2] == [0] + [num_parameters - 1] * 7, "in the second batch of each group, once it is known how many"
 
 
 def test_the_clock_of_the_first_stops_all(both):

@@ -120,7 +120,7 @@ def local_modules(script: Path | None) -> list[Path]:
             continue
         if not isinstance(file, str) or not file.endswith(".py"):
             continue
-        path = _own_place(file) if os.path.isabs(file) else _own_place.__wrapped__(file)
+        path = _own_place(file) if file.startswith(os.sep) else _own_place.__wrapped__(file)
         if path is None or not any(path.is_relative_to(root) for root in roots):
             continue
         if path.is_file() and path.stat().st_size <= _MOST_BYTES:

@@ -23,6 +23,7 @@ from blowtorch.parallel.world import World
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _DDP = ("find_unused_parameters", "static_graph", "bucket_cap_mb")  # what torch's DistributedDataParallel is told
+_BUCKET_MB = 25  # as torch's DistributedDataParallel has it
 _RANDOM = ("normal_", "uniform_", "bernoulli_", "exponential_", "random_", "log_normal_", "cauchy_", "geometric_")
 _RANDOM_LIKE = ("randn_like", "rand_like", "randint_like")
 
@@ -67,10 +68,20 @@ def read_parallel(option: Any) -> Sharding | None:
         if key not in known:
             raise OptionError(f"option parallel: {name} has no option {key!r}.{nearest(str(key), known)}")
     if name != "fsdp":
-        return None  # gradients are added up once all are there, so none of the options of "ddp" is needed
+        size = settings.get("bucket_cap_mb", 1)
+        if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < math.inf:
+            raise OptionError(f"option parallel: ddp: expected a number above 0 as bucket_cap_mb, got {size!r}")
+        return None
     sharding = Sharding(**settings)
     _check(sharding)
     return sharding
+
+
+def bucket_bytes(option: Any) -> int:
+    """Return how many bytes of gradients are sent at a time, by an option `parallel` that has been read."""
+    settings = (option.get("ddp") if isinstance(option, Mapping) else None) or {}
+    megabytes: float = settings.get("bucket_cap_mb", _BUCKET_MB)
+    return math.ceil(megabytes * 2**20)
 
 
 def _check(sharding: Sharding) -> None:

@@ -82,6 +82,11 @@ class World:
 
     def add_up(self, tensor: Tensor) -> None:
         """Put the sum over all processes in the place of a tensor, on any device."""
+        self.begin_sum(tensor)()
+
+    def begin_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin to add a tensor up; return what waits until the sum over all processes is in its place."""
+        return lambda: None
 
     def share(self, tensors: Sequence[Tensor]) -> None:
         """Put what the first process has in the place of tensors."""
@@ -172,11 +177,18 @@ class JoinedWorld(World):
         rows: list[list[float]] = gathered.tolist()
         return rows
 
-    def add_up(self, tensor: Tensor) -> None:
-        """Put the sum over all processes in the place of a tensor."""
-        if self.is_shared:
+    def begin_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin to add a tensor up; return what waits until the sum over all processes is in its place."""
+        if not self.is_shared:
+            return lambda: None
+        with self._reaching_all():
+            work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
             with self._reaching_all():
-                dist.all_reduce(tensor)
+                work.wait()
+
+        return wait
 
     def share(self, tensors: Sequence[Tensor]) -> None:
         """Put what the first process has in the place of tensors."""

@@ -1,6 +1,6 @@
 """The gradients of batches that several processes share."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from blowtorch.options import RunOptions
 from blowtorch.parallel.agreement import name_those
 from blowtorch.parallel.exchange import Exchange
 from blowtorch.parallel.pieces import is_divided, own_piece, whole
-from blowtorch.parallel.sharding import exchange_in_backward, is_sharded
+from blowtorch.parallel.sharding import bucket_bytes, exchange_in_backward, is_sharded
 from blowtorch.parallel.world import World
 from blowtorch.script.returns import Reader
 from blowtorch.training.gradients import ChangedGradients, TrainStep, are_finite
@@ -37,7 +37,7 @@ class SharedGradients(ChangedGradients):
 
     def __init__(self, world: World, **changed: Any) -> None:
         self._world = world
-        self._exchange = Exchange(world)
+        self._exchange = Exchange(world, bucket_bytes(changed["state"].options.parallel))
         self._unit = 0.0  # what the weights of a group are divided by, so that losses keep their size; 0 before one
         self._losses: list[Tensor] = []  # of the batches of a group
         self._planned_batches = 0  # of a group
@@ -114,6 +114,8 @@ class SharedGradients(ChangedGradients):
         self._samples += samples
         self._weight += weight
         is_mean = self._state.options.loss_is == "mean"
+        if self._exchange.sends_early and len(self._shares) == self._planned_batches:
+            self._exchange.begin(self._own_parameters(self._state.optimizers.values()))
         self.backward(loss * (weight / self._unit) if is_mean or not weight else loss)
 
     def _prepare_all(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
@@ -176,6 +178,11 @@ class SharedGradients(ChangedGradients):
 
         return prepare_closure
 
+    def close(self) -> None:
+        """Take the hooks off the optimizers and the parameters."""
+        self._exchange.close()
+        super().close()
+
     def finish_step(self) -> None:
         """Take note that all optimizers have stepped, and that the step is counted."""
         self._unit = 0.0
@@ -211,8 +218,11 @@ class SharedGradients(ChangedGradients):
         return norm
 
     def _add_up(self, optimizers: list[torch.optim.Optimizer], numbers: list[float]) -> list[float]:
-        own = [parameter for parameter in _parameters_of(optimizers) if not is_divided(parameter)]
-        return self._exchange.add_up(self._in_order(own), numbers)
+        return self._exchange.add_up(self._own_parameters(optimizers), numbers)
+
+    def _own_parameters(self, optimizers: Iterable[torch.optim.Optimizer]) -> list[Tensor]:
+        """Return the parameters of which this process has the whole, in the order of the model."""
+        return self._in_order([parameter for parameter in _parameters_of(optimizers) if not is_divided(parameter)])
 
     def _scale(self, optimizers: list[torch.optim.Optimizer], factor: float) -> None:
         for parameter in _parameters_of(optimizers):
@@ -220,7 +230,7 @@ class SharedGradients(ChangedGradients):
                 parameter.grad.mul_(factor)
 
 
-def _parameters_of(optimizers: list[torch.optim.Optimizer]) -> Iterator[Tensor]:
+def _parameters_of(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[Tensor]:
     """Yield each parameter once."""
     yield from dict.fromkeys(each for one in optimizers for group in one.param_groups for each in group["params"])
 
