@@ -6,6 +6,7 @@ They leave what the scenarios do.
 import json
 import math
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -131,12 +132,51 @@ def sent_early(folder):
     (folder / f"happened-{RANK}.json").write_text(json.dumps(happened))
 
 
+def changed_by_a_late_hook(folder):
+    """A hook that is there after gradients are sent early halves them."""
+    run, model = make_run(lr=0.1), make_model()
+
+    def halve(weight):
+        weight.grad.mul_(0.5)
+
+    @run.on("epoch_end")
+    def add_hook():
+        model[2].weight.register_post_accumulate_grad_hook(halve)
+
+    train(run, folder, model, **SMALL, parallel=SMALL_MESSAGES)
+
+
+def seldom_used(folder):
+    """A layer and rows of a table that few samples need, so that some batches or processes have none of these."""
+    run, model = make_run(lr=0.1), nn.ModuleDict({"net": make_model(), "layer": nn.Linear(8, 1)})
+    model["rows"] = nn.Embedding(4, 1, sparse=True)
+
+    @run.train_step
+    def train_step(batch, model):
+        x, y = batch
+        guess, needed = model["net"](x), x[:, :1] > 1.5
+        if needed.any():
+            guess = guess + needed * (model["layer"](x) + model["rows"]((x[:, 1] > 0).long()))
+        return nn.functional.mse_loss(guess, y)
+
+    @run.configure_optimizers
+    def configure_optimizers(model):
+        dense = [*model["net"].parameters(), *model["layer"].parameters()]
+        sparse = torch.optim.SparseAdam(model["rows"].parameters(), lr=0.01, eps=0.01)  # refuses what is dense
+        return {"dense": torch.optim.SGD(dense, lr=0.1), "sparse": sparse}
+
+    train(run, folder, model, (make_loaders()[0], None), **SMALL, parallel=SMALL_MESSAGES)
+
+
 JOBS = {name: with_options(options) for name, options in OPTIONS.items()}
 JOBS["compiled"] = lambda folder: train(make_run(lr=0.1), folder, Net(), **SMALL, compile={"backend": "eager"})
 JOBS["computed_again"] = lambda folder: train(make_run(lr=0.1), folder, Again(), **SMALL, parallel=SMALL_MESSAGES)
 JOBS |= {f"spoiled_{on_nan}": spoiled(on_nan, log_every="1 steps") for on_nan in ("skip", "warn", "ignore", "stop")}
 JOBS["spoiled_fp16"] = spoiled("warn", precision="fp16", log_every="1 steps")
-JOBS |= {job.__name__: job for job in (sent_early, stepped_now_and_then, stepped_in_ones_own_epoch)}
+JOBS |= {
+    job.__name__: job
+    for job in (changed_by_a_late_hook, seldom_used, sent_early, stepped_now_and_then, stepped_in_ones_own_epoch)
+}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ from tests.core.parallel.jobs import RANK, make_loaders, make_run, train
 from tests.core.stand_in import Gpus
 
 
+def go_backward_and_return(batch, model):
+    model(batch[0]).mean().backward()
+    return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+
 def main(folder):
     problems = {}
 
@@ -31,6 +36,9 @@ def main(folder):
     with Gpus(), mock.patch.object(torch.cuda, "get_device_properties", return_value=SimpleNamespace(uuid="4a")):
         attempt("shared device", make_run())
         attempt("other device", make_run(), device=["cpu", "cuda"][int(RANK) % 2])
+    run = make_run()
+    run.train_step(go_backward_and_return)
+    attempt("own backward", run)
     attempt("batch", make_run(), loaders=([object()] * 3, make_loaders()[1]))
     attempt("parted", make_run())
     (folder / f"problems-{RANK}.json").write_text(json.dumps(problems))

@@ -11,8 +11,9 @@ SCRIPT = ["-m", "tests.core.parallel.options"]
 CLOSE = 1e-6  # what another order of additions makes of weights and metrics here, with room
 BY_THE_CLOCK = ["out_of_time", "recorded_by_the_clock"]
 ROUNDED = ["bf16", "fp16"]
-EXACT = """by_samples clipped_by_value compiled computed_again limited looking_for_anomalies overfitted saved_at_once
-    saved_by_the_clock sent_early stepped_in_ones_own_epoch stepped_now_and_then swapped traced tried_before""".split()
+EXACT = """by_samples changed_by_a_late_hook clipped_by_value compiled computed_again limited looking_for_anomalies
+    overfitted saved_at_once saved_by_the_clock seldom_used sent_early stepped_in_ones_own_epoch stepped_now_and_then
+    swapped traced tried_before""".split()
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ ALIKE = {
     "model": "process 1 is another one than that of process 0",
     "data": "'train' has 9 batches of 103 samples on process 0, and 9 batches of 102 samples on process 2; they share",
     "validation data": "'val' has 4 batches of 37 samples on process 0, and 3 batches of 27 samples on process 1; they",
+    "own backward": "return the sum of both, or have a step that asks for 'optimizers'",
     "lazy": "would make another one; call the model on some data",
     "shared device": f"processes 0, 1 and 2 on {gethostname()} share one GPU (4a), and each needs one of its own",
     "other device": f"process 1 on {gethostname()} computes on cuda, and process 0 on {gethostname()} on cpu",

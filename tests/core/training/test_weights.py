@@ -342,3 +342,17 @@ def test_a_sum_over_tokens_is_recorded_for_each_token():
     mean = sum(loss_of(model, batch, "sum").item() for batch in BATCHES) / sum(TOKENS)
     assert result.metrics["train_epoch/nll"] == pytest.approx(mean, rel=1e-6)
     assert result.metrics["val/nll"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_a_step_that_returns_a_weight_now_and_then_means_the_samples_where_it_returns_none():
+    def train(otherwise):
+        model, numbers = language_model(), iter(range(3 * len(BATCHES)))
+
+        def step(batch, model):
+            weight = {"weight": count_tokens(batch)} if next(numbers) % 3 else otherwise(batch)
+            return {"loss": loss_of(model, batch), **weight}
+
+        start(step)(model, BATCHES, accumulate=2, max_epochs=3, **QUIET)
+        return weights(model)
+
+    assert_same(train(lambda batch: {}), train(lambda batch: {"weight": len(batch[0])}))

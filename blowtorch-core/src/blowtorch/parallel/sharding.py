@@ -68,7 +68,7 @@ def read_parallel(option: Any) -> Sharding | None:
         if key not in known:
             raise OptionError(f"option parallel: {name} has no option {key!r}.{nearest(str(key), known)}")
     if name != "fsdp":
-        size = settings.get("bucket_cap_mb", 1)
+        size = settings.get("bucket_cap_mb", _BUCKET_MB)
         if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < math.inf:
             raise OptionError(f"option parallel: ddp: expected a number above 0 as bucket_cap_mb, got {size!r}")
         return None

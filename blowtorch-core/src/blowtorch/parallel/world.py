@@ -234,7 +234,7 @@ class JoinedWorld(World):
         try:
             yield
         except RuntimeError as error:  # of torch's backends, which tell of a closed connection
-            raise ProcessError(self._explain(error)) from error
+            raise ProcessError(self._explain(error)) from None
 
     def _explain(self, error: BaseException) -> str:
         cause = str(error).partition("\n")[0]

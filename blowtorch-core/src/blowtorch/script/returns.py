@@ -155,7 +155,8 @@ class Returns:
         if not samples or self.weight == 0:
             return self._leave_out(metrics, is_counted=samples > 0)
         self._scalars.clear()
-        if not self._has_warned and not self.window.only_finite and self._summed is None:  # else look closer at each
+        looks_at_each = self._has_warned or self.window.only_finite or self._summed is not None
+        if not looks_at_each and self.weight is None:  # a batch after one with a weight may have none
             self._scalars.update(name for name, value in metrics.items() if _is_plain(value))
         chosen = None if loss is None else loss.of(metrics)
         weight = samples if self.weight is None else self.weight

@@ -288,7 +288,10 @@ def _build_gradients(script: Script, workspace: Workspace, batches: Batches, ret
     assert script.train is not None
     options, is_self_driven = workspace.state.options, script.train.drives_itself
     if is_self_driven:
-        check_self_driven(script.train.name, script.train.asks_for, options, workspace.state.model)
+        try:
+            check_self_driven(script.train.name, script.train.asks_for, options, workspace.state.model)
+        except ScriptError as error:
+            workspace.world.refuse(error)
     if not are_changed(options) and not workspace.world.is_shared:
         return Gradients()
     arguments: dict[str, Any] = {

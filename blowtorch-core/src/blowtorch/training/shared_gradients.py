@@ -38,6 +38,8 @@ class SharedGradients(ChangedGradients):
     def __init__(self, world: World, **changed: Any) -> None:
         self._world = world
         self._exchange = Exchange(world, bucket_bytes(changed["state"].options.parallel))
+        self._has_looked = False
+        self._has_gone_backward = False  # the train step has, in its first batch, though it returns a loss
         self._unit = 0.0  # what the weights of a group are divided by, so that losses keep their size; 0 before one
         self._losses: list[Tensor] = []  # of the batches of a group
         self._planned_batches = 0  # of a group
@@ -114,13 +116,32 @@ class SharedGradients(ChangedGradients):
         self._samples += samples
         self._weight += weight
         is_mean = self._state.options.loss_is == "mean"
-        if self._exchange.sends_early and len(self._shares) == self._planned_batches:
+        if not self._has_looked:
+            self._look_for_gradients()
+        if self._exchange.can_send_early and len(self._shares) == self._state.options.accumulate:
             self._exchange.begin(self._own_parameters(self._state.optimizers.values()))
         self.backward(loss * (weight / self._unit) if is_mean or not weight else loss)
 
+    def _look_for_gradients(self) -> None:
+        """Find out whether the train step has made gradients itself, which nobody has weighed."""
+        self._has_looked = True
+        gradients = [parameter.grad for parameter in _parameters_of(self._state.optimizers.values())]
+        self._has_gone_backward = len(self._shares) == 1 and any(
+            gradient is not None and bool(own_piece(gradient).norm()) for gradient in gradients
+        )
+
     def _prepare_all(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
         own = [samples for samples, _ in self._shares]
-        weight, *samples = self._add_up([*optimizers.values()], [self._weight, *own])
+        numbers = [self._weight, self._has_gone_backward, *own]
+        weight, num_gone_backward, *samples = self._add_up([*optimizers.values()], numbers)
+        if num_gone_backward:
+            self._world.refuse(
+                ScriptError(
+                    "the train step has gone backward from one loss and returned another; several processes weigh only "
+                    "what is returned: return the sum of both, or have a step that asks for 'optimizers' and does all "
+                    "of it"
+                )
+            )
         self._progress.samples = self._samples_before + round(sum(samples))
         for number, (_, has_any) in zip(samples, self._shares, strict=True):
             if not number and has_any and self._world.is_first:
