@@ -13,6 +13,7 @@ from blowtorch import (
     find_runs,
     open_run,
 )
+from blowtorch.folder.folder import RunFolder
 from tests.core.small_runs import QUIET, Ear, assert_same, weights
 
 
@@ -144,3 +145,10 @@ def test_a_script_of_several_runs_gives_each_its_own_seed_when_it_is_continued(m
         ("trial-1-2", "finished"),
         ("trial-2-4", "finished"),
     ]
+
+
+def test_a_run_that_was_killed_as_it_began_lends_its_seed_to_no_other_of_the_script(make_run, net, loader):
+    RunFolder.create("train_logs", "second", script=pytest.__file__, seed=41).lock.release()
+    run = make_run("with", "run.resume=auto", validates=False, random_seed=40)
+    first = run(net, loader, run_name="first", **QUIET)
+    assert (run.seed, open_run(first.folder).info["seed"]) == (40, 40)

@@ -116,8 +116,9 @@ def recorded_seed(options: RunOptions, script: Script, own: int | None) -> int |
     if folder is None:
         return None
     info = folder.read_info()
-    named = (info.get("options") or {}).get("run_name")
-    is_named_in_call = options.resume == "auto" and options.run_name is None and named is not None
+    written = info.get("options")  # not yet, where the process was killed as the run began
+    may_be_named = written is None or written.get("run_name") is not None
+    is_named_in_call = options.resume == "auto" and options.run_name is None and may_be_named
     return None if is_named_in_call and own is not None else info.get("seed")
 
 
