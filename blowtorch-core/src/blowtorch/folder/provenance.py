@@ -4,7 +4,6 @@ import contextlib
 import functools
 import importlib.metadata
 import itertools
-import os
 import platform
 import re
 import shutil
@@ -118,12 +117,11 @@ def local_modules(script: Path | None) -> list[Path]:
             file = getattr(module, "__file__", None)
         except Exception:  # one that is loaded when it is first looked at, and cannot be
             continue
-        if not isinstance(file, str) or not file.endswith(".py"):
+        if not isinstance(file, str) or not file.endswith(".py") or (file.startswith("/") and _is_installed(file)):
             continue
-        path = _own_place(file) if file.startswith(os.sep) else _own_place.__wrapped__(file)
-        if path is None or not any(path.is_relative_to(root) for root in roots):
-            continue
-        if path.is_file() and path.stat().st_size <= _MOST_BYTES:
+        path = Path(file).resolve()
+        is_local = any(path.is_relative_to(root) for root in roots) and not _is_installed(str(path))
+        if is_local and path.is_file() and path.stat().st_size <= _MOST_BYTES:
             paths.add(path)
     return sorted(paths)
 
@@ -148,11 +146,10 @@ def _folder_of(script: Path | None) -> Path:
 
 
 @functools.cache  # to follow the links of two thousand modules takes longer than all else that is written
-def _own_place(file: str) -> Path | None:
-    """Return where the file of a module is, all links followed; None for one that comes with Python or a package."""
+def _is_installed(file: str) -> bool:
+    """Whether the file of a module, an absolute path, comes with Python or a package, as long as the process lasts."""
     path = Path(file).resolve()
-    is_installed = "site-packages" in path.parts or any(path.is_relative_to(place) for place in _library_folders())
-    return None if is_installed else path
+    return "site-packages" in path.parts or any(path.is_relative_to(place) for place in _library_folders())
 
 
 @functools.cache
