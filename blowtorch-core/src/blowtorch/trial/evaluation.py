@@ -1,8 +1,10 @@
 """How good a model is, and what it predicts, outside of a run."""
 
+import atexit
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +85,23 @@ def predict(script: Script, workspace: Workspace, loader: Any) -> Iterator[Any]:
     state = workspace.state
     loader = _choose_loader(loader, script.predict_loader, "predict", "predict_step")
     batches = Batches(loader, state.seed, state.device, name="predict", shared=workspace.shared("predict"))
-    return _predictions(script.predict.bind(state), workspace, batches)
+    predictions = _predictions(script.predict.bind(state), workspace, batches)
+    _given_out.add(predictions)
+    return predictions
 
 
-def _predictions(function: Function, workspace: Workspace, batches: Batches) -> Iterator[Any]:
+_given_out: "weakref.WeakSet[Generator[Any, None, None]]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close predictions that are left unread while there still is what they put back, and what puts it back."""
+    for predictions in list(_given_out):
+        with contextlib.suppress(ValueError):  # a thread that ends with the process is reading them
+            predictions.close()
+
+
+def _predictions(function: Function, workspace: Workspace, batches: Batches) -> Generator[Any, None, None]:
     """Yield predictions; between two of them modes, gradients and random streams are as the caller left them.
 
     In the end, so is what the step has changed of the model, unless the caller has trained it meanwhile.

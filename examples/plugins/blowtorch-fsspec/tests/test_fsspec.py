@@ -99,7 +99,7 @@ def compare():
     model = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Linear(9, 1))
     for name, value in view.load_model(model, "latest").state_dict().items():
         assert (value - expected[name]).abs().max() <= 1e-6 * expected[name].abs().max(), name
-    print([checkpoint.step for checkpoint in view.checkpoints])
+    print([checkpoint.step for checkpoint in view.checkpoints], flush=True)  # a child that is ended writes nothing more
 
 in_processes(3, lambda: train("divided", 12, checkpoint_backend=backend))
 in_processes(1, spoil)
