@@ -18,7 +18,7 @@ import time
 import weakref
 from pathlib import Path
 
-LARGE = ["numpy", "pytest", "torch._dynamo", "torch.distributed", "blowtorch.run"]
+LARGE = ["numpy", "pytest", "torch._dynamo", "torch.distributed", "torch.distributed.fsdp", "blowtorch.run"]
 LARGE += ["sklearn.datasets", "sklearn.model_selection"]  # these and those that follow where they are installed
 LARGE += ["transformers.models.bert.modeling_bert", "torch_geometric.nn"]
 

@@ -17,7 +17,7 @@ import pytest
 from blowtorch import find_runs
 from tests.soak.test_soak import SCRIPT, outcome
 
-KILLS = int(os.environ.get("BLOWTORCH_SOAK_PROCESS_KILLS", "2"))
+KILLS = int(os.environ.get("BLOWTORCH_SOAK_PROCESS_KILLS", "1"))
 NUM_PROCESSES = 2
 NOTE = """
 import os, pathlib

@@ -94,6 +94,17 @@ def test_metadata_of_packages_without_extensions_is_not_read(install):
     assert statuses("acme") == {"acme-logger:acme": "ok"}
 
 
+def test_what_is_installed_or_changed_meanwhile_is_seen(install):
+    site = install("acme-logger", ACME)
+    assert [extension.name for extension in find("acme", "acme2")] == ["acme"]
+    install("other-logger", ACME.replace("acme =", "acme2 ="), folder="other")
+    assert [extension.name for extension in find("acme", "acme2")] == ["acme", "acme2"]
+    info = site / "acme_logger-1.2.dist-info"
+    (info / "METADATA").write_text("Name: acme-logger\nVersion: 1.2.1\n")
+    (info / "entry_points.txt").write_text(ACME.replace("acme =", "acme3 ="))
+    assert [(extension.name, extension.version) for extension in find("acme", "acme3")] == [("acme3", "1.2.1")]
+
+
 def test_of_two_copies_the_first_on_the_path_counts(install):
     install("acme-logger", "[blowtorch.loggers]\nacme = old:Old\ngone = old:Old\n", version="1.0", folder="old")
     install("acme-logger", ACME, version="2.0", folder="new")

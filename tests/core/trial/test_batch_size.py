@@ -1,5 +1,7 @@
 """The search for the largest batch size; the step plays running out of memory, and raises what torch would."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -133,6 +135,17 @@ class Sum:
 
     def load_state_dict(self, state):
         self.number = state["number"]
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_what_the_script_has_taken_from_the_garbage_collector_stays_so(is_frozen):
+    if is_frozen:
+        gc.freeze()
+    try:
+        assert start(16).find_batch_size(make_net(), DataLoader(dataset(), 8)) == 16
+        assert (gc.get_freeze_count() > 0) == is_frozen
+    finally:
+        gc.unfreeze()
 
 
 def test_memory_that_an_accelerator_keeps_is_given_back_after_each_size(monkeypatch):

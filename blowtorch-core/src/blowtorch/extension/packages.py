@@ -6,14 +6,19 @@ import io
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+_T = TypeVar("_T")
 _PLAIN_REQUIREMENT = re.compile(r"blowtorch[-_.]+core(\s*,?\s*(>=|<)\s*\d+(\.\d+)*)+", re.IGNORECASE)
 
 
 class Package:
-    """The metadata of one copy of an installed package; each file is read once, when it is first needed."""
+    """The metadata of one copy of an installed package.
+
+    Each file is read when it is first needed, and again only when it has changed.
+    """
 
     def __init__(self, distribution: importlib.metadata.Distribution) -> None:
         self._distribution = distribution
@@ -34,34 +39,42 @@ class Package:
     @functools.cached_property
     def entry_points(self) -> str:
         """The text that declares entry points."""
-        return self._read("entry_points.txt")
+        return self._read("entry_points.txt", str)
 
     @functools.cached_property
     def fields(self) -> Mapping[str, Sequence[str]]:
         """The fields that matter here; `Distribution.metadata` would parse the long description too."""
-        fields: dict[str, list[str]] = {"Name": [], "Version": [], "Requires-Dist": []}
-        text = self._read("METADATA") or self._read("PKG-INFO")
-        for line in text.partition("\n\n")[0].splitlines():
-            field, separator, value = line.partition(": ")
-            if not line:
-                break
-            if separator and field in fields:
-                fields[field].append(value.strip())
-        return {
-            "Name": fields["Name"] or [""],
-            "Version": fields["Version"] or [""],
-            "Requires-Dist": fields["Requires-Dist"],
-        }
+        fields = self._read("METADATA", _find_fields)
+        return fields if fields["Name"][0] else self._read("PKG-INFO", _find_fields)
 
-    def _read(self, file: str) -> str:
-        """Return the text of a file, or nothing: one damaged installation must not stop the others."""
+    def _read(self, file: str, parse: Callable[[str], _T]) -> _T:
+        """Return what a file says, or what an empty one does: one damaged installation must not stop the others."""
         try:
             if self._folder is None:
-                return self._distribution.read_text(file) or ""
-            with io.FileIO(f"{self._folder}{os.sep}{file}") as stream:  # a third of the time that `read_text` takes
-                return stream.read().decode("utf-8")
+                return parse(self._distribution.read_text(file) or "")
+            path = f"{self._folder}{os.sep}{file}"
+            status = os.stat(path)  # noqa: PTH116 - a path would take longer than all else here
+            said: _T = _read_once(path, status.st_mtime_ns, status.st_size, parse)
+            return said
         except (OSError, ValueError):
-            return ""
+            return parse("")
+
+
+@functools.lru_cache(maxsize=4096)  # each run of a notebook or a sweep asks again, and one may be installed meanwhile
+def _read_once(path: str, _changed_ns: int, _size: int, parse: Callable[[str], _T]) -> _T:
+    with io.FileIO(path) as stream:  # a third of the time that `read_text` takes
+        return parse(stream.read().decode("utf-8"))
+
+
+def _find_fields(text: str) -> Mapping[str, Sequence[str]]:
+    fields: dict[str, list[str]] = {"Name": [], "Version": [], "Requires-Dist": []}
+    for line in text.partition("\n\n")[0].splitlines():
+        field, separator, value = line.partition(": ")
+        if not line:
+            break
+        if separator and field in fields:
+            fields[field].append(value.strip())
+    return {name: values or ([] if name == "Requires-Dist" else [""]) for name, values in fields.items()}
 
 
 def find_packages(group_prefix: str) -> list[Package]:

@@ -81,7 +81,9 @@ def _holders(loader: Any) -> list[Any]:
 
 def _find_alive(kind: type, is_wanted: Callable[[Any], bool]) -> list[Any]:
     """Return the objects of a kind that are alive, wherever the script keeps them."""
-    alive = [candidate for candidate in gc.get_objects() if issubclass(type(candidate), kind)]
+    tracked = gc.get_objects()
+    kinds = {subclass for subclass in set(map(type, tracked)) if issubclass(subclass, kind)}
+    alive = [candidate for candidate in tracked if type(candidate) in kinds] if kinds else []
     return [candidate for candidate in alive if is_wanted(candidate)]
 
 
