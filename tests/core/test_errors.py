@@ -1,3 +1,4 @@
+import contextlib
 import pickle
 import subprocess
 import sys
@@ -64,6 +65,15 @@ def test_a_warning_from_inside_points_at_the_line_outside():
     with pytest.warns(BlowtorchWarning, match="careful") as caught:
         names["outer"]()
     assert caught[0].filename == f"{folder}_experiment.py" and caught[0].lineno == 2
+
+
+def test_a_warning_from_inside_that_comes_by_way_of_a_context_manager_points_outside_too():
+    names: dict[str, Any] = {"warn": warn}
+    text = "def inner():\n    warn('careful')\n    yield\n"
+    exec(compile(text, str(Path(blowtorch.__file__).parent / "deep.py"), "exec"), names)
+    with pytest.warns(BlowtorchWarning, match="careful") as caught:
+        contextlib.contextmanager(names["inner"])().__enter__()
+    assert caught[0].filename == __file__
 
 
 def test_a_warning_can_be_made_an_error_by_its_class():

@@ -3,6 +3,7 @@
 Every error says what was expected, what came, and what to do; for a name, the nearest valid one.
 """
 
+import contextlib
 import difflib
 import os
 import sys
@@ -10,7 +11,14 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-_PACKAGE = f"{Path(__file__).parent}{os.sep}"  # a neighbour such as blowtorch_acme is not meant
+import pluggy
+
+# A neighbour such as blowtorch_acme is not meant; by way of the libraries, parts of blowtorch call one another.
+_INSIDE = (
+    f"{Path(__file__).parent}{os.sep}",
+    f"{Path(pluggy.__file__).parent}{os.sep}",
+    contextlib.__file__,
+)
 
 
 class BlowtorchError(Exception):
@@ -91,7 +99,7 @@ def warn(message: str) -> None:
     A filter may turn it into an error; a stream that does not take it is none.
     """
     frame, stacklevel = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
         frame, stacklevel = frame.f_back, stacklevel + 1
     try:
         warnings.warn(message, BlowtorchWarning, stacklevel=stacklevel)

@@ -82,8 +82,11 @@ def test_checkpoints_that_are_all_damaged_are_put_aside(make_run, net, loader):
     first = make_run(validates=False)(net, loader, max_epochs=3, **QUIET)
     for path in (first.folder / "checkpoints").glob("step-*/model.pt"):
         path.write_bytes(b"")
-    with pytest.warns(BlowtorchWarning, match="is damaged"):
+    with pytest.warns(BlowtorchWarning, match="is damaged") as warned:
         again = make_run(validates=False)(net, loader, max_epochs=1, resume=str(first.folder), **QUIET)
+    said = [str(warning.message).rpartition("; ")[2] for warning in warned]
+    assert said[0] == "an earlier one is taken"
+    assert said[-1] == "there is no earlier one, so the run begins anew, and what it has saved is put aside"
     assert [each.name for each in open_run(again.folder).checkpoints] == ["step-00000008"]
     assert len(list((first.folder / "checkpoints").glob("aside-*"))) == 2
 

@@ -26,6 +26,8 @@ from blowtorch.plugins import Plugin
 if TYPE_CHECKING:
     from blowtorch.parallel.world import World  # which imports torch; whoever reads runs does without
 
+_NONE_IS_LEFT = "there is no earlier one, so the run begins anew, and what it has saved is put aside"
+
 
 class Store:
     """The checkpoints of one run, as its backend stores them.
@@ -139,13 +141,15 @@ class Store:
         Raises:
             CheckpointError: it was written by a version whose format this one does not read, or there is no such one.
         """
-        for name in world.decide(lambda: self._list_newest(at_most)):
+        names = world.decide(lambda: self._list_newest(at_most))
+        for name in names:
             with self.fetched(name, world, all_reach) as (directory, problems):
                 if not problems:
                     yield name, directory
                     return
             if world.is_first:
-                warn(f"checkpoint {name} is damaged ({'; '.join(problems)}); an earlier one is taken")
+                then = _NONE_IS_LEFT if name == names[-1] else "an earlier one is taken"
+                warn(f"checkpoint {name} is damaged ({'; '.join(problems)}); {then}")
         yield None, self._folder.checkpoints
 
     def _list_newest(self, at_most: str | None) -> list[str]:
