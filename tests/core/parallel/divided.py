@@ -8,6 +8,7 @@ import threading
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 from blowtorch import BlowtorchError, CheckpointError
 from tests.core.parallel.jobs import RANK, Jobs, do_named, keep, make_loaders, make_run, train
@@ -161,6 +162,34 @@ def averaged_late(folder):
     train_in_two_parts(folder, callbacks=[{"swa": {"start": "4 steps", "every": "2 steps"}}])
 
 
+class Encoder(Blocks):
+    """A model of which the step calls a method of its own."""
+
+    def encode(self, x):
+        return super().forward(x)
+
+
+def make_run_by_method():
+    run = make_run()
+
+    @run.train_step
+    def train_step(batch, model):
+        return nn.functional.mse_loss(model.encode(batch[0]), batch[1])
+
+    return run
+
+
+@scenario
+def by_method(folder):
+    run = make_run_by_method()
+
+    @run.on("run_start")
+    def bring_together(state):
+        register_fsdp_forward_method(state.model, "encode")
+
+    train(run, folder, Encoder(), max_epochs=2)
+
+
 @scenario
 def predicted(folder):
     """What is judged after a run."""
@@ -215,8 +244,8 @@ def refused(folder):
     def attempt(name, run, model, **options):
         try:
             train(run, folder, model, max_epochs=1, **options)
-        except BlowtorchError as error:
-            problems[name] = f"{type(error).__name__}: {error}"
+        except (BlowtorchError, RuntimeError) as error:
+            problems[name] = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 
     attempt("unfilled", make_run(), Blocks(device="meta"))
     run = make_run()
@@ -243,6 +272,7 @@ def refused(folder):
         return {"loss": model(batch[0]).mean()}
 
     attempt("backward", run, Blocks())
+    attempt("method", make_run_by_method(), Encoder())
     (folder / f"problems-{RANK}.json").write_text(json.dumps(problems))
 
 

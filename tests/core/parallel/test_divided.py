@@ -25,7 +25,7 @@ CASES = [
     (SCENARIOS, 2, ["tried"]),
     (OPTIONS, 2, ["compiled", "swapped", *ROUNDED]),
     (DIVIDED, 2, "of_blocks computed_again self_driven without_memory predicted".split()),
-    (DIVIDED, 2, "frozen averaged_twice averaged_late".split()),
+    (DIVIDED, 2, "frozen averaged_twice averaged_late by_method".split()),
     (DIVIDED, 4, ["replicated"]),
 ]
 
@@ -170,6 +170,7 @@ def test_what_cannot_be_divided_is_refused_in_all_processes_with_what_to_do(tmp_
         assert "wrap names 'Lineer'" in problems["class"] and "Did you mean 'Linear'" in problems["class"]
         assert "2 processes make no 3 groups" in problems["replicas"]
         assert "does not ask for 'backward'" in problems["backward"]
+        assert 'register_fsdp_forward_method(state.model, "name of the method")' in problems["method"]
         assert "validate_epoch is given a batch of which process 1 has no samples" in problems["unequal"]
 
 

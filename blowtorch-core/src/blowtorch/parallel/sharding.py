@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -100,6 +100,27 @@ def _check(sharding: Sharding) -> None:
 def is_sharded(model: nn.Module) -> bool:
     """Return whether the parameters of a model are divided among processes."""
     return any(map(is_divided, model.parameters()))
+
+
+def explained(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a step that does the same, and says what to do where torch fails because weights are in pieces."""
+
+    def explaining(**arguments: Any) -> Any:
+        try:
+            return step(**arguments)
+        except RuntimeError as error:
+            if "torch.Tensor and DTensor" in str(error):
+                error.add_note(_IN_PIECES)
+            raise
+
+    return explaining
+
+
+_IN_PIECES = """\
+The weights of the model are divided among the processes (option parallel: fsdp), and whole only while it is called as
+model(...). Call it so; or have a method of its own bring them together too, by
+    torch.distributed.fsdp.register_fsdp_forward_method(state.model, "name of the method")
+in a function with @run.on("run_start"); or train with parallel="ddp"."""
 
 
 def divide_in_all(model: nn.Module, sharding: Sharding, world: World, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from blowtorch.options import RunOptions
 from blowtorch.parallel.agreement import name_those
 from blowtorch.parallel.exchange import Exchange
 from blowtorch.parallel.pieces import is_divided, own_piece, whole
-from blowtorch.parallel.sharding import bucket_bytes, exchange_in_backward, is_sharded
+from blowtorch.parallel.sharding import bucket_bytes, exchange_in_backward, explained, is_sharded
 from blowtorch.parallel.world import World
 from blowtorch.script.returns import Reader
 from blowtorch.training.gradients import ChangedGradients, TrainStep, are_finite
@@ -54,6 +54,8 @@ class SharedGradients(ChangedGradients):
     def share_batches(self, train_step: TrainStep, read: Reader) -> tuple[TrainStep, Reader]:
         """Return a train step and a reader of what it returns, for which a process may have nothing of a batch."""
         batches, is_self_driven, returns = self._batches, self._is_self_driven, self._returns
+        if self._is_sharded:
+            train_step = explained(train_step)
 
         def step(**arguments: Any) -> Any:
             if not batches.is_stand_in or is_self_driven:
